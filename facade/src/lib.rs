@@ -1,0 +1,19 @@
+//! The control plane of Drayage.
+//!
+//! A facade answers devices by their TLS identity and serves content by digest from connected registries. Calls go
+//! downwards only: `server` → {`api`, `pull`} → {`catalog`, `upstream`} → {`store`, `blobs`}.
+
+pub mod api;
+pub mod authz;
+pub mod blobs;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod metrics;
+pub mod publish;
+pub mod pull;
+pub mod secret;
+pub mod server;
+pub mod store;
+pub mod upstream;

@@ -1,0 +1,13 @@
+//! The vocabulary of the OCI image and distribution specifications, as strict as a signed artifact needs it.
+//!
+//! Of the rest of this crate it uses only [`crate::digest`] and [`crate::json`].
+
+pub mod descriptor;
+pub mod manifest;
+pub mod platform;
+pub mod reference;
+
+pub use descriptor::{Descriptor, MediaType};
+pub use manifest::{Document, Index, Manifest};
+pub use platform::Platform;
+pub use reference::{ArtifactName, Reference, RegistryHost, Repository, RepositoryName, Tag};
