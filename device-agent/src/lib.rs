@@ -1,3 +1,8 @@
 //! The device side of Drayage.
 
+pub mod backoff;
+pub mod clock;
+pub mod lifecycle;
+pub mod platform;
 pub mod runtime;
+pub mod state_file;
