@@ -2,6 +2,8 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod config;
+pub mod facade_client;
 pub mod lifecycle;
 pub mod platform;
 pub mod runtime;
