@@ -4,14 +4,16 @@
 //! move it into place file by file in a fixed order; [`Identity::load`] first finishes a move that a crash cut short, so
 //! a device either has a whole identity or none.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
-use pki::oci::Platform;
 use pki::wire::FacadeUrl;
-use pki::x509::{DeviceId, TrustDomain};
+use pki::x509::{DeviceId, PrivateKey, TrustDomain};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::config::Proxy;
@@ -24,8 +26,6 @@ mod est;
 pub mod renew;
 #[cfg(test)]
 mod tests;
-
-use certificate::{CertificateError, DeviceCertificate};
 
 /// The private key.
 pub const KEY_FILE: &str = "identity/key.pem";
@@ -71,7 +71,7 @@ pub enum IdentityError {
     Mismatch,
     /// The certificate is not one of a device.
     #[error("the certificate cannot be used")]
-    Certificate(#[source] CertificateError),
+    Certificate(#[source] pki::x509::IdentityError),
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
@@ -105,8 +105,8 @@ pub enum IdentityError {
     #[error("the facade answered with something else than a certificate for this device: {0}")]
     Answer(&'static str),
     /// No key could be made.
-    #[error("cannot make a key")]
-    Key(#[source] rcgen::Error),
+    #[error("cannot make a key or a certificate request")]
+    Key(#[source] pki::x509::KeyError),
 }
 
 /// `facade.json`.
@@ -124,10 +124,10 @@ pub struct Facade {
 #[derive(Clone, Debug)]
 pub struct Identity {
     facade: Facade,
-    certificate: DeviceCertificate,
+    certificate: pki::x509::Identity,
     anchors: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
-    key_pem: zeroize::Zeroizing<Vec<u8>>,
+    key: Arc<PrivateKey>,
 }
 
 impl Identity {
@@ -154,31 +154,23 @@ impl Identity {
         certificate: &'static str,
     ) -> Result<Self, IdentityError> {
         let damaged = |file| move || IdentityError::Damaged { file };
-        let key_pem = state.read_private(key)?.ok_or_else(damaged(key))?;
+        let key_pem = Zeroizing::new(state.read_private(key)?.ok_or_else(damaged(key))?);
         let chain = certificates(state, certificate)?;
         let anchors = certificates(state, ANCHORS_FILE)?;
         let leaf = chain.first().ok_or_else(damaged(certificate))?;
-        let parsed = DeviceCertificate::parse(leaf).map_err(IdentityError::Certificate)?;
-        let identity = Self {
+        let certificate = pki::x509::Identity::from_certificate(leaf, &facade.trust_domain)
+            .map_err(IdentityError::Certificate)?;
+        let key = parse_key(&key_pem).ok_or_else(damaged(key))?;
+        if certificate.key() != key.fingerprint() {
+            return Err(IdentityError::Mismatch);
+        }
+        Ok(Self {
             facade,
-            certificate: parsed,
+            certificate,
             anchors,
             chain,
-            key_pem: key_pem.into(),
-        };
-        identity.check_pair(key)?;
-        Ok(identity)
-    }
-
-    fn check_pair(&self, key: &'static str) -> Result<(), IdentityError> {
-        let damaged = || IdentityError::Damaged { file: key };
-        let pem = std::str::from_utf8(&self.key_pem).map_err(|_| damaged())?;
-        let pair = rcgen::KeyPair::from_pem(pem).map_err(|_| damaged())?;
-        if self.certificate.is_for(&pair) {
-            Ok(())
-        } else {
-            Err(IdentityError::Mismatch)
-        }
+            key: Arc::new(key),
+        })
     }
 
     /// Which facade, and as whom.
@@ -192,7 +184,7 @@ impl Identity {
     }
 
     /// The certificate.
-    pub fn certificate(&self) -> &DeviceCertificate {
+    pub fn certificate(&self) -> &pki::x509::Identity {
         &self.certificate
     }
 
@@ -203,12 +195,7 @@ impl Identity {
 
     /// A client that shows this identity.
     pub fn client(&self, clock: &Clock, proxy: Option<&Proxy>) -> Result<FacadeClient, IdentityError> {
-        let key = PrivateKeyDer::from_pem_slice(&self.key_pem)
-            .map_err(|_| IdentityError::Damaged { file: KEY_FILE })?;
-        let credentials = Credentials {
-            chain: self.chain.clone(),
-            key,
-        };
+        let credentials = credentials(&self.chain, &self.key);
         let tls = TlsSettings::new(&self.anchors, Some(credentials), clock)?;
         Ok(FacadeClient::new(&self.facade.url, &tls, proxy)?)
     }
@@ -241,7 +228,21 @@ fn certificates(state: &StateDir, file: &'static str) -> Result<Vec<CertificateD
     }
 }
 
-/// What the facade is told about a device in its first request; shown to the operator who approves it.
-pub fn describe(platform: &Platform) -> String {
-    format!("device-agent {} on {platform}", env!("CARGO_PKG_VERSION"))
+fn parse_key(pem: &[u8]) -> Option<PrivateKey> {
+    PrivateKey::from_pem(std::str::from_utf8(pem).ok()?).ok()
+}
+
+fn credentials(chain: &[CertificateDer<'static>], key: &PrivateKey) -> Credentials {
+    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
+    Credentials {
+        chain: chain.to_vec(),
+        key: key.into(),
+    }
+}
+
+fn to_pem(certificates: &[CertificateDer<'static>]) -> String {
+    certificates
+        .iter()
+        .map(|certificate| pki::x509::pem::certificate(certificate))
+        .collect()
 }

@@ -168,7 +168,7 @@ impl ServerCertVerifier for FacadeVerifier {
 }
 
 fn intercepted(end_entity: &CertificateDer<'_>) -> rustls::Error {
-    let issuer = pki::x509::issuer_name(end_entity).unwrap_or_else(|| "an unreadable name".to_owned());
+    let issuer = crate::identity::certificate::issuer(end_entity).unwrap_or_else(|| "an unreadable name".to_owned());
     let cause = Arc::new(Interception { issuer });
     rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(cause)))
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use data_encoding::{BASE64, Specification};
+use data_encoding::BASE64;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::StatusCode;
 use pki::wire::EnrollmentToken;
+use pki::x509::est;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -67,7 +68,7 @@ fn is_forbidden(error: &crate::facade_client::ClientError) -> bool {
 }
 
 fn ask(path: &str, request: &[u8]) -> Ask {
-    Ask::post(path, BASE64.encode(request)).with(CONTENT_TYPE, HeaderValue::from_static("application/pkcs10"))
+    Ask::post(path, est::encode(request)).with(CONTENT_TYPE, HeaderValue::from_static(est::PKCS10))
 }
 
 async fn send(client: &FacadeClient, ask: &Ask) -> Result<Issued, IdentityError> {
@@ -89,19 +90,10 @@ async fn send(client: &FacadeClient, ask: &Ask) -> Result<Issued, IdentityError>
     }
 }
 
-/// Certs-only PKCS#7 in base64, with whatever white space it came in (RFC 8951, 3.1).
+/// Certs-only PKCS#7 in base64.
 fn decode(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let mut lenient = Specification::new();
-    lenient.symbols.push_str("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
-    lenient.padding = Some('=');
-    lenient.ignore.push_str(" \t\r\n");
-    let encoding = lenient
-        .encoding()
-        .map_err(|_| IdentityError::Answer("base64 cannot be set up"))?;
-    let der = encoding
-        .decode(body)
-        .map_err(|_| IdentityError::Answer("it is not base64"))?;
+    let der = est::decode(body).map_err(|_| IdentityError::Answer("it is not base64"))?;
     let certificates =
-        pki::x509::pkcs7::decode(&der).map_err(|_| IdentityError::Answer("it is not PKCS#7"))?;
+        pki::x509::pkcs7::decode(&der).map_err(|_| IdentityError::Answer("it is not certs-only PKCS#7"))?;
     Ok(certificates.into_iter().map(CertificateDer::from).collect())
 }

@@ -1,0 +1,1 @@
+//! Enrollment and renewal against a facade in the same process.
