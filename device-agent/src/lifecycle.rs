@@ -228,6 +228,10 @@ impl Default for State {
 impl State {
     /// The state after an event. An event that a state does not expect leaves it as it is.
     #[must_use]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of the events is what a state does not expect"
+    )]
     pub fn on(self, event: Event) -> Self {
         match self {
             Self::Unenrolled { standing } => match event {
@@ -301,6 +305,10 @@ impl State {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of the events is what the state does not expect"
+    )]
     fn checked(standing: Standing, event: Event) -> Self {
         match event {
             Event::Offered(next) if standing.wants(&next) => Self::Fetching { standing, next },

@@ -286,6 +286,10 @@ impl TlsCause {
         None
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library adds errors; what is not known here has no words of its own"
+    )]
     fn of_tls(error: &rustls::Error) -> Self {
         match error {
             rustls::Error::InvalidCertificate(error) => Self::of_certificate(error),
@@ -295,6 +299,10 @@ impl TlsCause {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library adds errors; what is not known here has no words of its own"
+    )]
     fn of_certificate(error: &CertificateError) -> Self {
         match error {
             CertificateError::Other(other) => other
@@ -315,6 +323,10 @@ impl TlsCause {
     }
 
     /// RFC 8446, 6.2.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library adds errors; what is not known here has no words of its own"
+    )]
     fn of_alert(alert: AlertDescription) -> Self {
         match alert {
             AlertDescription::CertificateRequired => Self::CertificateMissing,
