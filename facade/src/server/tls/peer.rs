@@ -1,6 +1,6 @@
 //! Who is at the other end, as the TLS layer established it.
 //!
-//! Only [`super::tls`] can make a [`Device`]: a handler that needs one cannot be written without a verified session.
+//! Only [`super`] can make a [`Device`]: a handler that needs one cannot be written without a verified session.
 
 use jiff::Timestamp;
 use pki::x509::DeviceId;
