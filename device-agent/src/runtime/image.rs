@@ -172,7 +172,7 @@ impl Image {
     }
 
     /// The layers with their chain identities, lowest first: what a snapshot of each is called (config.md, "Layer
-    /// ChainID"). Empty for what is not unpacked.
+    /// `ChainID`"). Empty for what is not unpacked.
     pub fn chain(&self) -> Vec<Link<'_>> {
         let mut below: Option<Digest> = None;
         let mut links = Vec::new();
