@@ -14,6 +14,8 @@ use std::time::Duration;
 use pki::oci::Platform;
 use thiserror::Error;
 
+use crate::runtime::containerd::Identifier;
+
 mod parse;
 mod proxy;
 
@@ -35,7 +37,9 @@ pub struct Config {
     /// The socket of containerd.
     pub containerd_address: PathBuf,
     /// The containerd namespace that holds our images.
-    pub namespace: String,
+    pub namespace: Identifier,
+    /// The snapshotter that images are unpacked into, when it is not the namespace's or containerd's own default.
+    pub snapshotter: Option<Identifier>,
     /// The platform to choose images for, when it is not the one found on the machine.
     pub platform: Option<Platform>,
     /// A file with an enrollment token, for a device that enrolls without anybody at hand.
@@ -274,7 +278,8 @@ impl Texts {
                 PathBuf::from("/run/containerd/containerd.sock"),
                 parse::socket,
             ),
-            namespace: self.take("namespace", "drayage".to_owned(), parse::namespace),
+            namespace: self.take("namespace", default_namespace(), parse::identifier),
+            snapshotter: self.take("snapshotter", None, |text| parse::identifier(text).map(Some)),
             platform: self.take("platform", None, parse::platform),
             token_file: self.take("token_file", None, optional),
             proxy: self.take("proxy", None, Proxy::parse_setting),
@@ -295,6 +300,12 @@ impl Texts {
     }
 }
 
+/// The namespace of SPEC 7.
+fn default_namespace() -> Identifier {
+    #[expect(clippy::expect_used, reason = "a constant that the tests parse")]
+    "drayage".parse().expect("a well-formed identifier")
+}
+
 fn as_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
@@ -307,11 +318,12 @@ fn as_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "state_dir",
     "sink",
     "containerd_address",
     "namespace",
+    "snapshotter",
     "platform",
     "token_file",
     "proxy",
@@ -350,7 +362,7 @@ mod tests {
         let file = "namespace = \"file\"\nstall = \"10s\"\npoll = \"1h\"\n";
         let environment = [("DEVICE_AGENT_NAMESPACE", "env"), ("DEVICE_AGENT_STALL", "20s")];
         let config = read(file, &environment, &[("namespace", "flag")]).unwrap();
-        assert_eq!(config.namespace, "flag");
+        assert_eq!(config.namespace.as_str(), "flag");
         assert_eq!(config.stall, Duration::from_secs(20));
         assert_eq!(config.poll, Duration::from_secs(3600));
         assert_eq!(config.sink, Sink::Containerd);

@@ -5,12 +5,15 @@ pub mod clock;
 pub mod config;
 pub mod facade_client;
 pub mod fetch;
+pub mod handover;
 pub mod identity;
 pub mod lifecycle;
 pub mod plan;
 pub mod platform;
 pub mod progress;
 pub mod random;
+pub mod refresh;
+pub mod report;
 pub mod runtime;
 pub mod state_file;
 

@@ -143,7 +143,8 @@ impl StateDir {
 
     #[expect(clippy::unused_self, reason = "keeps the two checks side by side")]
     fn check_mode(&self, path: &Path, mode: u32, expected: u32) -> Result<(), StateError> {
-        if mode & 0o077 == 0 {
+        if mode.trailing_zeros() >= 6 {
+            // Nothing for group and others.
             return Ok(());
         }
         Err(StateError::TooOpen {

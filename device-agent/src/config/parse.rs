@@ -6,6 +6,7 @@ use std::time::Duration;
 use pki::oci::Platform;
 
 use super::{LogFormat, Sink};
+use crate::runtime::containerd::{Identifier, IdentifierError};
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
@@ -33,19 +34,8 @@ pub(super) fn sink(text: &str) -> Result<Sink, String> {
     }
 }
 
-/// containerd `pkg/identifiers`: what it accepts as a namespace.
-pub(super) fn namespace(text: &str) -> Result<String, String> {
-    let word = |byte: u8| byte.is_ascii_alphanumeric();
-    let inner = |byte: u8| word(byte) || matches!(byte, b'.' | b'-' | b'_');
-    let bytes = text.as_bytes();
-    let ends = bytes.first().copied().is_some_and(word) && bytes.last().copied().is_some_and(word);
-    if ends && text.len() <= 76 && text.bytes().all(inner) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "{text:?} is not a containerd namespace (letters, digits, and . - _ inside, at most 76)"
-        ))
-    }
+pub(super) fn identifier(text: &str) -> Result<Identifier, String> {
+    text.parse().map_err(|error: IdentifierError| error.to_string())
 }
 
 pub(super) fn platform(text: &str) -> Result<Option<Platform>, String> {
@@ -154,14 +144,6 @@ mod tests {
         }
         for text in ["", "KiB", "1KB", "99999999999GiB"] {
             assert!(bytes(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn rejects_names_that_containerd_refuses() {
-        assert!(namespace("k8s.io").is_ok());
-        for text in ["", "-a", "a-", "a b", "ä", &"a".repeat(77)] {
-            assert!(namespace(text).is_err(), "{text:?}");
         }
     }
 

@@ -223,7 +223,7 @@ impl ClientError {
             return *status == StatusCode::UNAUTHORIZED;
         }
         if let Self::Unwelcome { cause, .. } | Self::Tls { cause, .. } = self {
-            return cause.class() == Class::NotAllowed;
+            return cause.disowns();
         }
         false
     }

@@ -266,6 +266,11 @@ impl TlsCause {
         }
     }
 
+    /// Whether the facade judged our certificate, and did not merely miss it.
+    pub fn disowns(&self) -> bool {
+        self.class() == Class::NotAllowed && *self != Self::CertificateMissing
+    }
+
     /// Looks for the cause under an error of hyper or of the operating system.
     pub(super) fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
         let mut next = Some(error);
