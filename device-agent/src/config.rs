@@ -62,6 +62,8 @@ pub struct Config {
     pub log: tracing::Level,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Whether logs on a terminal may be coloured; `NO_COLOR` forbids it.
+    pub colour: bool,
 }
 
 /// Where images are handed to.
@@ -167,11 +169,16 @@ impl Config {
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let mut texts = Texts::default();
+        let mut colour = true;
+        let environment = environment.inspect(|(name, text)| colour &= name != "NO_COLOR" || text.is_empty());
         let (ours, general) = split_environment(environment, &mut texts.mistakes);
         if let Some(proxy) = general {
             texts.set("proxy", Origin::Environment("HTTPS_PROXY".into()), proxy);
         }
-        let named = flags.file.clone().or_else(|| ours.get("CONFIG").map(PathBuf::from));
+        let named = flags
+            .file
+            .clone()
+            .or_else(|| ours.get("CONFIG").map(PathBuf::from));
         texts.read_file(named.as_deref());
         for (name, text) in ours.into_iter().filter(|(name, _)| name != "CONFIG") {
             let full = format!("{ENVIRONMENT_PREFIX}{name}");
@@ -181,7 +188,8 @@ impl Config {
             let origin = Origin::Flag(format!("--{}", key.replace('_', "-")));
             texts.set(key, origin, text.clone());
         }
-        texts.build()
+        let config = texts.build()?;
+        Ok(Self { colour, ..config })
     }
 }
 
@@ -291,6 +299,7 @@ impl Texts {
             reserve_bytes: self.take("reserve", 64 << 20, parse::bytes),
             log: self.take("log", tracing::Level::INFO, parse::level),
             log_format: self.take("log_format", LogFormat::Auto, parse::log_format),
+            colour: true,
         };
         if self.mistakes.is_empty() {
             Ok(config)
@@ -311,10 +320,9 @@ fn as_text(value: &toml::Value) -> Option<String> {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
         toml::Value::Boolean(flag) => Some(flag.to_string()),
-        toml::Value::Float(_)
-        | toml::Value::Datetime(_)
-        | toml::Value::Array(_)
-        | toml::Value::Table(_) => None,
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
+            None
+        }
     }
 }
 
@@ -341,7 +349,11 @@ const KEYS: [&str; 16] = [
 mod tests {
     use super::*;
 
-    fn read(file: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, String> {
+    fn read(
+        file: &str,
+        environment: &[(&str, &str)],
+        flags: &[(&'static str, &str)],
+    ) -> Result<Config, String> {
         let temporary = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(temporary.path(), file).unwrap();
         let flags = Flags {
@@ -405,11 +417,6 @@ mod tests {
     fn takes_the_proxy_that_all_programs_share() {
         let shared = [("HTTPS_PROXY", "http://shared:3128")];
         assert!(read("", &shared, &[]).unwrap().proxy.is_some());
-        assert!(
-            read("proxy = \"none\"\n", &shared, &[])
-                .unwrap()
-                .proxy
-                .is_none()
-        );
+        assert!(read("proxy = \"none\"\n", &shared, &[]).unwrap().proxy.is_none());
     }
 }

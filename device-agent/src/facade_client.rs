@@ -157,10 +157,7 @@ impl FacadeClient {
         answer.whole(max_bytes).await.map(Some)
     }
 
-    async fn exchange(
-        &self,
-        ask: &Ask,
-    ) -> Result<(Sender, http::Response<Incoming>), ClientError> {
+    async fn exchange(&self, ask: &Ask) -> Result<(Sender, http::Response<Incoming>), ClientError> {
         let authority = self.route.authority();
         // A kept connection may have been closed at the other end while it lay idle; that says nothing about the
         // facade, so a request that lost this race goes out once more on a new one.

@@ -180,11 +180,7 @@ impl Fetcher<'_> {
         } else {
             self.transfer(lease, descriptor).await?;
         }
-        let bytes = self
-            .runtime
-            .read(descriptor)
-            .await
-            .map_err(FetchError::Runtime)?;
+        let bytes = self.runtime.read(descriptor).await.map_err(FetchError::Runtime)?;
         Document::parse(&descriptor.media_type, &bytes).map_err(|source| FetchError::Document {
             artifact: lease.artifact().clone(),
             digest: descriptor.digest,

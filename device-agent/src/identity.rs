@@ -24,8 +24,6 @@ pub mod certificate;
 pub mod enroll;
 mod est;
 pub mod renew;
-#[cfg(test)]
-mod tests;
 
 /// The private key.
 pub const KEY_FILE: &str = "identity/key.pem";

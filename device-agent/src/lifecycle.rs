@@ -352,7 +352,9 @@ impl State {
             | Self::Activating { next, .. }
             | Self::Confirming { next, .. }
             | Self::RollingBack { next, .. } => Some(next),
-            Self::Unenrolled { .. } | Self::Enrolling { .. } | Self::Idle { .. } | Self::Checking { .. } => None,
+            Self::Unenrolled { .. } | Self::Enrolling { .. } | Self::Idle { .. } | Self::Checking { .. } => {
+                None
+            }
         }
     }
 

@@ -182,9 +182,7 @@ impl Refresher<'_> {
                 Carried::Done => break,
             }
         }
-        let trusted = refresh
-            .into_trusted()
-            .map_err(|source| refused(source, &asked))?;
+        let trusted = refresh.into_trusted().map_err(|source| refused(source, &asked))?;
         if let Some(signed) = signed_at(&trusted) {
             self.clock.raise(signed);
         }
@@ -310,7 +308,9 @@ pub fn refusal_code(error: &RefreshError) -> &'static str {
     };
     match source {
         MetadataError::Expired { .. } => "metadata_expired",
-        MetadataError::UnmetThreshold { .. } | MetadataError::RepeatedSignature { .. } => "metadata_signature",
+        MetadataError::UnmetThreshold { .. } | MetadataError::RepeatedSignature { .. } => {
+            "metadata_signature"
+        }
         MetadataError::RootVersion { .. }
         | MetadataError::Rollback { .. }
         | MetadataError::SnapshotListedRollback { .. }

@@ -143,7 +143,10 @@ impl Reporter<'_> {
         );
         let answer = client.ask(&ask).await.map_err(ReportError::Client)?;
         let told = answer.status().is_success();
-        let answer = answer.whole(MAX_ANSWER_BYTES).await.map_err(ReportError::Client)?;
+        let answer = answer
+            .whole(MAX_ANSWER_BYTES)
+            .await
+            .map_err(ReportError::Client)?;
         if told && !refused.is_empty() {
             self.state.remove(REFUSED_FILE).map_err(ReportError::State)?;
         }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -84,6 +85,8 @@ pub enum StateError {
 pub struct StateDir {
     path: PathBuf,
     root: OwnedFd,
+    /// Changes that are still let through; negative is all.
+    changes_left: AtomicI64,
 }
 
 /// Proof that no other agent works on the state directory; ends when dropped.
@@ -112,6 +115,7 @@ impl StateDir {
         let this = Self {
             path: path.to_owned(),
             root,
+            changes_left: AtomicI64::new(-1),
         };
         this.check_ownership()?;
         Ok(this)
@@ -125,6 +129,23 @@ impl StateDir {
     /// The full path of a file in it, to be shown or given to another program.
     pub fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Lets only so many more changes through and fails the others, as a disk does that goes away: for tests of what a
+    /// cut at each step leaves behind.
+    pub fn fail_after(&self, changes: u32) {
+        self.changes_left.store(i64::from(changes), Ordering::Relaxed);
+    }
+
+    fn count_change(&self, path: &Path) -> Result<(), StateError> {
+        match self.changes_left.load(Ordering::Relaxed) {
+            0 => Err(failed("change", path, std::io::ErrorKind::StorageFull.into())),
+            left => {
+                self.changes_left
+                    .store(left.saturating_sub(1).max(-1), Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 
     fn check_ownership(&self) -> Result<(), StateError> {
@@ -185,9 +206,7 @@ impl StateDir {
             return Err(StateError::NotRegular(path));
         }
         let mut bytes = Vec::new();
-        let read = File::from(file)
-            .take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes);
+        let read = File::from(file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes);
         match read {
             Ok(count) if count as u64 <= MAX_FILE_BYTES => Ok(Some(bytes)),
             Ok(_) => Err(StateError::Damaged {
@@ -224,6 +243,7 @@ impl StateDir {
 
     fn replace(&self, name: &str, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
         let path = self.path_of(name);
+        self.count_change(&path)?;
         let Some((directory, last)) = self.walk(name, Missing::Create)? else {
             return Err(StateError::NotRegular(path));
         };
@@ -257,6 +277,7 @@ impl StateDir {
     /// Removes a file; durable on return. It may be gone already.
     pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.path_of(name);
+        self.count_change(&path)?;
         let Some((directory, last)) = self.walk(name, Missing::Report)? else {
             return Ok(());
         };
@@ -270,6 +291,7 @@ impl StateDir {
     /// Moves a file over another; durable on return. Does nothing when `from` is gone already.
     pub fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
         let path = self.path_of(to);
+        self.count_change(&path)?;
         let Some((source, from)) = self.walk(from, Missing::Report)? else {
             return Ok(());
         };
@@ -440,7 +462,13 @@ mod tests {
             state.read("metadata/images/root.json").unwrap().as_deref(),
             Some(&b"two"[..])
         );
-        let mode = |name: &str| std::fs::metadata(state.path_of(name)).unwrap().permissions().mode() & 0o777;
+        let mode = |name: &str| {
+            std::fs::metadata(state.path_of(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
         assert_eq!(mode("metadata/images/root.json"), 0o600);
         assert_eq!(mode("metadata/images"), 0o700);
         assert_eq!(state.list("metadata/images").unwrap(), ["root.json"]);
@@ -455,10 +483,7 @@ mod tests {
         std::fs::write(state.path_of(".state.json.new"), b"half").unwrap();
         assert_eq!(state.read("state.json").unwrap(), None);
         state.write("state.json", b"whole").unwrap();
-        assert_eq!(
-            state.read("state.json").unwrap().as_deref(),
-            Some(&b"whole"[..])
-        );
+        assert_eq!(state.read("state.json").unwrap().as_deref(), Some(&b"whole"[..]));
         assert!(!state.path_of(".state.json.new").exists());
     }
 
@@ -483,10 +508,7 @@ mod tests {
         assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"s");
         let link = keep.path().join("link");
         symlink(state.path(), &link).unwrap();
-        assert!(matches!(
-            StateDir::open(&link),
-            Err(StateError::NotRegular(_))
-        ));
+        assert!(matches!(StateDir::open(&link), Err(StateError::NotRegular(_))));
     }
 
     #[test]

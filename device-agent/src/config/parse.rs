@@ -139,7 +139,17 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(bytes("64MiB"), Ok(64 << 20));
         assert_eq!(bytes("17"), Ok(17));
-        for text in ["", "5", "m", "-5m", "0s", "5 m", "99999999999999999999d", "400d", "5é"] {
+        for text in [
+            "",
+            "5",
+            "m",
+            "-5m",
+            "0s",
+            "5 m",
+            "99999999999999999999d",
+            "400d",
+            "5é",
+        ] {
             assert!(duration(text).is_err(), "{text:?}");
         }
         for text in ["", "KiB", "1KB", "99999999999GiB"] {

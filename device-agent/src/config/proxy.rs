@@ -103,7 +103,14 @@ mod tests {
 
     #[test]
     fn rejects_what_is_not_a_proxy_without_repeating_it() {
-        for text in ["", "socks5://x:1", "http://", "http://x", "http://x:0", "http://a\r\nb:1"] {
+        for text in [
+            "",
+            "socks5://x:1",
+            "http://",
+            "http://x",
+            "http://x:0",
+            "http://a\r\nb:1",
+        ] {
             assert!(Proxy::parse(text).is_none(), "{text:?}");
         }
         let error = Proxy::parse_setting("http://u:hunter2@x").unwrap_err();

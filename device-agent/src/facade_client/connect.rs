@@ -17,9 +17,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::Sender;
 use super::error::ClientError;
 use super::tls::{TlsCause, TlsSettings};
-use super::Sender;
 use crate::config::Proxy;
 
 /// The way to the facade.
@@ -109,7 +109,11 @@ impl Route {
             source,
         })?;
         let line = head.lines().next().unwrap_or_default();
-        if line.split(' ').nth(1).is_some_and(|status| status.starts_with('2')) {
+        if line
+            .split(' ')
+            .nth(1)
+            .is_some_and(|status| status.starts_with('2'))
+        {
             return Ok(stream);
         }
         Err(ClientError::Proxy {

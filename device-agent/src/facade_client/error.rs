@@ -261,7 +261,10 @@ mod tests {
     #[test]
     fn finds_the_sentence_of_a_refusal() {
         for (body, expected) in [
-            (r#"{"errors":[{"code":"DENIED","message":"not assigned"}]}"#, "not assigned"),
+            (
+                r#"{"errors":[{"code":"DENIED","message":"not assigned"}]}"#,
+                "not assigned",
+            ),
             (r#"{"title":"Gone","detail":"token used up"}"#, "token used up"),
             ("plain words", "plain words"),
             ("", "no reason given"),

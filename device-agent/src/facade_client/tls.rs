@@ -99,7 +99,9 @@ struct Time(Clock);
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.0.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            seconds,
+        )))
     }
 }
 
@@ -168,7 +170,8 @@ impl ServerCertVerifier for FacadeVerifier {
 }
 
 fn intercepted(end_entity: &CertificateDer<'_>) -> rustls::Error {
-    let issuer = crate::identity::certificate::issuer(end_entity).unwrap_or_else(|| "an unreadable name".to_owned());
+    let issuer =
+        crate::identity::certificate::issuer(end_entity).unwrap_or_else(|| "an unreadable name".to_owned());
     let cause = Arc::new(Interception { issuer });
     rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(cause)))
 }
@@ -310,12 +313,14 @@ impl TlsCause {
     )]
     fn of_certificate(error: &CertificateError) -> Self {
         match error {
-            CertificateError::Other(other) => other
-                .0
-                .downcast_ref::<Interception>()
-                .map_or(Self::ServerCertificate, |found| Self::Intercepted {
-                    issuer: found.issuer.clone(),
-                }),
+            CertificateError::Other(other) => {
+                other
+                    .0
+                    .downcast_ref::<Interception>()
+                    .map_or(Self::ServerCertificate, |found| Self::Intercepted {
+                        issuer: found.issuer.clone(),
+                    })
+            }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Self::WrongName
             }
@@ -357,13 +362,19 @@ impl fmt::Display for TlsCause {
                      without inspection"
                 );
             }
-            Self::WrongName => "its certificate is for another name; was it set up with the name that devices use?",
-            Self::ServerTime => "its certificate is not valid at this time; check the clock of the device first",
+            Self::WrongName => {
+                "its certificate is for another name; was it set up with the name that devices use?"
+            }
+            Self::ServerTime => {
+                "its certificate is not valid at this time; check the clock of the device first"
+            }
             Self::ServerCertificate => "its certificate cannot be used",
             Self::CertificateMissing => {
                 "it saw no certificate of this device; something on the way may end TLS and start its own"
             }
-            Self::CertificateExpired => "the certificate of this device has expired; it must be enrolled again",
+            Self::CertificateExpired => {
+                "the certificate of this device has expired; it must be enrolled again"
+            }
             Self::CertificateRevoked => "the certificate of this device was revoked",
             Self::UnknownCa => {
                 "the certificate of this device is of a CA that it does not know; the device must be enrolled again"

@@ -51,12 +51,7 @@ pub(super) fn given(status: StatusCode, headers: &HeaderMap, offset: u64, size_b
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4); the total may be `*`.
@@ -124,9 +119,6 @@ mod tests {
     #[test]
     fn rejects_lengths_that_the_signed_document_does_not_promise() {
         assert!(matches!(head(200, Some("101"), None), Given::Nonsense(_)));
-        assert!(matches!(
-            head(200, Some("99999999999"), None),
-            Given::Nonsense(_)
-        ));
+        assert!(matches!(head(200, Some("99999999999"), None), Given::Nonsense(_)));
     }
 }

@@ -223,7 +223,8 @@ async fn stage(
     let leaf = chain
         .first()
         .ok_or(IdentityError::Answer("no certificate for our key"))?;
-    let domain = certificate::trust_domain(leaf).ok_or(IdentityError::Answer("a certificate without a name"))?;
+    let domain =
+        certificate::trust_domain(leaf).ok_or(IdentityError::Answer("a certificate without a name"))?;
     let identity = Leaf::from_certificate(leaf, &domain).map_err(IdentityError::Certificate)?;
     let facade = Facade {
         url: token.url.clone(),

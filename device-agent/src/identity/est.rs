@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::StatusCode;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use pki::wire::EnrollmentToken;
 use pki::x509::est;
 use rustls_pki_types::CertificateDer;
@@ -30,7 +30,9 @@ pub(super) enum Issued {
 }
 
 /// `GET cacerts`.
-pub(super) async fn ca_certificates(client: &FacadeClient) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+pub(super) async fn ca_certificates(
+    client: &FacadeClient,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let body = client
         .get(CACERTS, MAX_ANSWER_BYTES)
         .await?

@@ -11,7 +11,8 @@ use rustls_pki_types::CertificateDer;
 use super::enroll::Surroundings;
 use super::est::{self, Issued};
 use super::{
-    ANCHORS_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key, to_pem,
+    ANCHORS_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key,
+    to_pem,
 };
 use crate::facade_client::FacadeClient;
 use crate::state_file::StateDir;
@@ -88,9 +89,10 @@ fn check(
             .is_ok_and(|leaf| leaf.key() == key.fingerprint() && leaf.id() == identity.device())
     });
     let leaf = ours.ok_or(IdentityError::Answer("no certificate for our key and name"))?;
-    let anchor = identity.anchors.first().ok_or(IdentityError::Damaged {
-        file: ANCHORS_FILE,
-    })?;
+    let anchor = identity
+        .anchors
+        .first()
+        .ok_or(IdentityError::Damaged { file: ANCHORS_FILE })?;
     let heap: Vec<_> = issued.iter().chain(&identity.chain).cloned().collect();
     let path = certificate::intermediates(leaf, anchor, &heap);
     Ok(std::iter::once(leaf.clone()).chain(path).collect())

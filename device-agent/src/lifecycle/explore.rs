@@ -196,10 +196,7 @@ fn idle_can_always_be_reached() {
 fn what_is_stored_is_what_is_read_back() {
     for (node, _) in walk().values() {
         let stored = serde_json::to_vec(&node.state).unwrap();
-        assert_eq!(
-            serde_json::from_slice::<State>(&stored).unwrap(),
-            node.state
-        );
+        assert_eq!(serde_json::from_slice::<State>(&stored).unwrap(), node.state);
     }
 }
 

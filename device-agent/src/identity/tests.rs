@@ -1,1 +1,0 @@
-//! Enrollment and renewal against a facade in the same process.
