@@ -1,0 +1,14 @@
+//! The agent against a facade in the same process, benign or hostile: real TLS, real files, an image layout.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by failing there"
+)]
+
+mod enrollment;
+mod facade;
+mod metadata;
+mod rounds;
+mod tls;
+mod world;
