@@ -264,8 +264,8 @@ pub fn recover(state: &StateDir) -> Result<(), IdentityError> {
     state.rename(STAGED_KEY, KEY_FILE)?;
     state.rename(STAGED_CERTIFICATE, CERTIFICATE_FILE)?;
     state.rename(STAGED_ANCHORS, ANCHORS_FILE)?;
-    state.rename(STAGED_FACADE, FACADE_FILE)?;
-    Ok(state.remove(STAGED_TOKEN)?)
+    state.remove(STAGED_TOKEN)?;
+    Ok(state.rename(STAGED_FACADE, FACADE_FILE)?)
 }
 
 /// Puts the pinned root metadata in place. With the facade that the device already belongs to, the versions it has seen

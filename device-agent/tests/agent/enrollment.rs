@@ -101,7 +101,6 @@ async fn a_cut_at_any_step_leaves_a_whole_identity_or_none() {
 async fn a_repeated_attempt_uses_the_same_key() {
     let (facade, device) = (Facade::start().await, Device::new());
     facade.fault("images/1.root.json", Fault::Hangup);
-    facade.fault("images/1.root.json", Fault::Hangup);
     device.enroll(&facade).await.unwrap_err();
     let key = std::fs::read(device.state_path().join("enrolling/key.pem")).unwrap();
     device.enroll(&facade).await.unwrap();

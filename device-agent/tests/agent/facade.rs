@@ -65,7 +65,13 @@ pub(crate) struct Facade {
     pub(crate) port: u16,
     pub(crate) token: EnrollmentToken,
     script: Arc<Mutex<Script>>,
-    _task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Facade {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 struct Ca {
@@ -141,7 +147,7 @@ impl Facade {
             port,
             token,
             script,
-            _task: task,
+            task,
         }
     }
 
