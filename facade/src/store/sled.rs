@@ -90,7 +90,7 @@ impl SledStore {
             path: path.to_owned(),
             source,
         };
-        let moved_to = (0..)
+        let moved_to = (0..10_000)
             .map(|attempt| path.with_extension(format!("damaged-{attempt}")))
             .find(|candidate| !candidate.exists())
             .unwrap_or_else(|| path.with_extension("damaged"));
