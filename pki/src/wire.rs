@@ -1,1 +1,17 @@
-//! To be written.
+//! The bodies that agent and facade exchange, and the token by which they meet.
+//!
+//! Everything is parsed once, with limits, by [`crate::json`]. Unknown fields are ignored, because a fleet is never of
+//! one version; a change that an older peer would misread raises the body's `version`, and an unknown version is refused.
+
+mod report;
+mod text;
+mod token;
+
+pub use report::{
+    AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Refusal, Report, ReportAnswer, ReportError,
+    RepositoryVersions, Running, Subject, WaitAnswer,
+};
+pub use text::{Code, Line, TextError};
+pub use token::{
+    EnrollmentToken, FacadeUrl, FacadeUrlError, RootPin, TokenError, TokenId, TokenPartError, TokenSecret,
+};
