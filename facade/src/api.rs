@@ -1,1 +1,4 @@
-//! To be written.
+//! The operator door.
+
+pub mod problem;
+pub mod types;

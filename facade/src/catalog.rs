@@ -1,1 +1,4 @@
-//! To be written.
+//! The operator's records, over [`crate::store`].
+
+pub mod access;
+pub mod closure;

@@ -1,1 +1,3 @@
-//! To be written.
+//! The device door: accepts, limits and drains connections, and answers requests for content.
+
+pub mod route;

@@ -1,0 +1,78 @@
+//! Who is at the other end, as the TLS layer established it.
+//!
+//! Only [`super`] can make a [`Device`]: a handler that needs one cannot be written without a verified session.
+
+use jiff::Timestamp;
+use pki::x509::DeviceId;
+
+/// The other end of a connection on the device door.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// A device that proved possession of the key of a certificate of ours.
+    Device(Device),
+    /// Somebody without a certificate: may enroll, and nothing else.
+    Anonymous,
+}
+
+/// A device, by its verified certificate. That chain and signature are right does not mean that the certificate is still
+/// valid: [`Device::validity_at`] and the standing of the device are judged on every request.
+#[derive(Clone, Debug)]
+pub struct Device {
+    id: DeviceId,
+    serial: Box<[u8]>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+/// Where a moment lies within the life of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// Its life has not begun.
+    NotYet,
+    /// It is valid.
+    Valid,
+    /// Its life is over; good for re-enrollment only, while the grace period lasts.
+    Expired,
+}
+
+impl Device {
+    pub(super) fn verified(
+        id: DeviceId,
+        serial: Box<[u8]>,
+        not_before: Timestamp,
+        not_after: Timestamp,
+    ) -> Self {
+        Self { id, serial, not_before, not_after }
+    }
+
+    /// Which device it is.
+    pub fn id(&self) -> &DeviceId {
+        &self.id
+    }
+
+    /// The serial number of its certificate, big-endian.
+    pub fn serial(&self) -> &[u8] {
+        &self.serial
+    }
+
+    /// When the life of its certificate begins.
+    pub fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
+    /// When the life of its certificate ends.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// Where `now` lies within the life of its certificate.
+    pub fn validity_at(&self, now: Timestamp) -> Validity {
+        if now < self.not_before {
+            Validity::NotYet
+        } else if now > self.not_after {
+            Validity::Expired
+        } else {
+            Validity::Valid
+        }
+    }
+}
