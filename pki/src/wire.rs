@@ -12,6 +12,7 @@ pub use report::{
     RepositoryVersions, Running, Subject, WaitAnswer,
 };
 pub use text::{Code, Line, TextError};
+pub(crate) use token::is_host;
 pub use token::{
     EnrollmentToken, FacadeUrl, FacadeUrlError, RootPin, TokenError, TokenId, TokenPartError, TokenSecret,
 };

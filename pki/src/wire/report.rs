@@ -19,6 +19,7 @@ pub const MAX_REPORT_BYTES: usize = 256 * 1024;
 /// The version of [`Report`] that this crate writes and reads.
 const VERSION: u32 = 1;
 const MAX_ENTRIES: usize = 256;
+const MAX_PLATFORM_BYTES: usize = 64;
 
 /// Why a body is not a report.
 #[derive(Debug, Error)]
@@ -32,6 +33,9 @@ pub enum ReportError {
     /// A list is longer than any device needs.
     #[error("the report lists more than {MAX_ENTRIES} entries under {0:?}")]
     TooMany(&'static str),
+    /// The platform is not one that its text form could carry.
+    #[error("the report names a platform that does not exist")]
+    Platform,
     /// One thing is listed twice, and the entries may disagree.
     #[error("the report lists {0} twice")]
     Twice(ArtifactName),
@@ -197,6 +201,11 @@ impl Report {
         if report.version != VERSION {
             return Err(ReportError::Version(report.version));
         }
+        // `Platform` reads any text; here it ends in an operator's listing.
+        let platform = report.platform.to_string();
+        if platform.len() > MAX_PLATFORM_BYTES || platform.parse().as_ref() != Ok(&report.platform) {
+            return Err(ReportError::Platform);
+        }
         for (name, length) in [
             ("running", report.running.len()),
             ("refused", report.refused.len()),
@@ -317,6 +326,17 @@ mod tests {
     fn rejects_texts_that_would_forge_a_log_line() {
         let bytes = edited(|fields| drop(fields.insert("agent_version".into(), "1\nroot logged in".into())));
         assert!(matches!(Report::parse(&bytes), Err(ReportError::Json(_))));
+    }
+
+    #[test]
+    fn rejects_platforms_that_are_no_platforms() {
+        for os in ["", "linux\n", "a/b", &"x".repeat(80)] {
+            let bytes = edited(|fields| fields["platform"]["os"] = os.into());
+            assert!(
+                matches!(Report::parse(&bytes), Err(ReportError::Platform)),
+                "{os:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Only [`super`] can make a [`Device`]: a handler that needs one cannot be written without a verified session.
 
 use jiff::Timestamp;
-use pki::x509::DeviceId;
+use pki::x509::{DeviceId, Serial};
 
 /// The other end of a connection on the device door.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub enum Peer {
 #[derive(Clone, Debug)]
 pub struct Device {
     id: DeviceId,
-    serial: Box<[u8]>,
+    serial: Serial,
     not_before: Timestamp,
     not_after: Timestamp,
 }
@@ -38,7 +38,7 @@ pub enum Validity {
 impl Device {
     pub(super) fn verified(
         id: DeviceId,
-        serial: Box<[u8]>,
+        serial: Serial,
         not_before: Timestamp,
         not_after: Timestamp,
     ) -> Self {
@@ -50,8 +50,8 @@ impl Device {
         &self.id
     }
 
-    /// The serial number of its certificate, big-endian.
-    pub fn serial(&self) -> &[u8] {
+    /// The serial number of its certificate.
+    pub fn serial(&self) -> &Serial {
         &self.serial
     }
 

@@ -1,0 +1,95 @@
+//! One certificate in the making: serial number, dates and subject, the same way for each kind.
+
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, PublicKeyData, SerialNumber, SigningKey};
+
+use super::{IssueError, Issued};
+use crate::x509::Serial;
+
+/// A device whose clock is a little behind must not find its new certificate not yet valid.
+const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
+
+/// A certificate in the making.
+pub(super) struct Draft {
+    subject: String,
+    pub(super) params: CertificateParams,
+    serial: Serial,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+impl Draft {
+    pub(super) fn new(subject: String, now: Timestamp, lifetime: SignedDuration) -> Result<Self, IssueError> {
+        let out_of_range = || IssueError::Lifetime(lifetime);
+        if lifetime <= SignedDuration::ZERO {
+            return Err(out_of_range());
+        }
+        // X.509 knows whole seconds.
+        let now = Timestamp::from_second(now.as_second()).map_err(|_| out_of_range())?;
+        let serial = random_serial()?;
+        let mut distinguished_name = DistinguishedName::new();
+        if !subject.is_empty() {
+            distinguished_name.push(DnType::CommonName, subject.as_str());
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = distinguished_name;
+        params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
+        params.use_authority_key_identifier_extension = true;
+        Ok(Self {
+            subject,
+            params,
+            serial,
+            not_before: now.checked_sub(BACKDATE).map_err(|_| out_of_range())?,
+            not_after: now.checked_add(lifetime).map_err(|_| out_of_range())?,
+        })
+    }
+
+    /// Nothing outlives its issuer: a chain would break in the middle of a leaf's life.
+    pub(super) fn end_by(&mut self, limit: Timestamp) {
+        self.not_after = self.not_after.min(limit);
+    }
+
+    pub(super) fn ia5(&self, text: &str) -> Result<rcgen::string::Ia5String, IssueError> {
+        text.try_into().map_err(|source| self.failed(source))
+    }
+
+    pub(super) fn issue(
+        mut self,
+        key: &impl PublicKeyData,
+        issuer: &Issuer<'_, impl SigningKey>,
+    ) -> Result<Issued, IssueError> {
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        let seconds = |time: Timestamp| {
+            u64::try_from(time.as_second()).map_err(|_| IssueError::Lifetime(SignedDuration::ZERO))
+        };
+        self.params.not_before = epoch + std::time::Duration::from_secs(seconds(self.not_before)?);
+        self.params.not_after = epoch + std::time::Duration::from_secs(seconds(self.not_after)?);
+        let certificate = self
+            .params
+            .signed_by(key, issuer)
+            .map_err(|source| self.failed(source))?;
+        Ok(Issued {
+            der: certificate.der().to_vec(),
+            serial: self.serial,
+            not_before: self.not_before,
+            not_after: self.not_after,
+        })
+    }
+
+    fn failed(&self, source: rcgen::Error) -> IssueError {
+        IssueError::Write {
+            subject: self.subject.clone(),
+            source,
+        }
+    }
+}
+
+/// 126 random bits, positive, and never with a leading zero octet.
+fn random_serial() -> Result<Serial, IssueError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| IssueError::NoRandomness)?;
+    if let Some(first) = bytes.first_mut() {
+        *first = *first & 0x3f | 0x40;
+    }
+    Serial::from_bytes(&bytes).map_err(|_| IssueError::NoRandomness)
+}
