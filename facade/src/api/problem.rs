@@ -36,7 +36,10 @@ impl Problem {
 
     /// A field of the request cannot be accepted.
     pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
-        Self { field: Some(field.to_owned()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail) }
+        Self {
+            field: Some(field.to_owned()),
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-field", detail)
+        }
     }
 
     /// The body or query cannot be read.
@@ -65,7 +68,11 @@ impl Problem {
 
     /// The method is not for this path.
     pub fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "this path has other methods; see /api/openapi.json")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "this path has other methods; see /api/openapi.json",
+        )
     }
 
     /// The state of things does not allow this.
@@ -81,7 +88,11 @@ impl Problem {
     /// The facade failed; the cause is logged, never shown.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error = %chain(error), "operator request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal-error", "the facade failed; its log says why")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal-error",
+            "the facade failed; its log says why",
+        )
     }
 }
 
@@ -96,9 +107,15 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"drayage\""));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"drayage\""),
+            );
         }
         response
     }
