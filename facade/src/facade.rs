@@ -99,3 +99,87 @@ pub struct Roots {
     /// Of the director repository.
     pub director: RootPin,
 }
+
+/// The facade's parts, as handlers see them.
+pub struct Facade {
+    pub(crate) access: Arc<Access>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) ca_fingerprint: Fingerprint,
+    pub(crate) clock: Clock,
+    pub(crate) devices: Devices,
+    pub(crate) director: Director,
+    pub(crate) est: Est,
+    pub(crate) images: Images,
+    pub(crate) metrics: Metrics,
+    pub(crate) public_url: FacadeUrl,
+    pub(crate) puller: Puller,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) rollouts: Rollouts,
+    pub(crate) roots: Roots,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) tokens: Tokens,
+    pub(crate) wait_timeout: Duration,
+}
+
+impl Facade {
+    /// Keeps the manifests that an import has read, so that no device makes us read them again.
+    pub(crate) async fn keep_documents(&self, resolved: &Resolved) -> Result<(), PullError> {
+        for descriptor in &resolved.closure.documents {
+            if let Some(bytes) = resolved.documents.get(&descriptor.digest) {
+                let repository = resolved.closure.name.repository().clone();
+                let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Document };
+                self.puller.keep(&wanted, bytes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches everything an artifact consists of into the cache.
+    pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
+        for descriptor in &closure.blobs {
+            let repository = closure.name.repository().clone();
+            let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Blob };
+            self.puller.prefetch(&wanted).await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes in the cache.
+    pub(crate) async fn cache_bytes(&self) -> Result<u64, BlobsError> {
+        Ok(self.blobs.list().await?.iter().map(|held| held.size_bytes).sum())
+    }
+
+    /// Takes a device's record as it is now into memory.
+    pub(crate) async fn reload_device(&self, id: &DeviceId) {
+        match self.devices.get(id).await {
+            Ok(Some(device)) => self.rollouts.device_changed(&device),
+            Ok(None) => self.rollouts.device_deleted(id),
+            Err(error) => tracing::error!(device.id = %id, error = %chain(&error), "device cannot be read"),
+        }
+    }
+
+    /// Reads every artifact and device into memory, where requests are decided.
+    async fn warm_up(&self) -> Result<(), StartError> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.artifacts.list(None, after.as_deref(), STEP).await?;
+            for artifact in page.iter().filter(|artifact| artifact.revoked_at.is_none()) {
+                self.access.set_artifact(&artifact.closure);
+            }
+            match page.last() {
+                Some(last) if page.len() == STEP => after = Some(last.name().to_string()),
+                _ => break,
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = self.devices.list(after.as_ref(), STEP).await?;
+            page.iter().for_each(|device| self.rollouts.device_changed(device));
+            match page.last() {
+                Some(last) if page.len() == STEP => after = Some(last.id.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
