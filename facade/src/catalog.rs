@@ -3,6 +3,7 @@
 pub mod access;
 pub mod artifacts;
 pub mod closure;
+pub mod devices;
 pub mod imports;
 pub mod registries;
 pub mod rollouts;

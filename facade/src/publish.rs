@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pki::metadata::publish::PublishError;
 use pki::metadata::roles::Document;
+use pki::metadata::verify::Signed;
 use thiserror::Error;
 
 use crate::store::StoreError;
@@ -55,6 +56,15 @@ pub enum PublishingError {
 /// Names of the files of a repository, as they are served.
 fn versioned(version: u64, role: &str) -> String {
     format!("{version}.{role}.json")
+}
+
+/// Largest stored file that is read back.
+const MAX_STORED_BYTES: u64 = 1 << 30;
+
+/// Reads a document out of a file that this facade signed.
+fn read<T: Document + Clone>(role: &str, file: &str, bytes: &[u8]) -> Result<T, PublishingError> {
+    let signed = Signed::<T>::parse(role, bytes, MAX_STORED_BYTES);
+    signed.map(|signed| signed.document().clone()).map_err(|_| PublishingError::Unreadable { file: file.to_owned() })
 }
 
 const TIMESTAMP_FILE: &str = "timestamp.json";

@@ -68,7 +68,7 @@ impl Import<'_> {
             let reason = format!("{} was revoked; a revoked artifact is not signed again", old.name());
             return Err(Failure { outcome: ImportOutcome::Denied, reason });
         }
-        self.state.keep_documents(&resolved).await.map_err(|error| internal(&*error))?;
+        self.state.keep_documents(&resolved).await.map_err(|error| internal(&error))?;
         let signed = self.state.images.add(&artifact, tag).await.map_err(|error| internal(&error))?;
         self.state.access.set_artifact(&artifact.closure);
         let outcome = match (signed, &before) {
@@ -88,11 +88,11 @@ impl Import<'_> {
             reason: None,
         };
         if self.pin {
-            match self.state.pin(self.registry, &artifact.closure).await {
+            match self.state.pin(&artifact.closure).await {
                 Ok(()) => result.pinned = true,
                 Err(error) => {
                     result.outcome = ImportOutcome::Failed;
-                    result.reason = Some(format!("signed, but not pinned: {}", chain(&*error)));
+                    result.reason = Some(format!("signed, but not pinned: {}", chain(&error)));
                 }
             }
         }

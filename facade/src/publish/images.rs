@@ -7,7 +7,7 @@ use jiff::Timestamp as Time;
 use pki::key::SigningKey;
 use pki::metadata::names::TargetPath;
 use pki::metadata::publish::sign;
-use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
+use pki::metadata::roles::{Document, FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
 use pki::oci::{ArtifactName, Tag};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
@@ -229,12 +229,18 @@ fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
 
 async fn load(store: &dyn Store) -> Result<Option<Current>, PublishingError> {
     let Some(timestamp) = store.get(FILES, TIMESTAMP_FILE).await? else { return Ok(None) };
-    let timestamp: Timestamp = super::read(TIMESTAMP_FILE, &timestamp)?;
-    let file = versioned(timestamp.meta.snapshot.version, "snapshot");
-    let snapshot: Snapshot = super::stored(store, FILES, &file).await?;
-    let targets = snapshot.file("targets").map_or(0, |meta| meta.version);
-    let targets: Targets = super::stored(store, FILES, &versioned(targets, "targets")).await?;
+    let timestamp: Timestamp = super::read("timestamp", TIMESTAMP_FILE, &timestamp)?;
+    let snapshot: Snapshot = stored(store, "snapshot", timestamp.meta.snapshot.version).await?;
+    let version = snapshot.file("targets").map_or(0, |meta| meta.version);
+    let targets = stored(store, "targets", version).await?;
     Ok(Some(Current { targets, snapshot, timestamp }))
+}
+
+async fn stored<T: Document + Clone>(store: &dyn Store, role: &str, version: u64) -> Result<T, PublishingError> {
+    let file = versioned(version, role);
+    let bytes = store.get(FILES, &file).await?;
+    let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
+    super::read(role, &file, &bytes)
 }
 
 /// The name of an artifact as the path of a target.
