@@ -1,1 +1,3 @@
-//! To be written.
+//! What the doors answer besides content.
+
+pub mod enroll;
