@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod device_door;
+pub mod enroll;
 pub mod extract;
 pub mod problem;
 pub mod types;

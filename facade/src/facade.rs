@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pki::wire::{FacadeUrl, RootPin};
 use pki::x509::{DeviceId, Fingerprint};
 use rustls::pki_types::CertificateDer;
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::auth::Tokens;
 use crate::api::{device_door, problem::chain};
-use crate::api::enroll::Est;
+use crate::api::enroll::{self, Est};
 use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
@@ -330,7 +330,12 @@ async fn assemble(
     );
     let devices = Devices::new(Arc::clone(&store));
     let ca_fingerprint = Fingerprint::of(data.authority.root());
-    let est = Est::new(data.authority, data.trust_domain, devices.clone(), config, clock.clone());
+    let policy = enroll::Policy {
+        trust_domain: data.trust_domain,
+        lifetime: signed(config.device_certificate_lifetime),
+        grace: signed(config.device_certificate_grace),
+    };
+    let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
         roots: Roots { images: data.images_root.pin, director: data.director_root.pin },
@@ -351,6 +356,10 @@ async fn assemble(
         puller,
         registries,
     })
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
 fn upstream_settings(config: &Config, clock: &Clock) -> upstream::Settings {

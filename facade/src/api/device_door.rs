@@ -10,6 +10,7 @@ use pki::wire::{MAX_REPORT_BYTES, Report, WaitAnswer};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::enroll;
 use super::problem::chain;
 use crate::catalog::devices::CertificateError;
 use crate::facade::Facade;
@@ -30,7 +31,9 @@ pub fn handler(facade: Arc<Facade>) -> Handler {
 
 async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     match (&request.action, &request.device) {
-        (Action::CaCerts | Action::Enroll | Action::Reenroll | Action::CsrAttrs, _) => facade.est.answer(facade, request).await,
+        (Action::CaCerts, _) => est(facade, facade.est.cacerts()),
+        (Action::CsrAttrs, _) => est(facade, facade.est.csrattrs()),
+        (Action::Enroll | Action::Reenroll, _) => enroll(facade, request).await,
         (Action::Metadata { repository, file }, Some(device)) => metadata(facade, device, *repository, file).await,
         (Action::Wait { since }, Some(device)) => wait(facade, device, *since).await,
         (Action::Report, Some(_)) => report(facade, request).await,
@@ -38,6 +41,45 @@ async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
             Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
         }
     }
+}
+
+/// A first certificate for a token, or the next one for a device.
+async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
+    let DeviceRequest { device, headers, body, remote, .. } = request;
+    let body = match body.read(enroll::MAX_BODY_BYTES).await {
+        Ok(body) => body,
+        Err(error) => return error.response(),
+    };
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
+    let now = facade.clock.now();
+    let answer = match &device {
+        None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
+        Some(device) => {
+            let answer = facade.est.reenroll(device.identity(), asked, now).await;
+            if answer.changed.is_none() {
+                // A refused renewal may have quarantined the device; requests are decided from memory.
+                facade.reload_device(device.id()).await;
+            }
+            answer
+        }
+    };
+    est(facade, answer)
+}
+
+fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
+    if let Some(device) = &answer.changed {
+        facade.rollouts.device_changed(device);
+    }
+    let mut response = Response::new(Body::full(answer.body));
+    *response.status_mut() = answer.status;
+    let kind = answer.content_type.map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
+    for (name, value) in kind.into_iter().chain(answer.headers) {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
 }
 
 async fn metadata(facade: &Facade, device: &Device, repository: MetadataRepository, file: &str) -> Response<Body> {

@@ -52,7 +52,7 @@ pub(super) async fn list(state: State, caller: Caller, Query(query): Query<TagsQ
     }
     let registry = state.registries.registry(repository.host())?;
     let limits = BrowseLimits { tags: query.limit, ..BrowseLimits::default() };
-    let found = registry.tags(repository.name(), limits).await?;
+    let found = registry.tags(repository.name(), &limits).await?;
     Ok(Json(Tags {
         repository: repository.to_string(),
         tags: found.tags.iter().map(ToString::to_string).collect(),

@@ -204,7 +204,7 @@ impl Registries {
 
     fn open(&self, connection: &Connection) -> Result<Secrets, RegistriesError> {
         let host = &connection.definition.host;
-        let open = |field: &str| {
+        let open = |field: &str| -> Result<Option<Secret>, RegistriesError> {
             let Some(sealed) = connection.sealed.get(field) else { return Ok(None) };
             let context = Context { host: host.as_str(), field, version: connection.version };
             let opened = self
@@ -213,6 +213,6 @@ impl Registries {
                 .map_err(|source| RegistriesError::Seal { host: host.clone(), source })?;
             Ok(Some(Secret::new(String::from_utf8_lossy(&opened).into_owned())))
         };
-        Ok::<_, RegistriesError>(Secrets { credential: open(CREDENTIAL)?, client_key_pem: open(CLIENT_KEY)? })
+        Ok(Secrets { credential: open(CREDENTIAL)?, client_key_pem: open(CLIENT_KEY)? })
     }
 }

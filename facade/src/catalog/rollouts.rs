@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
@@ -197,6 +198,14 @@ impl Rollouts {
     pub fn news(&self, device: &DeviceId) -> Option<Arc<Notify>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.members.get(device).map(|member| Arc::clone(&member.news))
+    }
+
+    /// A page of a group's devices, by id.
+    pub fn members(&self, group: &Group, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceId> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(members) = state.groups.get(group) else { return Vec::new() };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        members.range::<DeviceId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
     }
 
     /// Takes over a device that is new or has changed. Call it after the change is durable.

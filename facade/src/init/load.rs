@@ -49,7 +49,7 @@ impl RepositoryKeys {
             let file = key_file(repository, role);
             let unusable = |reason: String| InitError::unusable(&files.path(&file), reason);
             let seed = pem::ed25519_seed(&files.read(&file)?).map_err(|error| unusable(error.to_string()))?;
-            SigningKey::from_seed(&seed).map_err(|error| unusable(error.to_string()))
+            Ok(SigningKey::from_seed(&seed))
         };
         Ok(Self { root: key("root")?, targets: key("targets")?, snapshot: key("snapshot")?, timestamp: key("timestamp")? })
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use pki::wire::{TokenId, TokenSecret};
-use pki::x509::{DeviceId, Fingerprint, Issued};
+use pki::x509::{CsrError, DeviceId, Fingerprint, Issued};
 use thiserror::Error;
 
 use super::token::{self, TokenRecord, TokenRequest, TokenState};
@@ -37,6 +37,9 @@ pub enum RedeemError {
     /// The device it is for is turned away.
     #[error("device {0} is {1} and cannot enroll")]
     TurnedAway(DeviceId, Standing),
+    /// The request asks for what this device cannot have.
+    #[error("the request is not one for device {0}")]
+    Request(DeviceId, #[source] CsrError),
     /// The name made of the key belongs to a device with another key.
     #[error("device {0} exists with another key; enroll it with a token of its own (--device)")]
     OtherKey(DeviceId),
@@ -142,21 +145,23 @@ impl Devices {
         .await
     }
 
-    /// Counts one use of a token for a key, durably, before anything is signed.
+    /// Counts one use of a token for a key, durably, before anything is signed. A use is not lost on a request that
+    /// `suits` refuses for the device that it would be granted to.
     pub async fn redeem(
         &self,
         id: TokenId,
         secret: &TokenSecret,
         key: Fingerprint,
+        suits: impl Fn(&DeviceId) -> Result<(), CsrError>,
         now: Timestamp,
     ) -> Result<Redeemed, RedeemError> {
         for _ in 0..ATTEMPTS {
-            match self.try_redeem(id, secret, key, now).await {
+            match self.try_redeem(id, secret, key, &suits, now).await {
                 Err(RedeemError::Store(StoreError::Conflict { .. })) => {}
                 outcome => return outcome,
             }
         }
-        self.try_redeem(id, secret, key, now).await
+        self.try_redeem(id, secret, key, &suits, now).await
     }
 
     async fn try_redeem(
@@ -164,6 +169,7 @@ impl Devices {
         id: TokenId,
         secret: &TokenSecret,
         key: Fingerprint,
+        suits: &impl Fn(&DeviceId) -> Result<(), CsrError>,
         now: Timestamp,
     ) -> Result<Redeemed, RedeemError> {
         let token_key = id.to_string();
@@ -177,6 +183,7 @@ impl Devices {
             return Err(RedeemError::WrongSecret);
         }
         let device = token.device_for(key).ok_or(RedeemError::Unknown)?;
+        suits(&device).map_err(|refused| RedeemError::Request(device.clone(), refused))?;
         let known: Option<Device> = get_json(&*self.store, DEVICES, device.as_str()).await?;
         let claim = Claim { token: id, key };
         let admission = admit(&token, &device, known.as_ref(), &claim, now)?;

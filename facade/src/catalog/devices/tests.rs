@@ -85,7 +85,9 @@ impl Rig {
         token: &(TokenId, TokenSecret),
         key: Fingerprint,
     ) -> Result<Redeemed, RedeemError> {
-        self.devices.redeem(token.0, &token.1, key, now()).await
+        self.devices
+            .redeem(token.0, &token.1, key, |_| Ok(()), now())
+            .await
     }
 
     async fn grant(&self, token: &(TokenId, TokenSecret), key: Fingerprint) -> Grant {
@@ -150,7 +152,12 @@ async fn of_parallel_uses_on_many_threads_as_many_succeed_as_the_budget_allows()
     let uses: Vec<_> = (0..12)
         .map(|number| {
             let (devices, secret) = (rig.devices.clone(), secret.clone());
-            tracker.spawn(async move { devices.redeem(id, &secret, key(number), now()).await.is_ok() })
+            tracker.spawn(async move {
+                devices
+                    .redeem(id, &secret, key(number), |_| Ok(()), now())
+                    .await
+                    .is_ok()
+            })
         })
         .collect();
     let mut successes = 0;
@@ -186,7 +193,10 @@ async fn rejects_wrong_unknown_expired_and_revoked_tokens_and_tells_them_apart()
         rig.redeem(&unknown, key(1)).await,
         Err(RedeemError::Unknown)
     ));
-    let expired = rig.devices.redeem(token.0, &token.1, key(1), later(1)).await;
+    let expired = rig
+        .devices
+        .redeem(token.0, &token.1, key(1), |_| Ok(()), later(1))
+        .await;
     assert!(matches!(expired, Err(RedeemError::Expired(at)) if at == later(1)));
     rig.devices.revoke_token(token.0).await.unwrap();
     assert!(matches!(

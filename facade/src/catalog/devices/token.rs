@@ -67,6 +67,17 @@ pub enum TokenState {
     Revoked,
 }
 
+impl std::fmt::Display for TokenState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Valid => "valid",
+            Self::Used => "used",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
 impl TokenRecord {
     /// Whether it can still be used.
     pub fn state(&self, now: Timestamp) -> TokenState {
