@@ -334,12 +334,8 @@ fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
 }
 
 /// Variables of the command line's other verbs; the server ignores them.
-const OPERATOR_VARIABLES: [&str; 4] = [
-    "FACADE_SERVER",
-    "FACADE_TOKEN_FILE",
-    "FACADE_DATA_DIR",
-    "FACADE_CONFIG",
-];
+const OPERATOR_VARIABLES: [&str; 5] =
+    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
 
 fn check(config: &Config, errors: &mut Vec<String>) {
     let with_certificate = config.operator_tls_certificate.is_some();

@@ -96,7 +96,7 @@ pub(super) async fn test(
     let report = registry.check(repository.as_ref()).await;
     state.registries.record_check(&host, &report, state.clock.now()).await?;
     let steps = report.steps.iter().map(|step| CheckStep {
-        step: step.step.to_string(),
+        step: serde_json::to_value(step.step).ok().and_then(|step| step.as_str().map(str::to_owned)).unwrap_or_default(),
         ok: !matches!(step.outcome, Outcome::Failed),
         detail: step.detail.clone(),
     });

@@ -10,7 +10,7 @@ use super::extract::{Query, field};
 use super::problem::Problem;
 use super::types::Tags;
 use super::{Answer, State};
-use crate::upstream::{BrowseLimits, UpstreamError};
+use crate::upstream::{BrowseLimits, Clipped, UpstreamError};
 
 /// Most tags one answer lists.
 const MAX_TAGS: usize = 100_000;
@@ -57,6 +57,18 @@ pub(super) async fn list(state: State, caller: Caller, Query(query): Query<TagsQ
         repository: repository.to_string(),
         tags: found.tags.iter().map(ToString::to_string).collect(),
         hidden: found.hidden.iter().map(ToString::to_string).collect(),
-        clipped: found.clipped.map(|clipped| clipped.to_string()),
+        clipped: found.clipped.as_ref().map(reason),
     }))
+}
+
+/// Why a list is not complete, in words.
+fn reason(clipped: &Clipped) -> String {
+    match clipped {
+        Clipped::Pages { limit } => format!("the registry has more than {limit} pages"),
+        Clipped::Tags { limit } => format!("the repository has more than {limit} tags (raise the limit to see more)"),
+        Clipped::Bytes { limit } => format!("the list is longer than {limit} bytes"),
+        Clipped::Time { limit_seconds } => format!("the registry took longer than {limit_seconds} s"),
+        Clipped::Loop {} => "the registry leads from page to page in a circle".to_owned(),
+        Clipped::Failed { error } => format!("the registry stopped half-way: {error}"),
+    }
 }

@@ -176,7 +176,7 @@ impl Device {
             refused_serials: self
                 .superseded
                 .iter()
-                .map(|superseded| superseded.serial.as_bytes().into())
+                .map(|superseded| superseded.serial.clone())
                 .collect(),
             artifacts: Vec::new(),
         }
