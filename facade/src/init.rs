@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn says_how_to_make_what_is_missing() {
         let directory = tempfile::tempdir().unwrap();
-        let error = DataDir::open(&directory.path().join("nothing"), None).unwrap_err();
+        let error = DataDir::open(&directory.path().join("nothing"), None).err().unwrap();
         assert!(error.to_string().contains("facade init"), "{error}");
     }
 }
