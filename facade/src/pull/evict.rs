@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn keeps_everything_while_there_is_room() {
-        assert_eq!(victims(&policy(), &[], 0, 0), []);
+        assert_eq!(victims(&policy(), &[], 0, 0), Vec::<u64>::new());
         assert_eq!(
             victims(
                 &Policy {
@@ -116,7 +116,7 @@ mod tests {
                 0,
                 0
             ),
-            []
+            Vec::<u64>::new()
         );
     }
 
@@ -138,7 +138,7 @@ mod tests {
             min_free_bytes: 100,
             ..policy()
         };
-        assert_eq!(victims(&free, &[], 100, 0), []);
+        assert_eq!(victims(&free, &[], 100, 0), Vec::<u64>::new());
         assert_eq!(victims(&free, &[], 95, 0), [10]);
         assert_eq!(victims(&free, &[], 100, 25), [10, 20]);
     }
@@ -159,7 +159,7 @@ mod tests {
             max_size_bytes: Some(0),
             ..policy()
         };
-        assert_eq!(victims(&none, &["a", "b", "c"], 0, 0), []);
+        assert_eq!(victims(&none, &["a", "b", "c"], 0, 0), Vec::<u64>::new());
         assert_eq!(victims(&none, &["b"], 0, 0), [10, 30]);
     }
 

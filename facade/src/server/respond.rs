@@ -66,8 +66,11 @@ impl Dialect {
         };
         let mut response = bytes(content_type, document.to_string());
         *response.status_mut() = status;
-        // containerd shows the reason phrase of HTTP/1.1 to its user, and nothing else of an error.
-        if let Ok(reason) = ReasonPhrase::try_from(format!("{code} {message}").into_bytes()) {
+        // containerd shows the reason phrase of HTTP/1.1 to its user, and nothing else of an error. Some parsers drop one
+        // that is not ASCII.
+        let visible = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+        let reason: String = format!("{code} {message}").chars().map(visible).collect();
+        if let Ok(reason) = ReasonPhrase::try_from(reason.into_bytes()) {
             response.extensions_mut().insert(reason);
         }
         response

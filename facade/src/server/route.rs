@@ -74,7 +74,7 @@ pub enum RouteError {
         allow: &'static str,
     },
     /// A tag stands where a digest must.
-    #[error("tags are not served: use a digest (sha256:…)")]
+    #[error("tags are not served: use a digest (NAME@sha256:HEX)")]
     Tag,
     /// What stands where a digest must is neither digest nor tag.
     #[error("{0}")]
