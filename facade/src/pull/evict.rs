@@ -27,7 +27,7 @@ impl Default for Policy {
             max_size_bytes: None,
             max_age: None,
             min_free_bytes: 512 * 1024 * 1024,
-            max_partial_age: Duration::from_secs(7 * 24 * 3600),
+            max_partial_age: Duration::from_hours(7 * 24),
         }
     }
 }

@@ -141,20 +141,18 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
                 None,
             ),
         },
-        PullError::Upstream { source, .. } => match source.is_retryable() {
-            true => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "UNAVAILABLE",
-                "the registry does not answer",
-                Some(DEFAULT_RETRY),
-            ),
-            false => (
-                StatusCode::BAD_GATEWAY,
-                "UNAVAILABLE",
-                "the registry refuses the facade",
-                None,
-            ),
-        },
+        PullError::Upstream { source, .. } if source.is_retryable() => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "UNAVAILABLE",
+            "the registry does not answer",
+            Some(DEFAULT_RETRY),
+        ),
+        PullError::Upstream { .. } => (
+            StatusCode::BAD_GATEWAY,
+            "UNAVAILABLE",
+            "the registry refuses the facade",
+            None,
+        ),
         PullError::NotConnected { .. } => (
             StatusCode::BAD_GATEWAY,
             "UNAVAILABLE",

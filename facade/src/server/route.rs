@@ -135,7 +135,7 @@ fn metadata(path: &str) -> Result<Action, RouteError> {
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     // Names of delegated roles become file names somewhere: no directories, no hidden files (python-tuf PYSEC-2021-376).
-    if !plain || file.starts_with('.') || !file.ends_with(".json") || file.len() > 255 {
+    if !plain || file.starts_with('.') || file.strip_suffix(".json").is_none() || file.len() > 255 {
         return Err(RouteError::NotFound);
     }
     Ok(Action::Metadata {

@@ -108,9 +108,10 @@ async fn a_revoked_device_is_cut_in_mid_stream() {
     let credential = rig.fleet.device("board");
     for http2 in [false, true] {
         rig.assign(&["board"], &[&layer]);
-        let mut device = match http2 {
-            true => Device::http2(&rig, Some(&credential)).await,
-            false => Device::http1(&rig, Some(&credential)).await,
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
         };
         let mut response = device.begin(Method::GET, &blob(&layer), &[]).await.unwrap();
         response.frame().await.unwrap().unwrap();

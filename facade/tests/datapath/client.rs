@@ -58,11 +58,12 @@ pub(crate) async fn tls(
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots);
-    let mut config = match credential {
-        Some(credential) => builder
+    let mut config = if let Some(credential) = credential {
+        builder
             .with_client_auth_cert(credential.chain.clone(), credential.key.clone_key())
-            .unwrap(),
-        None => builder.with_no_client_auth(),
+            .unwrap()
+    } else {
+        builder.with_no_client_auth()
     };
     config.alpn_protocols = vec![alpn.to_vec()];
     let tcp = TcpStream::connect(rig.address).await?;

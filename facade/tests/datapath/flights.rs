@@ -88,9 +88,10 @@ async fn wrong_bytes_of_a_long_blob_never_arrive_whole() {
     let credential = rig.fleet.device("board");
     for http2 in [false, true] {
         rig.script.next(&[Fault::WrongAt(5)]);
-        let mut device = match http2 {
-            true => Device::http2(&rig, Some(&credential)).await,
-            false => Device::http1(&rig, Some(&credential)).await,
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
         };
         let answer = device.get(&blob(&layer)).await;
         assert!(answer.status == StatusCode::BAD_GATEWAY || answer.cut && answer.body.len() < LONG);
@@ -215,7 +216,7 @@ async fn a_short_rate_limit_is_waited_out_and_a_long_one_is_passed_on() {
     assert!(device.get(&blob(&first)).await.body == first);
     assert_eq!(rig.script.gets(), 2);
     rig.script
-        .next(&[Fault::RateLimited(Some(Duration::from_secs(60)))]);
+        .next(&[Fault::RateLimited(Some(Duration::from_mins(1)))]);
     for _ in 0..3 {
         let answer = device.get(&blob(&second)).await;
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);

@@ -169,7 +169,7 @@ impl Rig {
             key: server.key,
             device_roots: vec![fleet.root()],
             domain: fleet.domain.clone(),
-            expired_grace: Duration::from_secs(24 * 3600),
+            expired_grace: Duration::from_hours(24),
         };
         let door = DeviceDoor {
             tls: Tls::new(identity, clock.clone()).unwrap(),
