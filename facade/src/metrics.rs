@@ -153,7 +153,7 @@ impl Metrics {
         }
     }
 
-    /// The text of all metrics (OpenMetrics).
+    /// The text of all metrics, in the `OpenMetrics` format.
     pub fn text(&self) -> String {
         let mut text = String::new();
         if let Some(registry) = self.register_lock().as_ref() {

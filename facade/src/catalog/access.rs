@@ -98,6 +98,7 @@ impl Access {
     }
 
     /// Sets what is known of a device. Losing its standing, or the certificate it uses, cuts its open connections.
+    #[expect(clippy::needless_pass_by_value, reason = "a setter takes what it is to keep")]
     pub fn set_device(&self, id: DeviceId, entry: DeviceEntry) {
         let mut table = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
         let artifacts = entry
@@ -201,13 +202,11 @@ impl Access {
 
     /// A token that is cancelled when the device loses its standing: whoever serves it an open stream must stop.
     pub fn cut(&self, id: &DeviceId) -> CancellationToken {
-        match self.cell(id) {
-            Some(device) => CancellationToken::clone(&device.cut.load()),
-            None => {
-                let _writers = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
-                CancellationToken::clone(&self.cell_or_insert(id).cut.load())
-            }
+        if let Some(device) = self.cell(id) {
+            return CancellationToken::clone(&device.cut.load());
         }
+        let _writers = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
+        CancellationToken::clone(&self.cell_or_insert(id).cut.load())
     }
 
     fn shard(&self, id: &DeviceId) -> &ArcSwap<HashMap<DeviceId, Arc<DeviceCell>>> {

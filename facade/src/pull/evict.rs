@@ -27,7 +27,7 @@ impl Default for Policy {
             max_size_bytes: None,
             max_age: None,
             min_free_bytes: 512 * 1024 * 1024,
-            max_partial_age: Duration::from_secs(7 * 24 * 3600),
+            max_partial_age: Duration::from_hours(7 * 24),
         }
     }
 }
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn keeps_everything_while_there_is_room() {
-        assert!(victims(&policy(), &[], 0, 0).is_empty());
+        assert_eq!(victims(&policy(), &[], 0, 0), Vec::<u64>::new());
         assert_eq!(
             victims(
                 &Policy {
@@ -116,7 +116,7 @@ mod tests {
                 0,
                 0
             ),
-            []
+            Vec::<u64>::new()
         );
     }
 
@@ -126,7 +126,7 @@ mod tests {
             max_size_bytes: Some(max),
             ..policy()
         };
-        assert!(victims(&sized(59), &[], 0, 0), [10]);
+        assert_eq!(victims(&sized(59), &[], 0, 0), [10]);
         assert_eq!(victims(&sized(49), &[], 0, 0), [10, 20]);
         assert_eq!(victims(&sized(60), &[], 0, 11), [10, 20]);
         assert_eq!(victims(&sized(0), &[], 0, 0), [10, 20, 30]);
@@ -138,8 +138,8 @@ mod tests {
             min_free_bytes: 100,
             ..policy()
         };
-        assert_eq!(victims(&free, &[], 100, 0).is_empty());
-        assert!(victims(&free, &[], 95, 0), [10]);
+        assert_eq!(victims(&free, &[], 100, 0), Vec::<u64>::new());
+        assert_eq!(victims(&free, &[], 95, 0), [10]);
         assert_eq!(victims(&free, &[], 100, 25), [10, 20]);
     }
 
@@ -159,8 +159,8 @@ mod tests {
             max_size_bytes: Some(0),
             ..policy()
         };
-        assert_eq!(victims(&none, &["a", "b", "c"], 0, 0).is_empty());
-        assert!(victims(&none, &["b"], 0, 0), [10, 30]);
+        assert_eq!(victims(&none, &["a", "b", "c"], 0, 0), Vec::<u64>::new());
+        assert_eq!(victims(&none, &["b"], 0, 0), [10, 30]);
     }
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
         };
         let mut held = [blob("a", 10, 5000)];
         let now = Timestamp::from_second(1000).unwrap();
-        assert_eq!(aged.victims(&mut held, &HashSet::new(), 0, 0, now).is_empty());
+        assert_eq!(aged.victims(&mut held, &HashSet::new(), 0, 0, now), []);
         assert!(!aged.is_abandoned(&held[0], now));
     }
 }

@@ -25,7 +25,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// When a registry limits the rate and does not say for how long.
 const DEFAULT_COOLDOWN: Duration = Duration::from_secs(5);
-const MAX_COOLDOWN: Duration = Duration::from_secs(3600);
+const MAX_COOLDOWN: Duration = Duration::from_hours(1);
 /// Pieces on their way from the socket to the disk.
 const QUEUED_PIECES: usize = 16;
 const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
@@ -295,8 +295,16 @@ impl Pilot<'_> {
                 source: source.clone(),
             }),
             PullError::Upstream { source, .. } if !source.is_retryable() => Attempt::Over(error),
-            PullError::NotConnected { .. } => Attempt::Over(error),
-            _ => Attempt::Cut(error),
+            PullError::Upstream { .. } | PullError::Stalled { .. } => Attempt::Cut(error),
+            PullError::NotConnected { .. }
+            | PullError::RateLimited { .. }
+            | PullError::Mismatch { .. }
+            | PullError::WrongOffset { .. }
+            | PullError::Slow { .. }
+            | PullError::Storage { .. }
+            | PullError::Read { .. }
+            | PullError::Died { .. }
+            | PullError::Stopping => Attempt::Over(error),
         }
     }
 

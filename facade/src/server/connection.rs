@@ -80,7 +80,7 @@ fn prepare(tcp: &TcpStream) -> std::io::Result<()> {
     let socket = socket2::SockRef::from(tcp);
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     // A device that vanished without a word: its connection must not wait for hours.
-    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)))
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_mins(1)))
 }
 
 /// What ends a connection that would go on.

@@ -36,9 +36,9 @@ impl Default for Limits {
             connections_per_address: 4_000,
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(30),
-            idle: Duration::from_secs(60),
-            stuck: Duration::from_secs(600),
-            age: Duration::from_secs(600),
+            idle: Duration::from_mins(1),
+            stuck: Duration::from_mins(10),
+            age: Duration::from_mins(10),
             drain: Duration::from_secs(30),
             streams: 64,
         }

@@ -66,8 +66,11 @@ impl Dialect {
         };
         let mut response = bytes(content_type, document.to_string());
         *response.status_mut() = status;
-        // containerd shows the reason phrase of HTTP/1.1 to its user, and nothing else of an error.
-        if let Ok(reason) = ReasonPhrase::try_from(format!("{code} {message}").into_bytes()) {
+        // containerd shows the reason phrase of HTTP/1.1 to its user, and nothing else of an error. Some parsers drop one
+        // that is not ASCII.
+        let visible = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+        let reason: String = format!("{code} {message}").chars().map(visible).collect();
+        if let Ok(reason) = ReasonPhrase::try_from(reason.into_bytes()) {
             response.extensions_mut().insert(reason);
         }
         response
@@ -138,20 +141,18 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
                 None,
             ),
         },
-        PullError::Upstream { source, .. } => match source.is_retryable() {
-            true => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "UNAVAILABLE",
-                "the registry does not answer",
-                Some(DEFAULT_RETRY),
-            ),
-            false => (
-                StatusCode::BAD_GATEWAY,
-                "UNAVAILABLE",
-                "the registry refuses the facade",
-                None,
-            ),
-        },
+        PullError::Upstream { source, .. } if source.is_retryable() => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "UNAVAILABLE",
+            "the registry does not answer",
+            Some(DEFAULT_RETRY),
+        ),
+        PullError::Upstream { .. } => (
+            StatusCode::BAD_GATEWAY,
+            "UNAVAILABLE",
+            "the registry refuses the facade",
+            None,
+        ),
         PullError::NotConnected { .. } => (
             StatusCode::BAD_GATEWAY,
             "UNAVAILABLE",

@@ -76,7 +76,7 @@ pub enum RouteError {
         allow: &'static str,
     },
     /// A tag stands where a digest must.
-    #[error("tags are not served: use a digest (sha256:…)")]
+    #[error("tags are not served: use a digest (NAME@sha256:HEX)")]
     Tag,
     /// What stands where a digest must is neither digest nor tag.
     #[error("{0}")]
@@ -138,7 +138,7 @@ fn metadata(path: &str) -> Result<Action, RouteError> {
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     // Names of delegated roles become file names somewhere: no directories, no hidden files (python-tuf PYSEC-2021-376).
-    if !plain || file.starts_with('.') || !file.ends_with(".json") || file.len() > 255 {
+    if !plain || file.starts_with('.') || file.strip_suffix(".json").is_none() || file.len() > 255 {
         return Err(RouteError::NotFound);
     }
     Ok(Action::Metadata {

@@ -19,7 +19,7 @@ use rustls::{
 };
 
 const MAX_REMEMBERED: usize = 16 * 1024;
-const REMEMBERED_FOR: Duration = Duration::from_secs(3600);
+const REMEMBERED_FOR: Duration = Duration::from_hours(1);
 
 /// Verifies client certificates, and remembers whom they speak for.
 pub(super) struct DeviceVerifier {
