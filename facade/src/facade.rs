@@ -69,6 +69,9 @@ pub enum StartError {
     /// The certificates do not work.
     #[error("the TLS configuration does not work")]
     Tls(#[from] TlsError),
+    /// The authorities that registries' certificates come from cannot be used.
+    #[error("TLS to registries cannot be set up")]
+    Roots(#[source] rustls::Error),
     /// The devices cannot be read.
     #[error("the devices cannot be read")]
     Devices(#[from] crate::catalog::devices::DevicesError),
@@ -312,7 +315,7 @@ async fn assemble(
     let keys = director::Keys { targets: data.director.targets, snapshot: data.director.snapshot, timestamp: data.director.timestamp };
     let director = Director::new(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone());
     director.put_root(data.director_root.pin.version.get(), &data.director_root.bytes).await?;
-    let upstreams = Upstreams::new(upstream_settings(config, clock));
+    let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
     let registries = Arc::new(registries);
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
