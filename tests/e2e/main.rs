@@ -1,1 +1,13 @@
-//! x
+//! The stories of Drayage, each on real parts: registries, containerd, both programs, sockets and TLS.
+//!
+//! Stories that need containerd have `containerd` in their name; `.config/nextest.toml` runs those one at a time.
+
+mod authorization;
+mod credentials;
+mod enroll;
+mod faults;
+mod import;
+mod pull;
+mod rig;
+mod stock_clients;
+mod tidy;
