@@ -2,6 +2,8 @@
 //!
 //! Stories that need containerd have `containerd` in their name; `.config/nextest.toml` runs those one at a time.
 
+#![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
+
 mod authorization;
 mod credentials;
 mod enroll;

@@ -21,7 +21,7 @@ impl Containerd {
         let config = directory.path().join("config.toml");
         write(&config, configuration(&directory));
         let process = launch(&directory);
-        let mut containerd = Self { directory, process };
+        let mut containerd = Self { process, directory };
         containerd.wait_until_ready();
         containerd
     }

@@ -86,16 +86,14 @@ pub fn send(
     body: &[u8],
 ) -> std::io::Result<Incoming> {
     let mut stream = TcpStream::connect(authority)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n");
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    let length = body.len().to_string();
+    let mut all = vec![("Host", authority), ("Connection", "close")];
+    all.extend(headers);
     if !body.is_empty() || matches!(method, "POST" | "PUT" | "PATCH") {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        all.push(("Content-Length", &length));
     }
-    head.push_str("\r\n");
-    stream.write_all(head.as_bytes())?;
+    stream.write_all(head(&format!("{method} {target} HTTP/1.1"), &all).as_bytes())?;
     stream.write_all(body)?;
     let mut reader = BufReader::new(stream);
     let mut status_line = String::new();
@@ -246,11 +244,10 @@ impl Drop for Server {
 
 /// Writes a whole answer.
 pub fn answer(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], body: &[u8]) {
-    let mut head = format!("HTTP/1.1 {status} {}\r\nConnection: close\r\n", reason(status));
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    head.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    let length = body.len().to_string();
+    let mut all = vec![("Connection", "close"), ("Content-Length", &length)];
+    all.extend(headers);
+    let head = status_head(status, &all);
     // The client may have hung up: that is for the client's side of the test to notice.
     drop(
         stream
@@ -259,8 +256,21 @@ pub fn answer(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], bod
     );
 }
 
+/// The head of an answer.
+pub fn status_head(status: u16, headers: &[(&str, &str)]) -> String {
+    head(&format!("HTTP/1.1 {status} {}", reason(status)), headers)
+}
+
+fn head(first_line: &str, headers: &[(&str, &str)]) -> String {
+    let lines = headers
+        .iter()
+        .flat_map(|(name, value)| [*name, ": ", *value, "\r\n"]);
+    let lines: String = [first_line, "\r\n"].into_iter().chain(lines).collect();
+    lines + "\r\n"
+}
+
 /// The phrase of a status line.
-pub fn reason(status: u16) -> &'static str {
+fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         206 => "Partial Content",

@@ -19,6 +19,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::missing_panics_doc,
+    clippy::return_self_not_must_use,
     reason = "a broken rig must stop the test that stands on it"
 )]
 

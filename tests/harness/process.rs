@@ -16,7 +16,7 @@ use serde_json::Value;
 pub const READY: Duration = Duration::from_secs(30);
 
 /// How long one command of a story may take.
-pub const COMMAND: Duration = Duration::from_secs(120);
+pub const COMMAND: Duration = Duration::from_mins(2);
 
 /// Asks until there is an answer; fails the test when none came by the deadline.
 pub fn poll<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -55,7 +55,7 @@ impl Process {
             .stdout(open())
             .stderr(open())
             .spawn()
-            .unwrap_or_else(|error| panic!("start {name} ({:?}): {error}", command.get_program()));
+            .unwrap_or_else(|error| panic!("start {name} ({}): {error}", command.get_program().display()));
         Self {
             name: name.into(),
             child,
@@ -187,7 +187,7 @@ impl Outcome {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("start {:?}: {error}", command.get_program()));
+            .unwrap_or_else(|error| panic!("start {}: {error}", command.get_program().display()));
         // A program that does not read its input closes it; that is its affair.
         drop(child.stdin.take().expect("a piped stdin").write_all(input));
         let output = child.wait_with_output().expect("wait for a command");

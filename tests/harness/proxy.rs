@@ -254,12 +254,11 @@ fn relay(
     body: &[u8],
     fault: Option<&Fault>,
 ) {
-    let passed = |name: &str| {
-        let hop = ["host", "connection", "content-length"]
-            .iter()
-            .any(|own| name.eq_ignore_ascii_case(own));
-        !hop && !(matches!(fault, Some(Fault::NoRange)) && name.eq_ignore_ascii_case("range"))
-    };
+    let mut own = vec!["host", "connection", "content-length"];
+    if matches!(fault, Some(Fault::NoRange)) {
+        own.push("range");
+    }
+    let passed = |name: &str| !own.iter().any(|own| name.eq_ignore_ascii_case(own));
     let headers = head.headers.0.iter().filter(|(name, _)| passed(name));
     let headers: Vec<(&str, &str)> = headers
         .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -277,18 +276,14 @@ fn pass_answer(
     mut incoming: Incoming,
     fault: Option<&Fault>,
 ) -> std::io::Result<()> {
-    let mut text = format!(
-        "HTTP/1.1 {} {}\r\nConnection: close\r\n",
-        incoming.status,
-        http::reason(incoming.status)
-    );
-    for (name, value) in &incoming.headers.0 {
-        if !name.eq_ignore_ascii_case("connection") {
-            text.push_str(&format!("{name}: {value}\r\n"));
-        }
-    }
-    text.push_str("\r\n");
-    stream.write_all(text.as_bytes())?;
+    let passed = incoming
+        .headers
+        .0
+        .iter()
+        .filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
+    let passed = passed.map(|(name, value)| (name.as_str(), value.as_str()));
+    let headers: Vec<(&str, &str)> = std::iter::once(("Connection", "close")).chain(passed).collect();
+    stream.write_all(http::status_head(incoming.status, &headers).as_bytes())?;
     if head.method == "HEAD" {
         return Ok(());
     }

@@ -262,35 +262,37 @@ fn launch(directory: &Path, door: &Door, port: u16) -> Process {
 
 fn configuration(directory: &Path, door: &Door, port: u16) -> String {
     let data = directory.join("data");
-    let secret = "upload-state";
-    let mut text = format!(
+    let storage = format!(
         "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-         rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: {secret}\n",
+         rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n  secret: upload-state\n",
         data.display()
     );
+    storage + &authentication(directory, door)
+}
+
+fn authentication(directory: &Path, door: &Door) -> String {
     match door {
-        Door::Open => {}
+        Door::Open => String::new(),
         Door::Password => {
             let file = directory.join("htpasswd");
             write(&file, htpasswd());
-            text.push_str(&format!(
+            format!(
                 "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
                 file.display()
-            ));
+            )
         }
         Door::Token(server) => {
             let bundle = directory.join("token-service.pem");
             write(&bundle, server.certificate_pem());
-            text.push_str(&format!(
+            format!(
                 "auth:\n  token:\n    realm: {}\n    service: {}\n    issuer: {}\n    rootcertbundle: {}\n",
                 server.realm(),
                 crate::token::SERVICE,
                 crate::token::ISSUER,
                 bundle.display()
-            ));
+            )
         }
     }
-    text
 }
 
 fn htpasswd() -> String {
