@@ -12,4 +12,5 @@ mod import;
 mod pull;
 mod rig;
 mod stock_clients;
+mod tamper;
 mod tidy;

@@ -25,11 +25,13 @@ const PURE: [&str; 8] = [
 ];
 
 /// What code that touches nothing has no use for.
-const IMPURE: [&str; 11] = [
+const IMPURE: [&str; 13] = [
     "async ",
     ".await",
     "tokio",
-    "std::net",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
     "std::fs",
     "std::env",
     "std::process",

@@ -16,6 +16,7 @@ pub struct Facade {
     process: Option<Process>,
     directory: TempDir,
     device_port: u16,
+    device_listen_port: u16,
     operator_port: u16,
     settings: Vec<(String, String)>,
 }
@@ -28,9 +29,11 @@ impl Facade {
 
     /// The same, with more settings (environment variables).
     pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        let device_port = free_port();
         let mut facade = Self {
             directory: TempDir::new().expect("make a directory"),
-            device_port: free_port(),
+            device_port,
+            device_listen_port: device_port,
             operator_port: free_port(),
             settings: settings
                 .iter()
@@ -56,7 +59,10 @@ impl Facade {
     fn serve(&mut self) {
         let mut command = Command::new(program("facade"));
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
-        command.env("FACADE_DEVICE_LISTEN", format!("127.0.0.1:{}", self.device_port));
+        command.env(
+            "FACADE_DEVICE_LISTEN",
+            format!("127.0.0.1:{}", self.device_listen_port),
+        );
         command.env(
             "FACADE_OPERATOR_LISTEN",
             format!("127.0.0.1:{}", self.operator_port),
@@ -131,6 +137,14 @@ impl Facade {
     pub fn start_again(&mut self) {
         self.kill9();
         self.serve();
+    }
+
+    /// Starts it again on another device port, while devices still use the old one: room for someone in between.
+    /// Gives the old and the new port.
+    pub fn move_device_door(&mut self) -> (u16, u16) {
+        self.device_listen_port = free_port();
+        self.start_again();
+        (self.device_port, self.device_listen_port)
     }
 
     /// Runs an operator's verb with `--output json`.

@@ -167,7 +167,7 @@ fn read_chunks(reader: &mut BufReader<TcpStream>, into: &mut Vec<u8>) -> std::io
 }
 
 /// Reads a request head, and its body when it declares a length.
-pub fn read_request(stream: &TcpStream) -> std::io::Result<(RequestHead, Vec<u8>)> {
+pub fn read_request(stream: impl Read) -> std::io::Result<(RequestHead, Vec<u8>)> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
@@ -203,7 +203,12 @@ pub struct Server {
 impl Server {
     /// Serves every connection with `serve` until dropped.
     pub fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on loopback");
+        Self::start_on(0, serve)
+    }
+
+    /// The same on a certain port.
+    pub fn start_on(port: u16, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen on loopback");
         let port = listener.local_addr().expect("a local address").port();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -243,7 +248,7 @@ impl Drop for Server {
 }
 
 /// Writes a whole answer.
-pub fn answer(mut stream: &TcpStream, status: u16, headers: &[(&str, &str)], body: &[u8]) {
+pub fn answer(mut stream: impl Write, status: u16, headers: &[(&str, &str)], body: &[u8]) {
     let length = body.len().to_string();
     let mut all = vec![("Connection", "close"), ("Content-Length", &length)];
     all.extend(headers);

@@ -14,6 +14,7 @@
 //! - [`facade`], [`device`]: the two programs of Drayage
 //! - [`authority`]: certificates the facade would never have issued
 //! - [`client`]: stock clients against the device door
+//! - [`liar`]: a facade that lies about signed metadata
 
 #![expect(
     clippy::expect_used,
@@ -30,6 +31,7 @@ pub mod device;
 pub mod facade;
 pub mod http;
 pub mod image;
+pub mod liar;
 pub mod process;
 pub mod proxy;
 pub mod registry;
@@ -40,6 +42,7 @@ pub use containerd::Containerd;
 pub use device::Device;
 pub use facade::Facade;
 pub use image::{Image, ImageBuilder};
+pub use liar::Liar;
 pub use process::{Outcome, Process, poll};
 pub use proxy::{Fault, Proxy, When};
 pub use registry::{Pushed, Registry};
