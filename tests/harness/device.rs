@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use crate::containerd::Containerd;
 use crate::facade::{Facade, files_below};
-use crate::process::{Outcome, Process, program, setting};
+use crate::image::host_platform;
+use crate::process::{self, Outcome, Process, setting};
 
 /// A device of the rig.
 pub struct Device {
@@ -193,11 +194,14 @@ impl Device {
 
 fn agent() -> Command {
     let Some(words) = setting("DRAYAGE_AGENT_COMMAND") else {
-        return Command::new(program("device-agent"));
+        return process::command("device-agent");
     };
     let words = words.to_string_lossy().into_owned();
     let mut words = words.split_whitespace();
     let mut command = Command::new(words.next().expect("a command in DRAYAGE_AGENT_COMMAND"));
     command.args(words);
+    let mut command = process::in_clean_environment(command);
+    // An ARM build takes itself for an ARM board; the images of the stories run on this machine.
+    command.env("DEVICE_AGENT_PLATFORM", host_platform());
     command
 }

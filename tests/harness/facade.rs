@@ -1,13 +1,12 @@
 //! The facade as an operator has it: `init`, `serve`, and every other verb as a command of its own.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http;
-use crate::process::{Outcome, Process, free_port, program};
+use crate::process::{self, Outcome, Process, free_port};
 use crate::registry::{PASSWORD, Pushed, Registry, USER};
 
 /// A running facade with a data directory of its own.
@@ -48,7 +47,7 @@ impl Facade {
 
     /// Runs `facade init` on the data directory.
     pub fn init(&self) -> Outcome {
-        let mut command = Command::new(program("facade"));
+        let mut command = process::command("facade");
         command.arg("init").arg("--data-dir").arg(self.data_dir());
         Outcome::of(
             command.args(["--hostname", "localhost", "--hostname", "127.0.0.1"]),
@@ -57,7 +56,7 @@ impl Facade {
     }
 
     fn serve(&mut self) {
-        let mut command = Command::new(program("facade"));
+        let mut command = process::command("facade");
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
         command.env(
             "FACADE_DEVICE_LISTEN",
@@ -154,7 +153,7 @@ impl Facade {
 
     /// The same, with something on standard input.
     pub fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
-        let mut command = Command::new(program("facade"));
+        let mut command = process::command("facade");
         command.args(args).args(["--output", "json"]);
         command.env("FACADE_SERVER", format!("http://{}", self.operator_authority()));
         command.env("FACADE_TOKEN_FILE", self.admin_token_file());

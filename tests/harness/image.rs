@@ -196,8 +196,19 @@ impl ImageBuilder {
 
     /// Adds a layer with one file.
     #[must_use]
-    pub fn file(mut self, path: &str, mode: u32, content: &[u8]) -> Self {
-        let mut archive = tar::Builder::new(Vec::new());
+    pub fn file(self, path: &str, mode: u32, content: &[u8]) -> Self {
+        self.layer(path, mode, content, Compression::fast())
+    }
+
+    /// Adds a layer of about `size_bytes` that does not compress.
+    #[must_use]
+    pub fn random_layer(self, size_bytes: usize) -> Self {
+        let path = format!("random-{}", self.layers.len());
+        self.layer(&path, 0o644, &noise(size_bytes), Compression::none())
+    }
+
+    fn layer(mut self, path: &str, mode: u32, content: &[u8], compression: Compression) -> Self {
+        let mut archive = tar::Builder::new(Vec::with_capacity(content.len() + 2048));
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(mode);
@@ -206,7 +217,7 @@ impl ImageBuilder {
             .append_data(&mut header, path, content)
             .expect("add a file to a layer");
         let plain = archive.into_inner().expect("finish a layer");
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len()), compression);
         encoder.write_all(&plain).expect("compress a layer");
         let compressed = encoder.finish().expect("compress a layer");
         self.layers.push(Layer {
@@ -214,13 +225,6 @@ impl ImageBuilder {
             compressed: Arc::new(compressed),
         });
         self
-    }
-
-    /// Adds a layer of about `size_bytes` that does not compress.
-    #[must_use]
-    pub fn random_layer(self, size_bytes: usize) -> Self {
-        let path = format!("random-{}", self.layers.len());
-        self.file(&path, 0o644, &noise(size_bytes))
     }
 
     /// The finished image.
@@ -283,23 +287,9 @@ pub fn host_platform() -> String {
     format!("linux/{architecture}")
 }
 
-/// Bytes that do not compress, different each time: one random megabyte, each repetition stirred by its number.
+/// Bytes that do not compress.
 fn noise(size_bytes: usize) -> Vec<u8> {
-    let mut block = vec![0; 1 << 20];
-    getrandom::fill(&mut block).expect("random bytes");
-    let mut bytes = Vec::with_capacity(size_bytes);
-    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    while bytes.len() < size_bytes {
-        let take = block.len().min(size_bytes - bytes.len());
-        bytes.extend(block.iter().take(take));
-        for word in block.chunks_exact_mut(8) {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            for (byte, stir) in word.iter_mut().zip((state ^ (state >> 29)).to_le_bytes()) {
-                *byte ^= stir;
-            }
-        }
-    }
+    let mut bytes = vec![0; size_bytes];
+    getrandom::fill(&mut bytes).expect("random bytes");
     bytes
 }

@@ -134,20 +134,36 @@ impl Process {
         })
     }
 
+    /// Waits until it ends by itself, and gives the most memory it has had resident as well.
+    ///
+    /// The peak is read while it runs, every millisecond: what it grew by in its very last one is not seen.
+    pub fn wait_measuring(&mut self, deadline: Duration) -> (ExitStatus, u64) {
+        let started = Instant::now();
+        let mut peak = 0;
+        loop {
+            peak = peak.max(self.try_peak_rss_bytes().unwrap_or(0));
+            if let Some(status) = self.child.try_wait().expect("wait for a child") {
+                return (status, peak);
+            }
+            assert!(
+                started.elapsed() < deadline,
+                "{} did not end in {deadline:?}",
+                self.name
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// The most memory it has had resident so far (`VmHWM`).
     pub fn peak_rss_bytes(&self) -> u64 {
-        let status =
-            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("read /proc status");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .expect("a VmHWM line");
-        let kib: u64 = line
-            .split_whitespace()
-            .nth(1)
-            .and_then(|n| n.parse().ok())
-            .expect("a VmHWM number");
-        kib * 1024
+        self.try_peak_rss_bytes().expect("a VmHWM line in /proc")
+    }
+
+    fn try_peak_rss_bytes(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib * 1024)
     }
 }
 
@@ -266,6 +282,20 @@ pub fn program(name: &str) -> PathBuf {
         .unwrap_or_else(|| {
             panic!("the program {name} is not built: run `cargo build -p {name}` first (tests/run does), or set DRAYAGE_BIN_DIR")
         })
+}
+
+/// A command that runs one of the workspace's programs with nothing of the caller's environment: no proxy, no setting.
+pub fn command(name: &str) -> Command {
+    in_clean_environment(Command::new(program(name)))
+}
+
+/// The same command without the caller's environment.
+pub fn in_clean_environment(mut command: Command) -> Command {
+    command.env_clear().env(
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    );
+    command
 }
 
 /// The directory of the test's own build profile (`target/debug`), found above the running test.
