@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use harness::process::Outcome;
+use harness::process::{COMMAND, Outcome};
 use harness::registry::{PASSWORD, USER};
-use harness::{Containerd, Fault, Image, ImageBuilder, Proxy, Registry, When, http};
+use harness::{Containerd, Fault, Image, ImageBuilder, Process, Proxy, Registry, When, http};
 use pki::digest::{Digest, verify};
 use tempfile::TempDir;
 
@@ -115,6 +115,8 @@ fn proxy_does_each_fault_once_and_counts() {
     assert_eq!(get().unwrap().body, **whole);
     proxy.once(on(), Fault::CutAfter(100_000));
     assert_eq!(get().unwrap().body, whole[..100_000]);
+    proxy.once(on(), Fault::CutAfter(0));
+    assert!(get().unwrap().body.is_empty());
     proxy.once(on(), Fault::WrongByteAt(200_000));
     let wrong = get().unwrap().body;
     assert_eq!(wrong.iter().zip(whole.iter()).filter(|(a, b)| a != b).count(), 1);
@@ -140,7 +142,7 @@ fn proxy_does_each_fault_once_and_counts() {
     );
     assert_eq!(get().unwrap().body, **whole);
     assert_eq!(get().unwrap().body, **whole);
-    assert_eq!(proxy.count("GET", &digest), 6);
+    assert_eq!(proxy.count("GET", &digest), 7);
 }
 
 #[test]
@@ -172,5 +174,18 @@ fn containerd_starts_pulls_runs_and_ends() {
     containerd.collect_garbage();
     assert_eq!(containerd.images(), [pushed.artifact()]);
     assert!(containerd.content().contains(&pushed.digest));
-    assert!(containerd.ingests().is_empty());
+    assert!(containerd.ingests().is_empty() && containerd.leases().is_empty());
+}
+
+#[test]
+fn peak_memory_of_a_process_is_seen() {
+    let directory = TempDir::new().unwrap();
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/zero", "of=/dev/null", "bs=50000000", "count=40"]);
+    let mut process = Process::start("dd", &mut dd, &directory.path().join("log"));
+    let (status, peak) = process.wait_measuring(COMMAND);
+    assert!(
+        status.success() && (50_000_000..60_000_000).contains(&peak),
+        "{peak}"
+    );
 }

@@ -306,6 +306,7 @@ fn pass_body(
     loop {
         let limit = next_stop(fault, sent).map_or(piece.len(), |left| piece.len().min(left));
         let count = body.read(piece.get_mut(..limit).unwrap_or_default())?;
+        // The end of the body, or of what the cut lets through.
         if count == 0 {
             break;
         }
@@ -315,13 +316,12 @@ fn pass_body(
         sent += count as u64;
         shared.lock().body_bytes += count as u64;
         match fault {
-            Some(Fault::CutAfter(at)) if sent >= *at => return stream.shutdown(Shutdown::Both),
             Some(Fault::HoldAfter(at)) if sent == *at => shared.hold(),
             Some(Fault::Drip { pause, .. }) => std::thread::sleep(*pause),
             _ => {}
         }
     }
-    stream.flush()
+    stream.shutdown(Shutdown::Both)
 }
 
 fn piece_bytes(fault: Option<&Fault>) -> usize {
@@ -334,7 +334,8 @@ fn piece_bytes(fault: Option<&Fault>) -> usize {
 /// Bytes until the offset at which something happens.
 fn next_stop(fault: Option<&Fault>, sent: u64) -> Option<usize> {
     match fault {
-        Some(Fault::CutAfter(at) | Fault::HoldAfter(at)) if *at > sent => usize::try_from(at - sent).ok(),
+        Some(Fault::CutAfter(at)) => usize::try_from(at.saturating_sub(sent)).ok(),
+        Some(Fault::HoldAfter(at)) if *at > sent => usize::try_from(at - sent).ok(),
         _ => None,
     }
 }
