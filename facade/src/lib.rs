@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod init;
 pub mod metrics;
 pub mod publish;
 pub mod pull;
