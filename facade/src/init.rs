@@ -5,6 +5,7 @@
 
 mod files;
 mod load;
+mod renew;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 
 use self::files::Files;
 pub use self::load::{DataDir, FirstRoot, RepositoryKeys};
+pub use self::renew::renew_server_certificate;
 
 const TRUST_DOMAIN: &str = "trust-domain";
 const ROOT_KEY: &str = "ca/root.key";

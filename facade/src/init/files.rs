@@ -1,7 +1,6 @@
 //! Files that only their owner may see, each there whole or not at all.
 //!
-//! A file is written beside its place, flushed, and moved in without ever replacing another; then the directory is
-//! flushed. A link, another's file, or a file that others can read is refused: it would put the keys in other hands.
+//! A file is written beside its place, flushed, and moved in; then the directory is flushed. A link, another's file, or a file that others can read is refused: it would put the keys in other hands.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -83,6 +82,15 @@ impl Files {
 
     /// Puts a file in its place, where there must be none.
     pub(super) fn publish(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
+        self.put(name, content, RenameFlags::NOREPLACE)
+    }
+
+    /// Puts a file in the place of another; whoever reads meanwhile has the one or the other.
+    pub(super) fn replace(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
+        self.put(name, content, RenameFlags::empty())
+    }
+
+    fn put(&self, name: &str, content: &[u8], how: RenameFlags) -> Result<(), InitError> {
         let path = self.path(name);
         let parent = path.parent().unwrap_or(&self.root);
         make_directory(parent)?;
@@ -92,7 +100,7 @@ impl Files {
             fs::remove_file(&draft).map_err(|source| failed("remove", &draft, source))?;
         }
         write_draft(&draft, content).map_err(|source| failed("write", &draft, source))?;
-        renameat_with(CWD, &draft, CWD, &path, RenameFlags::NOREPLACE)
+        renameat_with(CWD, &draft, CWD, &path, how)
             .map_err(|source| failed("put in place", &path, source.into()))?;
         sync_directory(parent)
     }

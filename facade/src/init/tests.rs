@@ -293,3 +293,33 @@ fn rejects_a_second_run_while_one_is_at_work() {
     drop(files);
     rig.init().unwrap();
 }
+
+#[test]
+fn the_server_certificate_renews_itself_under_its_key_when_two_thirds_are_over() {
+    let rig = rig();
+    rig.init().unwrap();
+    let before = rig.open().unwrap();
+    let day = |days: i64| rig.options.now + SignedDuration::from_hours(24 * days);
+    assert!(!renew_server_certificate(&rig.options.data_dir, day(59)).unwrap());
+    assert!(renew_server_certificate(&rig.options.data_dir, day(61)).unwrap());
+    assert!(!renew_server_certificate(&rig.options.data_dir, day(61)).unwrap());
+    let after = rig.open().unwrap();
+    assert_ne!(after.server_chain, before.server_chain);
+    assert_eq!(after.server_names, before.server_names);
+    assert_eq!(after.server_key, before.server_key);
+    assert_eq!(rig.init().unwrap(), Outcome::default());
+}
+
+#[test]
+fn a_server_certificate_of_the_operators_own_is_left_alone() {
+    let rig = rig();
+    rig.init().unwrap();
+    let key = load::private_key(&Files::open(&rig.options.data_dir).unwrap(), SERVER_KEY).unwrap();
+    let mut params = rcgen::CertificateParams::new(rig.options.hostnames.clone()).unwrap();
+    params.not_after = rcgen::date_time_ymd(2026, 12, 1);
+    let own = params.self_signed(&key).unwrap();
+    fs::write(rig.path(SERVER), own.pem()).unwrap();
+    let late = rig.options.now + SignedDuration::from_hours(24 * 365);
+    assert!(!renew_server_certificate(&rig.options.data_dir, late).unwrap());
+    assert_eq!(rig.open().unwrap().server_chain.len(), 1);
+}
