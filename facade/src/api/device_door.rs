@@ -153,18 +153,28 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     for refusal in &report.refused {
         tracing::warn!(device.id = %device.id(), subject = ?refusal.subject, code = %refusal.code, reason = %refusal.reason, "device refused");
     }
-    match facade.devices.record_report(report, facade.clock.now()).await {
-        Ok(answer) => json(&answer),
-        Err(CertificateError::Store(error)) => {
-            tracing::error!(error = %chain(&error), "report could not be kept");
-            Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again")
-        }
-        Err(error) => {
-            tracing::warn!(device.id = %device.id(), error = %chain(&error), "report refused");
-            facade.reload_device(device.id()).await;
-            Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "the device is not welcome")
-        }
+    let now = facade.clock.now();
+    // The first report under a new certificate shows that the device has it: the one before is refused from here on.
+    match facade.devices.confirm(device.id(), device.identity().serial(), now).await {
+        Ok(Some(changed)) => facade.rollouts.device_changed(&changed),
+        Ok(None) => {}
+        Err(error) => return report_refused(facade, device, error).await,
     }
+    match facade.devices.record_report(report, now).await {
+        Ok(answer) => json(&answer),
+        Err(error) => report_refused(facade, device, error).await,
+    }
+}
+
+async fn report_refused(facade: &Facade, device: &Device, error: CertificateError) -> Response<Body> {
+    if let CertificateError::Store(error) = error {
+        tracing::error!(error = %chain(&error), "report could not be kept");
+        return Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again");
+    }
+    tracing::warn!(device.id = %device.id(), error = %chain(&error), "report refused");
+    // A refusal may have quarantined the device; requests are decided from memory.
+    facade.reload_device(device.id()).await;
+    Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "the device is not welcome")
 }
 
 fn json<T: Serialize>(value: &T) -> Response<Body> {
