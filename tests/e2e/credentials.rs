@@ -47,7 +47,7 @@ fn one_token_serves_a_whole_pull() {
     let before = registry.tokens().unwrap().asked();
     facade.deliver(&pushed, "board-1");
     device.sync().expect_success();
-    assert_eq!(device.delivered(), [pushed.digest]);
+    assert_eq!(device.delivered(), [pushed.digest].into());
     assert_eq!(registry.tokens().unwrap().asked() - before, 1);
 }
 

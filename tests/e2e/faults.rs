@@ -53,7 +53,7 @@ impl Scene {
         device.assert_nothing_unverified();
         device.sync().expect_success();
         device.assert_nothing_unverified();
-        assert_eq!(device.delivered(), [self.pushed.digest]);
+        assert_eq!(device.delivered(), [self.pushed.digest].into());
         assert!(self.image.digests().iter().all(|digest| device.holds(digest)));
     }
 }

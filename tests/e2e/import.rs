@@ -49,7 +49,7 @@ fn artifact_stays_what_it_was_when_the_tag_moves() {
     facade.deliver(&frozen, "board-1");
     registry.push("team/app", "v1", &small());
     device.sync().expect_success();
-    assert_eq!(device.delivered(), [frozen.digest]);
+    assert_eq!(device.delivered(), [frozen.digest].into());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn rejects_malformed_references_as_wrong_use() {
     let facade = Facade::start();
     for repository in [
         "",
-        "UPPER/case",
+        "host.example/UPPER",
         "host:99999/app",
         "a//b",
         "app:tag",

@@ -22,7 +22,7 @@ fn image_reaches_a_directory_whole_and_verified() {
     let device = Device::enrolled("board-1", &facade);
     facade.deliver(&pushed, "board-1");
     device.sync().expect_success();
-    assert_eq!(device.delivered(), [pushed.digest]);
+    assert_eq!(device.delivered(), [pushed.digest].into());
     for digest in image.digests() {
         assert!(device.holds(&digest), "{digest}");
     }
@@ -141,7 +141,7 @@ fn second_sync_and_second_device_ask_the_registry_nothing() {
     first.sync().expect_success();
     second.sync().expect_success();
     assert!(proxy.seen().is_empty(), "{:?}", proxy.seen());
-    assert_eq!(second.delivered(), [pushed.digest]);
+    assert_eq!(second.delivered(), [pushed.digest].into());
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn group_assignment_reaches_every_member() {
     facade.ok(&["assign", &pushed.artifact(), "--group", "line-a"]);
     for device in &devices {
         device.sync().expect_success();
-        assert_eq!(device.delivered(), [pushed.digest]);
+        assert_eq!(device.delivered(), [pushed.digest].into());
     }
 }
 

@@ -60,5 +60,5 @@ fn takes_the_image_when_the_liar_tells_the_truth() {
     // No path contains this word: the scene above fails for the lie, not for the stage.
     let _liar = Liar::between(&mut facade, &device, &["nothing of the kind"]);
     device.sync().expect_success();
-    assert_eq!(device.delivered(), [pushed.digest]);
+    assert_eq!(device.delivered(), [pushed.digest].into());
 }

@@ -2,6 +2,7 @@
 //!
 //! `DRAYAGE_AGENT_COMMAND` replaces the agent's program, so that the same stories run an ARM build under qemu.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -149,8 +150,8 @@ impl Device {
         Outcome::of(command.args(&self.sink), b"").expect_success().json()
     }
 
-    /// The digests the layout directory's index names.
-    pub fn delivered(&self) -> Vec<Digest> {
+    /// The digests the layout directory's index names, each once whatever it is called.
+    pub fn delivered(&self) -> BTreeSet<Digest> {
         let bytes = std::fs::read(self.layout_dir().join("index.json")).unwrap_or_default();
         let index: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let entries = index
