@@ -21,7 +21,7 @@ fn reports_each_tag_of_a_batch() {
     let facade = Facade::start();
     facade.connect(&registry);
     facade
-        .cli(&["import", &first.repository, "v1", "missing", "v2"])
+        .cli(&["import", &first.repository, "v1", "missing", "not a tag", "v2"])
         .expect_code(3);
     let listed = artifacts(&facade);
     assert!(listed.contains(&first.digest.to_string()) && listed.contains(&second.digest.to_string()));
@@ -140,7 +140,6 @@ fn rejects_malformed_references_as_wrong_use() {
         facade.cli(&["tags", repository]).expect_code(2);
         facade.cli(&["import", repository, "v1"]).expect_code(2);
     }
-    facade.cli(&["import", "team/app", "bad tag"]).expect_code(2);
 }
 
 #[test]

@@ -1,43 +1,64 @@
 //! Clients that know nothing of Drayage pull through the facade, with a device's certificate and by digest.
 
 use harness::client::{ctr_pull, skopeo_copy};
-use harness::{Containerd, Device, Facade, Image, ImageBuilder, Proxy, Registry};
+use harness::{Containerd, Device, Facade, Image, ImageBuilder, Outcome, Proxy, Pushed, Registry};
 use tempfile::TempDir;
+
+/// A facade, an enrolled device, and an image in a registry whose host has no port: skopeo's references allow one port,
+/// and that is the facade's.
+struct Scene {
+    _registry: Registry,
+    _proxy: Proxy,
+    facade: Facade,
+    device: Device,
+    pushed: Pushed,
+    into: TempDir,
+}
+
+impl Scene {
+    fn set() -> Self {
+        let registry = Registry::open();
+        let proxy = Proxy::on_port_80_before(&registry.host());
+        let image = ImageBuilder::new().random_layer(500_000).build();
+        let pushed = registry.push("team/app", "v1", &image).through(&proxy.host());
+        let facade = Facade::start();
+        facade.connect_as(&registry, &proxy.host());
+        facade.import(&pushed);
+        let device = Device::enrolled("board-1", &facade);
+        let into = TempDir::new().expect("make a directory");
+        Self {
+            _registry: registry,
+            _proxy: proxy,
+            facade,
+            device,
+            pushed,
+            into,
+        }
+    }
+
+    fn skopeo_copy(&self) -> Outcome {
+        let source = format!("{}/{}", self.facade.device_authority(), self.pushed.artifact());
+        skopeo_copy(&source, &self.device.identity(), &self.into.path().join("copy"))
+    }
+}
 
 #[test]
 fn skopeo_copies_by_digest() {
-    let registry = Registry::open();
-    let pushed = registry.push(
-        "team/app",
-        "v1",
-        &ImageBuilder::new().random_layer(500_000).build(),
-    );
-    let facade = Facade::start();
-    facade.connect(&registry);
-    let device = Device::enrolled("board-1", &facade);
-    facade.deliver(&pushed, "board-1");
-    let into = TempDir::new().unwrap();
-    let source = format!("{}/{}", facade.device_authority(), pushed.artifact());
-    skopeo_copy(&source, &device.identity(), &into.path().join("copy")).expect_success();
+    let scene = Scene::set();
+    scene
+        .facade
+        .ok(&["assign", &scene.pushed.artifact(), "--device", "board-1"]);
+    scene.skopeo_copy().expect_success();
 }
 
 #[test]
 fn skopeo_is_refused_what_the_device_is_not_assigned() {
-    let registry = Registry::open();
-    let pushed = registry.push(
-        "team/app",
-        "v1",
-        &ImageBuilder::new().random_layer(500_000).build(),
-    );
-    let facade = Facade::start();
-    facade.connect(&registry);
-    let device = Device::enrolled("board-1", &facade);
-    facade.import(&pushed);
-    let into = TempDir::new().unwrap();
-    let source = format!("{}/{}", facade.device_authority(), pushed.artifact());
-    assert_ne!(
-        skopeo_copy(&source, &device.identity(), &into.path().join("copy")).code,
-        0
+    let refused = Scene::set().skopeo_copy();
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.text().to_lowercase().contains("denied"),
+        "{}",
+        refused.text()
     );
 }
 

@@ -3,7 +3,7 @@
 //! One request per connection, so that what a test sees on the wire is what it asked for.
 
 use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -195,7 +195,7 @@ pub fn read_request(stream: impl Read) -> std::io::Result<(RequestHead, Vec<u8>)
 
 /// A loopback server with a thread per connection, ended when dropped.
 pub struct Server {
-    port: u16,
+    address: SocketAddr,
     stop: Arc<AtomicBool>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -208,8 +208,14 @@ impl Server {
 
     /// The same on a certain port.
     pub fn start_on(port: u16, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen on loopback");
-        let port = listener.local_addr().expect("a local address").port();
+        Self::start_at((Ipv4Addr::LOCALHOST, port).into(), serve)
+    }
+
+    /// The same at a certain address.
+    pub fn start_at(address: SocketAddr, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener =
+            TcpListener::bind(address).unwrap_or_else(|error| panic!("listen at {address}: {error}"));
+        let address = listener.local_addr().expect("a local address");
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let serve = Arc::new(serve);
@@ -224,15 +230,15 @@ impl Server {
             }
         });
         Self {
-            port,
+            address,
             stop,
             accepting: Some(accepting),
         }
     }
 
-    /// `127.0.0.1:port`.
+    /// `address:port`.
     pub fn authority(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 }
 

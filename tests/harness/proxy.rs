@@ -1,7 +1,7 @@
 //! The faulty wire: a reverse proxy in front of a registry that does as scripted and remembers every request.
 
 use std::io::{Read, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -113,16 +113,31 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a faultless wire to `upstream` (`host:port`).
     pub fn before(upstream: &str) -> Self {
+        Self::at((Ipv4Addr::LOCALHOST, 0).into(), upstream)
+    }
+
+    /// The same on port 80 of a loopback address of its own: a registry host without a port in its name, as image
+    /// references with two hosts in them need it. Only root may listen there.
+    pub fn on_port_80_before(upstream: &str) -> Self {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        Self::at((Ipv4Addr::new(127, 80, high, low.max(1)), 80).into(), upstream)
+    }
+
+    fn at(address: SocketAddr, upstream: &str) -> Self {
         let shared = Arc::new(Shared::default());
         let serving = Arc::clone(&shared);
         let upstream = upstream.to_owned();
-        let server = Server::start(move |stream| serve(&serving, &upstream, &stream));
+        let server = Server::start_at(address, move |stream| serve(&serving, &upstream, &stream));
         Self { server, shared }
     }
 
-    /// `127.0.0.1:port`.
+    /// `address:port`, without the port where it is 80.
     pub fn host(&self) -> String {
-        self.server.authority()
+        let authority = self.server.authority();
+        authority
+            .strip_suffix(":80")
+            .map(str::to_owned)
+            .unwrap_or(authority)
     }
 
     /// Lets the next request that `when` describes meet `fault`.
