@@ -31,7 +31,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/x-amz-json-1.1";
 const GET_TOKEN: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
 /// For a password that says it has expired already.
-const SHORT_LIFETIME: Duration = Duration::from_secs(60);
+const SHORT_LIFETIME: Duration = Duration::from_mins(1);
 
 /// How to become who may pull, without secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

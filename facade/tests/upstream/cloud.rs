@@ -237,42 +237,45 @@ fn element(xml: &str, name: &str) -> String {
     rest.split_once(&format!("</{name}>")).unwrap().0.to_owned()
 }
 
-#[tokio::test]
-async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
-    let moto = moto();
+/// A user who may assume a role, and the role that may ask ECR: access key, its secret, the role's name.
+fn pull_role(address: SocketAddr) -> (String, Secret, String) {
     let allow = |action: &str| {
         format!(
             "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B%22Effect%22%3A%22Allow%22%2C%22Action%22%3A%22{action}%22%2C%22Resource%22%3A%22%2A%22%7D%5D%7D"
         )
     };
-    iam(
-        moto.address,
-        "Action=CreateUser&Version=2010-05-08&UserName=facade",
-    );
+    iam(address, "Action=CreateUser&Version=2010-05-08&UserName=facade");
     let key = iam(
-        moto.address,
+        address,
         "Action=CreateAccessKey&Version=2010-05-08&UserName=facade",
     );
     let policy = allow("sts%3AAssumeRole");
     iam(
-        moto.address,
+        address,
         &format!(
             "Action=PutUserPolicy&Version=2010-05-08&UserName=facade&PolicyName=p&PolicyDocument={policy}"
         ),
     );
     let trust = allow("sts%3AAssumeRole");
     let role = iam(
-        moto.address,
+        address,
         &format!("Action=CreateRole&Version=2010-05-08&RoleName=pull&AssumeRolePolicyDocument={trust}"),
     );
     let policy = allow("ecr%3AGetAuthorizationToken");
     iam(
-        moto.address,
+        address,
         &format!(
             "Action=PutRolePolicy&Version=2010-05-08&RoleName=pull&PolicyName=p&PolicyDocument={policy}"
         ),
     );
+    let secret = Secret::new(element(&key, "SecretAccessKey"));
+    (element(&key, "AccessKeyId"), secret, element(&role, "Arn"))
+}
 
+#[tokio::test]
+async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
+    let moto = moto();
+    let (id, secret, role) = pull_role(moto.address);
     let registry = Fake::start(|seen| match seen.header("authorization") {
         Some(given) => {
             let login = BASE64
@@ -286,8 +289,6 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
         None => Reply::challenge("Basic realm=\"https://ecr\",service=\"ecr.amazonaws.com\""),
     });
     let base = format!("http://{}/", moto.address);
-    let secret = Secret::new(element(&key, "SecretAccessKey"));
-    let id = element(&key, "AccessKeyId");
     let settings = Settings {
         endpoints: Endpoints {
             aws_sts: Some(base.clone()),
@@ -319,7 +320,7 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
     };
     let assumed = AwsConfiguration {
         access_key_id: Some(id.clone()),
-        role_arn: Some(element(&role, "Arn")),
+        role_arn: Some(role),
         external_id: Some("fleet-42".into()),
         ..AwsConfiguration::default()
     };

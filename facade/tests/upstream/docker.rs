@@ -251,7 +251,7 @@ fn token_server() -> TokenServer {
             .unwrap_or(UNIX_EPOCH.elapsed().unwrap())
             .as_secs();
         let part = |value: serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let signed = format!(
+        let claims = format!(
             "{}.{}",
             part(json!({"typ": "JWT", "alg": "ES256", "x5c": [x5c]})),
             part(json!({
@@ -259,8 +259,8 @@ fn token_server() -> TokenServer {
                 "jti": now.to_string(), "access": access,
             }))
         );
-        let signature = signer.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
-        let token = format!("{signed}.{}", BASE64URL_NOPAD.encode(signature.as_ref()));
+        let signature = signer.sign(&SystemRandom::new(), claims.as_bytes()).unwrap();
+        let token = format!("{claims}.{}", BASE64URL_NOPAD.encode(signature.as_ref()));
         Reply::ok(json!({"token": token, "expires_in": 300}).to_string())
     });
     TokenServer {

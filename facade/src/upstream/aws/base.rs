@@ -7,7 +7,7 @@ use super::sigv4::Keys;
 use super::{FORM, MAX_ANSWER_BYTES, read_assumed};
 use crate::secret::Secret;
 use crate::upstream::AwsEnvironment;
-use crate::upstream::client::{Answer, bad};
+use crate::upstream::client::{Answer, Authorization, bad};
 use crate::upstream::credential::{Cloud, endpoint};
 use crate::upstream::error::{Cause, UpstreamError};
 use crate::upstream::target::{Target, form};
@@ -78,11 +78,20 @@ async fn web_identity(
 
 /// The credentials endpoint of ECS and EKS.
 async fn container(cloud: &Cloud, environment: &AwsEnvironment, url: &Target) -> Result<Keys, UpstreamError> {
-    let mut headers = HeaderMap::new();
-    if let Some(token) = &environment.container_authorization {
-        headers.insert(http::header::AUTHORIZATION, secret_header(url, token)?);
-    }
-    read_keys(cloud.client.get(url, &headers, None).await?).await
+    let authorization = match &environment.container_authorization {
+        Some(token) => Some(Authorization {
+            header: secret_header(url, token)?,
+            secrets: vec![token.clone()],
+        }),
+        None => None,
+    };
+    read_keys(
+        cloud
+            .client
+            .get(url, &HeaderMap::new(), authorization.as_ref())
+            .await?,
+    )
+    .await
 }
 
 /// IMDSv2: a session token by PUT, the name of the role, its credentials.

@@ -56,10 +56,11 @@ impl Call<'_> {
     }
 
     fn canonical(&self, signed_headers: &str) -> String {
-        let mut headers = String::new();
-        for (name, value) in self.headers {
-            headers.push_str(&format!("{name}:{}\n", value.trim()));
-        }
+        let lines = self
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}:{}\n", value.trim()));
+        let headers: String = lines.collect::<Vec<_>>().concat();
         let body = Digest::sha256(self.body).hex();
         format!(
             "{}\n{}\n\n{headers}\n{signed_headers}\n{body}",
