@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_trickle_does_not_keep_up_but_a_slow_reader_costs_nothing() {
         let limits = Limits {
-            window: Duration::from_secs(60),
+            window: Duration::from_mins(1),
             min_bytes_per_window: 1000,
             ..Limits::default()
         };

@@ -27,7 +27,7 @@ use crate::secret::Secret;
 const MAX_REDIRECTS: usize = 5;
 const MAX_ERROR_BYTES: usize = 8 * 1024;
 const MAX_IDLE_CONNECTIONS: usize = 16;
-const IDLE_CONNECTION: Duration = Duration::from_secs(60);
+const IDLE_CONNECTION: Duration = Duration::from_mins(1);
 const AGENT: &str = concat!("drayage-facade/", env!("CARGO_PKG_VERSION"));
 
 /// A client for one registry.

@@ -120,14 +120,12 @@ impl Inner {
     }
 
     async fn link(&self, target: &Target) -> Result<Link, UpstreamError> {
-        match self.proxy_for(target) {
-            Some(proxy) => self.tunnel(target, &proxy).await,
-            None => {
-                let addresses = self.checked_addresses(target).await?;
-                let tcp = race(target, addresses).await?;
-                Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)))
-            }
+        if let Some(proxy) = self.proxy_for(target) {
+            return self.tunnel(target, &proxy).await;
         }
+        let addresses = self.checked_addresses(target).await?;
+        let tcp = race(target, addresses).await?;
+        Ok(MaybeHttpsStream::Http(TokioIo::new(tcp)))
     }
 
     async fn secure(&self, target: &Target, link: Link) -> Result<Stream, UpstreamError> {
@@ -237,7 +235,7 @@ async fn race(target: &Target, addresses: Vec<IpAddr>) -> Result<TcpStream, Upst
         }
         let next = async {
             if waiting.is_empty() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } else {
                 sleep(STAGGER).await;
             }

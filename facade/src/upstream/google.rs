@@ -117,7 +117,7 @@ impl ServiceAccount {
         let key = match key.map_err(|_| AccountError::PrivateKey)? {
             PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
-            _ => return Err(AccountError::PrivateKey),
+            PrivateKeyDer::Sec1(_) | _ => return Err(AccountError::PrivateKey),
         };
         Ok(Self {
             account: account.clone(),

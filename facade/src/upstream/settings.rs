@@ -91,7 +91,7 @@ impl Default for Limits {
             connect: Duration::from_secs(10),
             head: Duration::from_secs(20),
             idle: Duration::from_secs(30),
-            window: Duration::from_secs(60),
+            window: Duration::from_mins(1),
             min_bytes_per_window: 60 * 1024,
             rejected: Duration::from_secs(10),
         }

@@ -40,7 +40,7 @@ impl Default for BrowseLimits {
             pages: 500,
             tags: 50_000,
             bytes: 32 * 1024 * 1024,
-            time: Duration::from_secs(60),
+            time: Duration::from_mins(1),
         }
     }
 }

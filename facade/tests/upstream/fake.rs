@@ -114,7 +114,10 @@ impl Fake {
         Self::listen(address, Arc::new(script), None)
     }
 
-    pub(crate) fn start_tls(tls: ServerConfig, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start_tls(
+        tls: ServerConfig,
+        script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::listen("127.0.0.1:0", Arc::new(script), Some(Arc::new(tls)))
     }
 
@@ -169,6 +172,9 @@ fn talk(mut stream: impl Read + Write, script: &Script, log: &Mutex<Vec<Seen>>) 
                 Piece::Pause(pause) => thread::sleep(pause),
                 Piece::Cut => return,
             }
+        }
+        if seen.header("connection") == Some("close") {
+            return;
         }
     }
 }

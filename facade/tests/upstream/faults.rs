@@ -244,7 +244,7 @@ async fn lists_tags_over_pages_however_the_link_is_written() {
     for link in [
         r#"</v2/a/b/tags/list?last=1.1>; rel="next""#,
         r#"<https://evil.example/v2/a/b/tags/list?last=1.1>; rel="next""#,
-        r#"<?last=1.1>; rel=next"#,
+        "<?last=1.1>; rel=next",
         r#"<http://169.254.169.254/latest?last=1.1>; rel="next""#,
     ] {
         let fake = Fake::start(move |seen| match seen.path.as_str() {

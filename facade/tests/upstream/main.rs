@@ -7,6 +7,12 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking, and its helpers are outside test functions"
 )]
+#![expect(
+    clippy::match_bool,
+    clippy::format_push_string,
+    clippy::format_collect,
+    reason = "a script of requests and answers reads best as a table"
+)]
 
 mod cloud;
 mod docker;

@@ -21,7 +21,7 @@ use crate::upstream::error::UpstreamError;
 /// More keys than a registry's repositories in use at one time; beyond it what is not in flight is dropped.
 const MAX_KEYS: usize = 4096;
 /// A token that claims to live for years is asked for again all the same.
-const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
 /// A token that claims to be dead on arrival is used for the need at hand and not exchanged in a loop.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -72,8 +72,8 @@ type Exchange = Pin<Box<dyn Future<Output = Result<Cached, UpstreamError>> + Sen
 /// for half of its life.
 pub(in crate::upstream) fn usable_for(lifetime: Duration) -> Duration {
     let lifetime = lifetime.clamp(MIN_LIFETIME, MAX_LIFETIME);
-    let margin = (lifetime / 5).max(Duration::from_secs(60)).min(lifetime / 2);
-    lifetime - margin
+    let margin = (lifetime / 5).max(Duration::from_mins(1)).min(lifetime / 2);
+    lifetime.saturating_sub(margin)
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Cache<K> {
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::upstream::error::Cause;
 
-    const LIFE: Duration = Duration::from_secs(300);
+    const LIFE: Duration = Duration::from_mins(5);
 
     fn denied() -> UpstreamError {
         UpstreamError::Denied {
@@ -389,7 +389,7 @@ mod tests {
                 .expose(),
             "t1"
         );
-        advance(Duration::from_secs(60)).await;
+        advance(Duration::from_mins(1)).await;
         assert_eq!(
             cache.get(&1, || counted.exchange(Err(away()))).await.unwrap_err(),
             away()
