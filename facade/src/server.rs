@@ -7,6 +7,7 @@ mod access_log;
 mod answer;
 pub mod body;
 mod connection;
+mod h1;
 mod limits;
 mod range;
 pub mod respond;
@@ -56,8 +57,8 @@ pub struct DeviceRequest {
     pub request_id: Box<str>,
 }
 
-/// The body of a request, not read yet.
-pub struct RequestBody(hyper::body::Incoming);
+/// The body of a request, not read yet; none for requests that cannot have one.
+pub struct RequestBody(Option<hyper::body::Incoming>);
 
 /// Why a body could not be read.
 #[derive(Debug, Error)]
@@ -81,7 +82,10 @@ impl RequestBody {
 
     /// Reads it whole.
     pub async fn read(self, max_bytes: usize) -> Result<Bytes, RequestBodyError> {
-        let whole = Limited::new(self.0, max_bytes).collect();
+        let Some(body) = self.0 else {
+            return Ok(Bytes::new());
+        };
+        let whole = Limited::new(body, max_bytes).collect();
         match tokio::time::timeout(Self::PATIENCE, whole).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {

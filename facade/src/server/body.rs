@@ -24,7 +24,25 @@ pub struct Body(Inner);
 
 enum Inner {
     Whole(Option<Bytes>),
+    Waiting(Option<Box<Source>>),
     Stream(Box<Stream>),
+}
+
+/// Content that is to be sent.
+pub(super) struct Source {
+    pub(super) reader: Reader,
+    /// The first byte.
+    pub(super) start: u64,
+    /// After the last byte.
+    pub(super) end: u64,
+    pub(super) buffers: Buffers,
+    pub(super) serving: Serving,
+}
+
+/// What a body is made of, for whoever sends it without this module's help.
+pub(super) enum Parts {
+    Whole(Bytes),
+    Content(Box<Source>),
 }
 
 struct Stream {
@@ -49,16 +67,18 @@ impl Body {
         Self(Inner::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
-    /// The bytes of `reader` from `start` up to but not including `end`.
-    pub(super) fn stream(reader: Reader, start: u64, end: u64, buffers: Buffers, serving: Serving) -> Self {
-        let next = ReusableBoxFuture::new(read(reader, start, buffers.take(start, end)));
-        Self(Inner::Stream(Box::new(Stream {
-            next,
-            at: start,
-            end,
-            buffers,
-            serving,
-        })))
+    /// Content, read when it is asked for.
+    pub(super) fn content(source: Source) -> Self {
+        Self(Inner::Waiting(Some(Box::new(source))))
+    }
+
+    /// What a body that nobody has polled is made of.
+    pub(super) fn into_parts(self) -> Parts {
+        match self.0 {
+            Inner::Whole(bytes) => Parts::Whole(bytes.unwrap_or_default()),
+            Inner::Waiting(Some(source)) => Parts::Content(source),
+            Inner::Waiting(None) | Inner::Stream(_) => Parts::Whole(Bytes::new()),
+        }
     }
 }
 
@@ -75,7 +95,14 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
-        match &mut self.get_mut().0 {
+        let inner = &mut self.get_mut().0;
+        if let Inner::Waiting(source) = inner
+            && let Some(source) = source.take()
+        {
+            *inner = Inner::Stream(Box::new(Stream::begin(*source)));
+        }
+        match inner {
+            Inner::Waiting(_) => Poll::Ready(None),
             Inner::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Stream(stream) => stream.poll_next(context),
         }
@@ -84,6 +111,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Whole(bytes) => bytes.is_none(),
+            Inner::Waiting(source) => source.is_none(),
             Inner::Stream(stream) => stream.at >= stream.end,
         }
     }
@@ -91,12 +119,33 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(match &self.0 {
             Inner::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Inner::Waiting(source) => source
+                .as_ref()
+                .map_or(0, |source| source.end.saturating_sub(source.start)),
             Inner::Stream(stream) => stream.end.saturating_sub(stream.at),
         })
     }
 }
 
 impl Stream {
+    fn begin(source: Source) -> Self {
+        let Source {
+            reader,
+            start,
+            end,
+            buffers,
+            serving,
+        } = source;
+        let next = ReusableBoxFuture::new(read(reader, start, buffers.take(start, end)));
+        Self {
+            next,
+            at: start,
+            end,
+            buffers,
+            serving,
+        }
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
         if self.at >= self.end {
             return Poll::Ready(None);
