@@ -5,6 +5,7 @@
 
 mod access_log;
 mod answer;
+mod bandwidth;
 pub mod body;
 mod connection;
 mod h1;
@@ -31,6 +32,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::pull::Puller;
 
+use bandwidth::Bandwidth;
 use body::{Body, Buffers};
 pub use limits::Limits;
 use limits::Places;
@@ -130,6 +132,7 @@ pub struct DeviceDoor {
 struct Shared {
     door: DeviceDoor,
     places: Arc<Places>,
+    bandwidth: Bandwidth,
     buffers: Buffers,
     tasks: TaskTracker,
     drain: CancellationToken,
@@ -141,6 +144,7 @@ impl DeviceDoor {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
         let shared = Arc::new(Shared {
             places: Arc::new(Places::new(&self.limits)),
+            bandwidth: Bandwidth::new(self.limits.bandwidth, self.limits.bandwidth_per_device),
             buffers: Buffers::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),

@@ -142,6 +142,7 @@ impl Pilot<'_> {
     async fn stage(&self) -> Result<Staging, PullError> {
         let (digest, size_bytes) = (self.lead.flight.digest, self.size_bytes());
         let storage = |source| self.storage(source);
+        self.make_room().await.map_err(storage)?;
         let mut staging = self
             .shared
             .blobs
@@ -155,6 +156,17 @@ impl Pilot<'_> {
         self.lead.show(staging.content());
         self.lead.arrived(staging.received_bytes());
         Ok(staging)
+    }
+
+    /// Evicts ahead of content that would not fit.
+    async fn make_room(&self) -> Result<(), BlobsError> {
+        let needed = self
+            .size_bytes()
+            .saturating_add(self.shared.settings.policy.min_free_bytes);
+        if self.shared.blobs.free_bytes().await? < needed {
+            self.shared.evict(self.size_bytes()).await?;
+        }
+        Ok(())
     }
 
     fn storage(&self, source: BlobsError) -> PullError {

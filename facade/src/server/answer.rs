@@ -226,12 +226,13 @@ impl Pull<'_> {
             &self.connection.activity,
         );
         if end - start > CHUNK_BYTES as u64 {
-            let buffers = shared.buffers.clone();
+            let (buffers, throttle) = (shared.buffers.clone(), self.connection.throttle.clone());
             return Ok(Body::content(Source {
                 reader,
                 start,
                 end,
                 buffers,
+                throttle,
                 serving,
             }));
         }

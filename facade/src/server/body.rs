@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::access_log::Serving;
+use super::bandwidth::Throttle;
 use crate::pull::{PullError, Reader};
 
 /// Bytes that are read and sent at a time.
@@ -36,6 +37,7 @@ pub(super) struct Source {
     /// After the last byte.
     pub(super) end: u64,
     pub(super) buffers: Buffers,
+    pub(super) throttle: Throttle,
     pub(super) serving: Serving,
 }
 
@@ -50,6 +52,7 @@ struct Stream {
     at: u64,
     end: u64,
     buffers: Buffers,
+    throttle: Throttle,
     serving: Serving,
 }
 
@@ -82,7 +85,9 @@ impl Body {
     }
 }
 
-async fn read(mut reader: Reader, at: u64, buffer: Vec<u8>) -> Read {
+async fn read_chunk(mut reader: Reader, at: u64, end: u64, buffers: Buffers, throttle: Throttle) -> Read {
+    let buffer = buffers.take(at, end);
+    throttle.wait(buffer.len()).await;
     let read = reader.read_at(at, buffer).await;
     (reader, read)
 }
@@ -134,14 +139,16 @@ impl Stream {
             start,
             end,
             buffers,
+            throttle,
             serving,
         } = source;
-        let next = ReusableBoxFuture::new(read(reader, start, buffers.take(start, end)));
+        let next = ReusableBoxFuture::new(read_chunk(reader, start, end, buffers.clone(), throttle.clone()));
         Self {
             next,
             at: start,
             end,
             buffers,
+            throttle,
             serving,
         }
     }
@@ -161,21 +168,19 @@ impl Stream {
         };
         self.at += count as u64;
         self.serving.sent(count as u64);
-        let next = read_next(reader, self.at, self.end, &self.buffers);
+        let next = read_chunk(
+            reader,
+            self.at,
+            self.end,
+            self.buffers.clone(),
+            self.throttle.clone(),
+        );
         self.next.set(next);
         let bytes = Bytes::from_owner(Chunk {
             buffer,
             buffers: self.buffers.clone(),
         });
         Poll::Ready(Some(Ok(Frame::data(bytes.slice(..count)))))
-    }
-}
-
-fn read_next(reader: Reader, at: u64, end: u64, buffers: &Buffers) -> impl Future<Output = Read> + use<> {
-    let buffers = buffers.clone();
-    async move {
-        let buffer = buffers.take(at, end);
-        read(reader, at, buffer).await
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::Shared;
 use super::access_log::Activity;
 use super::answer::answer_hyper;
+use super::bandwidth::Throttle;
 use super::h1;
 use super::tls::Peer;
 
@@ -41,6 +42,7 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) remote: SocketAddr,
     pub(super) activity: Arc<Activity>,
+    pub(super) throttle: Throttle,
 }
 
 /// Serves one connection to its end.
@@ -67,11 +69,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, tcp: TcpStream, remote: SocketAd
     metrics.connections.inc();
     let lifetime = Lifetime::of(shared, &peer);
     let activity = Arc::new(Activity::default());
+    let throttle = match &peer {
+        Peer::Device(device) => shared.bandwidth.throttle(device.id()),
+        Peer::Anonymous => Throttle::default(),
+    };
     let connection = Connection {
         shared: Arc::clone(shared),
         peer,
         remote,
         activity,
+        throttle,
     };
     speak(Arc::new(connection), stream, lifetime).await;
     metrics.connections.dec();

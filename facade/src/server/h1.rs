@@ -148,6 +148,7 @@ async fn send_content(stream: &mut TlsStream<TcpStream>, source: Source) -> std:
         mut reader,
         start,
         end,
+        throttle,
         mut serving,
         ..
     } = source;
@@ -156,6 +157,7 @@ async fn send_content(stream: &mut TlsStream<TcpStream>, source: Source) -> std:
     while at < end {
         let length = usize::try_from(end - at).unwrap_or(chunk).min(chunk);
         buffer.resize(length, 0);
+        throttle.wait(length).await;
         let (filled, count) = match reader.read_at(at, buffer).await {
             Ok(read) => read,
             Err(error) => {

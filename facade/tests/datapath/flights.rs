@@ -273,3 +273,68 @@ async fn without_a_cache_there_is_still_one_flight_and_nothing_stays() {
     assert_eq!(rig.script.gets(), 1);
     assert_eq!(files(&rig.cache()), 0);
 }
+
+/// The most memory this process has had, in kibibytes.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Reads an answer to its end without keeping it.
+async fn drain(response: http::Response<hyper::body::Incoming>) -> u64 {
+    let (mut body, mut length) = (response.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        length += frame.unwrap().into_data().unwrap().len() as u64;
+    }
+    length
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_the_size_of_a_blob() {
+    const SIZE: u64 = 128 * 1024 * 1024;
+    let rig = Rig::start().await;
+    let mut closure = rig.assign(&["board"], &[]);
+    let mut made = closure.root.clone();
+    (made.digest, made.size) = (rig.script.make(SIZE), SIZE);
+    let path = format!("/v2/{}/blobs/{}", crate::rig::REPOSITORY, made.digest);
+    closure.blobs.push(made);
+    rig.access.set_artifact(&closure);
+    let credential = rig.fleet.device("board");
+    let before = peak_kib();
+    let pulls = (0..4).map(|_| async {
+        let mut device = Device::http1(&rig, Some(&credential)).await;
+        drain(device.begin(Method::GET, &path, &[]).await.unwrap()).await
+    });
+    assert_eq!(futures_util::future::join_all(pulls).await, [SIZE; 4]);
+    // Facade and four clients together; under one process per test this is all there is.
+    let grown = peak_kib() - before;
+    eprintln!("grown by {grown} KiB from {before} KiB");
+    assert!(grown < 40 * 1024, "grown by {grown} KiB");
+}
+
+#[tokio::test]
+async fn a_device_gets_no_more_than_its_bandwidth() {
+    let limits = facade::server::Limits {
+        bandwidth_per_device: Some(2_000_000),
+        ..Default::default()
+    };
+    let rig = Rig::with(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    let layer = noise(1_500_000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    for http2 in [false, true] {
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
+        };
+        let started = std::time::Instant::now();
+        assert!(device.get(&blob(&layer)).await.body == layer);
+        assert!(started.elapsed() > Duration::from_millis(400));
+    }
+}
