@@ -1,1 +1,3 @@
 //! The device side of Drayage.
+
+pub mod runtime;

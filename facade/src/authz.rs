@@ -82,6 +82,7 @@ pub fn authorize(peer: &Peer, action: &Action, access: &Access, now: Timestamp) 
         | Action::CaCerts
         | Action::Enroll
         | Action::Reenroll
+        | Action::CsrAttrs
         | Action::Report
         | Action::Wait { .. } => Permitted::Device(device.clone()),
     };

@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::secret::Secret;
+use crate::upstream::AwsEnvironment;
+
 /// Where the configuration is looked for when no file is named, after `facade.toml` in the data directory.
 const SYSTEM_FILE: &str = "/etc/facade/facade.toml";
 
 /// A complete and valid configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Everything the facade keeps.
     pub data_dir: PathBuf,
@@ -80,6 +83,8 @@ pub struct Config {
     pub aws_sts_endpoint: Option<String>,
     /// Endpoint instead of AWS ECR.
     pub aws_ecr_endpoint: Option<String>,
+    /// AWS credentials of the facade's own environment, under the names that AWS's tools read.
+    pub aws_environment: AwsEnvironment,
 }
 
 impl Config {
@@ -118,6 +123,7 @@ impl Config {
             google_token_endpoint: None,
             aws_sts_endpoint: None,
             aws_ecr_endpoint: None,
+            aws_environment: AwsEnvironment::default(),
         }
     }
 }
@@ -220,6 +226,7 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Con
         read_file(&mut config, &path, &text, &mut errors);
     }
     read_environment(&mut config, environment, &mut errors);
+    config.aws_environment = aws_environment(environment);
     check(&config, &mut errors);
     if errors.is_empty() {
         Ok(config)
@@ -311,13 +318,24 @@ fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>,
     }
 }
 
+fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
+    let text = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    let relative = text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("http://169.254.170.2{path}"));
+    AwsEnvironment {
+        access_key_id: text("AWS_ACCESS_KEY_ID"),
+        secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::new),
+        session_token: text("AWS_SESSION_TOKEN").map(Secret::new),
+        web_identity_token_file: text("AWS_WEB_IDENTITY_TOKEN_FILE").map(PathBuf::from),
+        web_identity_role_arn: text("AWS_ROLE_ARN"),
+        container_credentials_url: relative.or_else(|| text("AWS_CONTAINER_CREDENTIALS_FULL_URI")),
+        container_authorization: text("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new),
+        use_instance_metadata: text("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true")),
+    }
+}
+
 /// Variables of the command line's other verbs; the server ignores them.
-const OPERATOR_VARIABLES: [&str; 4] = [
-    "FACADE_SERVER",
-    "FACADE_TOKEN_FILE",
-    "FACADE_DATA_DIR",
-    "FACADE_CONFIG",
-];
+const OPERATOR_VARIABLES: [&str; 5] =
+    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
 
 fn check(config: &Config, errors: &mut Vec<String>) {
     let with_certificate = config.operator_tls_certificate.is_some();

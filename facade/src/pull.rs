@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use pki::digest::{Digest, Mismatch};
 use pki::oci::{Descriptor, RegistryHost, Repository};
 use thiserror::Error;
@@ -28,7 +29,7 @@ use crate::upstream::UpstreamError;
 use evict::Policy;
 use flight::Flights;
 pub use reader::{Origin, Reader};
-pub use source::{Fetch, Incoming, Registries};
+pub use source::{Fetch, Incoming, registries};
 
 /// Up to this length nothing goes out before the digest agrees: bad bytes poison containerd's ingest.
 pub const VERIFY_FIRST_MAX_BYTES: u64 = 8 * 1024 * 1024;
@@ -247,7 +248,7 @@ impl Puller {
             self.0.metrics.cache_hits.inc();
             return Ok(reader);
         }
-        let mut reader = self.join(wanted)?;
+        let mut reader = self.join(wanted, &self.0.fetch)?;
         let patience = self.0.settings.patience;
         match tokio::time::timeout(patience, reader.available(offset)).await {
             Ok(available) => available.map(|_| reader),
@@ -261,23 +262,37 @@ impl Puller {
     /// Fetches content into the cache ahead of anybody asking; returns when it is there.
     pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_none() {
-            self.join(wanted)?
+            self.join(wanted, &self.0.fetch)?
                 .available(wanted.descriptor.size.saturating_sub(1))
                 .await?;
         }
         Ok(())
     }
 
-    fn join(&self, wanted: &Wanted) -> Result<Reader, PullError> {
+    /// Keeps content that is already at hand; it passes the same verification as content that is fetched.
+    pub async fn keep(&self, wanted: &Wanted, bytes: &Bytes) -> Result<(), PullError> {
+        if self.0.cached(wanted).await?.is_some() || !self.0.settings.cache {
+            return Ok(());
+        }
+        let bytes = bytes.clone();
+        let at_hand: Fetch = Arc::new(move |_, _| {
+            let incoming = Incoming::whole(bytes.clone());
+            Box::pin(async { Ok(incoming) })
+        });
+        self.join(wanted, &at_hand)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
+        Ok(())
+    }
+
+    fn join(&self, wanted: &Wanted, fetch: &Fetch) -> Result<Reader, PullError> {
         if self.0.stop.is_cancelled() {
             return Err(PullError::Stopping);
         }
         let (flight, lead) = self.0.flights.join(wanted);
         if let Some(lead) = lead {
             self.0.metrics.cache_misses.inc();
-            let shared = Arc::clone(&self.0);
+            let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
-            self.0.tasks.spawn(async move { fill::run(&shared, lead).await });
+            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
             return Ok(Reader::of_flight(flight, Origin::Upstream));
         }
         self.0.metrics.flights_joined.inc();

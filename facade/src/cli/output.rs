@@ -5,8 +5,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::presets::NOTHING;
-use comfy_table::{Cell, ContentArrangement, Table};
+use comfy_table::{Cell, ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 
 /// How results are printed.
@@ -75,7 +74,7 @@ fn colours() -> bool {
 /// Columns under a heading.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(heading.map(|name| Cell::new(name.to_uppercase())));
     for row in rows {
         table.add_row(row.map(|text| printable(&text)));
@@ -86,7 +85,7 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
 /// Name and value pairs, one a line.
 pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([format!("{name}:"), printable(&value)]);
     }

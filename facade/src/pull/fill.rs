@@ -12,7 +12,7 @@ use pki::digest::Mismatch;
 use tokio::sync::mpsc;
 
 use super::flight::Lead;
-use super::source::Incoming;
+use super::source::{Fetch, Incoming};
 use super::{PullError, PullEvent, Shared, VERIFY_FIRST_MAX_BYTES};
 use crate::blobs::{AppendError, BlobsError, Staging};
 use crate::upstream::UpstreamError;
@@ -31,13 +31,14 @@ const QUEUED_PIECES: usize = 16;
 const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Fills a flight. Ends it in every case.
-pub(super) async fn run(shared: &Arc<Shared>, lead: Lead) {
+pub(super) async fn run(shared: &Arc<Shared>, lead: Lead, fetch: &Fetch) {
     let started = Instant::now();
     shared.metrics.flights.inc();
     let wanted = lead.wanted.clone();
     let digest = wanted.descriptor.digest;
     let mut pilot = Pilot {
         shared,
+        fetch,
         lead: Arc::new(lead),
         started,
     };
@@ -73,6 +74,7 @@ pub(super) async fn run(shared: &Arc<Shared>, lead: Lead) {
 
 struct Pilot<'a> {
     shared: &'a Arc<Shared>,
+    fetch: &'a Fetch,
     lead: Arc<Lead>,
     started: Instant,
 }
@@ -195,7 +197,7 @@ impl Pilot<'_> {
     async fn attempt(&self, staging: Staging) -> Result<(Staging, Attempt), PullError> {
         let from = staging.received_bytes();
         self.shared.metrics.upstream_requests.inc();
-        let incoming = match (self.shared.fetch)(self.lead.wanted.clone(), from).await {
+        let incoming = match (self.fetch)(self.lead.wanted.clone(), from).await {
             Ok(incoming) => incoming,
             Err(error) => return Ok((staging, self.judge(error))),
         };

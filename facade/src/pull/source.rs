@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -12,6 +11,7 @@ use pki::oci::RegistryHost;
 
 use super::{PullError, Wanted};
 use crate::catalog::closure::Kind;
+use crate::catalog::registries::Registries;
 use crate::upstream::{BlobStream, Registry, UpstreamError};
 
 /// Content on its way, unverified.
@@ -27,63 +27,33 @@ pub struct Incoming {
 /// Asks a registry for content from an offset on.
 pub type Fetch = Arc<dyn Fn(Wanted, u64) -> BoxFuture<'static, Result<Incoming, PullError>> + Send + Sync>;
 
-/// The connected registries.
-#[derive(Default)]
-pub struct Registries(ArcSwap<HashMap<RegistryHost, Registry>>);
-
-impl Registries {
-    /// Connects a registry, in place of an earlier connection to the same host.
-    pub fn connect(&self, registry: &Registry) {
-        let host = registry.definition().host.clone();
-        self.0.rcu(|registries| {
-            let mut registries = HashMap::clone(registries);
-            registries.insert(host.clone(), registry.clone());
-            registries
-        });
+impl Incoming {
+    /// Content that is already at hand.
+    pub fn whole(bytes: Bytes) -> Self {
+        let total = Some(bytes.len() as u64);
+        Self { starts_at: 0, total, pieces: stream::once(async { Ok(bytes) }).boxed() }
     }
+}
 
-    /// Ends a connection; flights that are under way go on.
-    pub fn disconnect(&self, host: &RegistryHost) {
-        self.0.rcu(|registries| {
-            let mut registries = HashMap::clone(registries);
-            registries.remove(host);
-            registries
-        });
-    }
-
-    /// The connection to a registry.
-    pub fn get(&self, host: &RegistryHost) -> Option<Registry> {
-        self.0.load().get(host).cloned()
-    }
-
-    /// The registries as one function.
-    pub fn fetch(self: &Arc<Self>) -> Fetch {
-        let registries = Arc::clone(self);
-        Arc::new(move |wanted, from| {
-            let registry = registries.get(wanted.repository.host());
-            Box::pin(async move {
-                let host = wanted.repository.host().clone();
-                let registry = registry.ok_or(PullError::NotConnected { host })?;
-                let digest = wanted.descriptor.digest;
-                let incoming = ask(&registry, &wanted, from).await;
-                incoming.map_err(|source| PullError::Upstream { digest, source })
-            })
+/// The connected registries, seen as one function.
+pub fn registries(registries: Arc<Registries>) -> Fetch {
+    Arc::new(move |wanted, from| {
+        let host = wanted.repository.host().clone();
+        let registry = registries.registry(&host);
+        Box::pin(async move {
+            let registry = registry.map_err(|_| PullError::NotConnected { host })?;
+            let digest = wanted.descriptor.digest;
+            let incoming = ask(&registry, &wanted, from).await;
+            incoming.map_err(|source| PullError::Upstream { digest, source })
         })
-    }
+    })
 }
 
 async fn ask(registry: &Registry, wanted: &Wanted, from: u64) -> Result<Incoming, UpstreamError> {
     let (name, digest) = (wanted.repository.name(), wanted.descriptor.digest);
     match wanted.kind {
         Kind::Document => {
-            let bytes = registry.manifest(name, digest).await?.bytes;
-            let total = Some(bytes.len() as u64);
-            let pieces = stream::once(async { Ok(bytes) }).boxed();
-            Ok(Incoming {
-                starts_at: 0,
-                total,
-                pieces,
-            })
+            Ok(Incoming::whole(registry.manifest(name, digest).await?.bytes))
         }
         Kind::Blob => {
             let blob = registry.blob(name, digest, from).await?;

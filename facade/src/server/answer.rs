@@ -151,6 +151,7 @@ fn name(action: &Action) -> &'static str {
         Action::CaCerts => "cacerts",
         Action::Enroll => "enroll",
         Action::Reenroll => "reenroll",
+        Action::CsrAttrs => "csrattrs",
         Action::Report => "report",
         Action::Wait { .. } => "wait",
     }

@@ -30,6 +30,8 @@ pub enum Action {
     Enroll,
     /// EST: the next certificate.
     Reenroll,
+    /// EST: what a request for a certificate should contain.
+    CsrAttrs,
     /// What the device runs.
     Report,
     /// Is there something newer than this for me?
@@ -105,6 +107,7 @@ fn elsewhere(method: &Method, path: &str, query: Option<&str>) -> Result<Action,
         "/.well-known/est/cacerts" => allowed(method, &get, "GET", Action::CaCerts),
         "/.well-known/est/simpleenroll" => allowed(method, &post, "POST", Action::Enroll),
         "/.well-known/est/simplereenroll" => allowed(method, &post, "POST", Action::Reenroll),
+        "/.well-known/est/csrattrs" => allowed(method, &get, "GET", Action::CsrAttrs),
         "/v1/report" => allowed(method, &put, "PUT", Action::Report),
         "/v1/wait" => allowed(method, &get, "GET", Action::Wait { since: since(query)? }),
         _ => allowed(method, &get, "GET", metadata(path)?),

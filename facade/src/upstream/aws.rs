@@ -6,6 +6,9 @@ use thiserror::Error;
 
 use crate::secret::Secret;
 
+/// The user name that goes with an ECR password.
+pub(super) const USERNAME: &str = "AWS";
+
 /// How to become who may pull, without secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +56,14 @@ impl Role {
         _configuration: &Configuration,
         _secret_access_key: Option<Secret>,
     ) -> Result<Self, ConfigurationError> {
+        todo!()
+    }
+
+    /// Exchanges for a registry password.
+    pub(super) async fn exchange(
+        &self,
+        _cloud: &super::credential::Cloud,
+    ) -> Result<super::token::Issued, super::error::UpstreamError> {
         todo!()
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::UpstreamError;
 
 /// The longest `Retry-After` that is believed: a hostile or broken registry must not switch a connection off for a year.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// What a connection has lately experienced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +172,7 @@ mod tests {
         let now: Timestamp = "2026-11-20T20:00:00Z".parse().unwrap();
         let mut health = Health::default();
         let error = UpstreamError::RateLimited {
-            host: "docker.io".parse().unwrap(),
+            host: "docker.io".into(),
             retry_after: Some(Duration::from_secs(10)),
         };
         health.note_failure(&error, now);

@@ -1,0 +1,282 @@
+//! A small repository for the tests of this module: keys, documents, and the files that a server would have.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp as Time;
+use serde_json::Map;
+
+use super::names::TargetPath;
+use super::publish::{Successor as _, sign};
+use super::refresh::{Fetched, Refresh, Step, Stored};
+use super::roles::{
+    DelegatedRole, Delegations, Document, FileMeta, RoleKeys, Root, RootRoles, Scope, Snapshot, Target,
+    Targets, Timestamp, TimestampMeta,
+};
+use super::{Limits, MetadataError, TrustedSet};
+use crate::digest::Digest;
+use crate::key::SigningKey;
+
+pub(crate) const NOW: &str = "2026-11-20T12:00:00Z";
+pub(crate) const LATER: &str = "2027-11-20T12:00:00Z";
+pub(crate) const PAST: &str = "2026-11-20T11:59:59Z";
+
+pub(crate) fn time(text: &str) -> Time {
+    text.parse().unwrap()
+}
+
+pub(crate) fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32])
+}
+
+pub(crate) fn path(text: &str) -> TargetPath {
+    text.parse().unwrap()
+}
+
+pub(crate) fn target(content: &[u8]) -> Target {
+    Target::new(Digest::sha256(content), content.len() as u64, Map::new())
+}
+
+/// Everything a repository is made of. Tests change it, call `publish_…`, and refresh a client from `files`.
+pub(crate) struct Repository {
+    pub(crate) root: Root,
+    pub(crate) timestamp: Timestamp,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) targets: Targets,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) root_keys: Vec<SigningKey>,
+    pub(crate) timestamp_keys: Vec<SigningKey>,
+    pub(crate) snapshot_keys: Vec<SigningKey>,
+    pub(crate) targets_keys: Vec<SigningKey>,
+}
+
+impl Repository {
+    pub(crate) fn new() -> Self {
+        let keys = [1, 2, 3, 4].map(key);
+        let [root, timestamp, snapshot, targets] = &keys;
+        let role = |key: &SigningKey| RoleKeys::new(&[key.public()], 1);
+        let (expires, extra) = (time(LATER), Map::new());
+        let mut repository = Self {
+            root: Root {
+                version: 1,
+                expires,
+                consistent_snapshot: true,
+                keys: keys
+                    .iter()
+                    .map(|key| (key.public().id(), key.public().clone()))
+                    .collect(),
+                roles: RootRoles {
+                    root: role(root),
+                    timestamp: role(timestamp),
+                    snapshot: role(snapshot),
+                    targets: role(targets),
+                    extra: Map::new(),
+                },
+                extra: extra.clone(),
+            },
+            timestamp: Timestamp {
+                version: 0,
+                expires,
+                meta: TimestampMeta {
+                    snapshot: FileMeta::of(1, b""),
+                },
+                extra: extra.clone(),
+            },
+            snapshot: Snapshot {
+                version: 0,
+                expires,
+                meta: BTreeMap::new(),
+                extra: extra.clone(),
+            },
+            targets: Targets {
+                version: 0,
+                expires,
+                targets: BTreeMap::new(),
+                delegations: None,
+                extra,
+            },
+            files: BTreeMap::new(),
+            root_keys: vec![key(1)],
+            timestamp_keys: vec![key(2)],
+            snapshot_keys: vec![key(3)],
+            targets_keys: vec![key(4)],
+        };
+        repository.publish_root();
+        repository.publish();
+        repository
+    }
+
+    /// Signs the root as it stands.
+    pub(crate) fn publish_root(&mut self) {
+        let bytes = signed(&self.root, &self.root_keys);
+        self.files
+            .insert(format!("{}.root.json", self.root.version), bytes);
+    }
+
+    /// A new version of targets, snapshot and timestamp.
+    pub(crate) fn publish(&mut self) {
+        self.targets = self.targets.successor(self.targets.expires);
+        self.put_targets();
+        self.publish_snapshot();
+    }
+
+    /// Signs the targets as they stand and lists them in the snapshot that is to come.
+    pub(crate) fn put_targets(&mut self) {
+        let bytes = signed(&self.targets, &self.targets_keys);
+        let version = self.targets.version;
+        self.snapshot
+            .meta
+            .insert("targets.json".into(), FileMeta::of(version, &bytes));
+        self.files.insert(format!("{version}.targets.json"), bytes);
+    }
+
+    /// A new version of snapshot and timestamp.
+    pub(crate) fn publish_snapshot(&mut self) {
+        self.snapshot = self.snapshot.successor(self.snapshot.expires);
+        self.put_snapshot();
+        self.publish_timestamp();
+    }
+
+    pub(crate) fn put_snapshot(&mut self) {
+        let bytes = signed(&self.snapshot, &self.snapshot_keys);
+        let version = self.snapshot.version;
+        self.timestamp.meta.snapshot = FileMeta::of(version, &bytes);
+        self.files.insert(format!("{version}.snapshot.json"), bytes);
+    }
+
+    /// A new version of the timestamp.
+    pub(crate) fn publish_timestamp(&mut self) {
+        self.timestamp = self.timestamp.successor(self.timestamp.expires);
+        self.put_timestamp();
+    }
+
+    pub(crate) fn put_timestamp(&mut self) {
+        self.files.insert(
+            "timestamp.json".into(),
+            signed(&self.timestamp, &self.timestamp_keys),
+        );
+    }
+
+    /// Signs a delegated role's document and lists it in the snapshot that is to come.
+    pub(crate) fn put_delegated(&mut self, role: &str, document: &Targets, keys: &[SigningKey]) {
+        let bytes = signed(document, keys);
+        let version = document.version;
+        self.snapshot
+            .meta
+            .insert(format!("{role}.json"), FileMeta::of(version, &bytes));
+        self.files
+            .insert(format!("{version}.{}.json", super::names::quote(role)), bytes);
+    }
+
+    pub(crate) fn stored(&self) -> Stored {
+        Stored {
+            root: self.files["1.root.json"].clone(),
+            ..Stored::default()
+        }
+    }
+}
+
+pub(crate) fn signed<T: Document>(document: &T, keys: &[SigningKey]) -> Vec<u8> {
+    sign(document, &keys.iter().collect::<Vec<_>>()).unwrap()
+}
+
+/// An empty targets document of version 1.
+pub(crate) fn empty_targets() -> Targets {
+    Targets {
+        version: 1,
+        expires: time(LATER),
+        targets: BTreeMap::new(),
+        delegations: None,
+        extra: Map::new(),
+    }
+}
+
+/// Adds a delegation by name, key, and path patterns.
+pub(crate) fn delegate(document: &mut Targets, role: &str, key: &SigningKey, paths: &[&str]) {
+    let delegations = document.delegations.get_or_insert_with(Delegations::default);
+    delegations.keys.insert(key.public().id(), key.public().clone());
+    delegations.roles.push(DelegatedRole {
+        name: role.parse().unwrap(),
+        keyids: vec![key.public().id()],
+        threshold: 1,
+        terminating: false,
+        scope: Scope::Paths(paths.iter().map(|&path| path.to_owned()).collect()),
+        extra: Map::new(),
+    });
+}
+
+/// A client: what it has stored and what it has asked for.
+#[derive(Clone, Default)]
+pub(crate) struct Client {
+    pub(crate) stored: Stored,
+    pub(crate) requests: Vec<String>,
+}
+
+impl Client {
+    pub(crate) fn new(repository: &Repository) -> Self {
+        Self {
+            stored: repository.stored(),
+            requests: Vec::new(),
+        }
+    }
+
+    pub(crate) fn refresh(&mut self, repository: &Repository) -> Result<TrustedSet, MetadataError> {
+        self.refresh_at(&repository.files, time(NOW))
+    }
+
+    pub(crate) fn refresh_at(
+        &mut self,
+        files: &BTreeMap<String, Vec<u8>>,
+        now: Time,
+    ) -> Result<TrustedSet, MetadataError> {
+        self.requests.clear();
+        let mut refresh = Refresh::new(self.stored.clone(), now, Limits::default())?;
+        loop {
+            match refresh.step()? {
+                Step::Fetch { file, .. } => {
+                    refresh.answer(files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes));
+                    self.requests.push(file);
+                }
+                Step::Done => return refresh.into_trusted(),
+                step => self.keep(step),
+            }
+        }
+    }
+
+    /// Seeks a target and gives the content of its entry's hashes as text.
+    pub(crate) fn seek(
+        &mut self,
+        set: &mut TrustedSet,
+        files: &BTreeMap<String, Vec<u8>>,
+        sought: &str,
+    ) -> Result<Option<super::lookup::TrustedTarget>, MetadataError> {
+        self.requests.clear();
+        let mut lookup = set.lookup(path(sought));
+        loop {
+            match lookup.step()? {
+                Step::Fetch { file, .. } => {
+                    lookup.answer(files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes));
+                    self.requests.push(file);
+                }
+                Step::Done => return lookup.into_target(),
+                step => self.keep(step),
+            }
+        }
+    }
+
+    pub(crate) fn keep(&mut self, step: Step) {
+        let (file, bytes) = match step {
+            Step::Store { file, bytes } => (file, Some(bytes)),
+            Step::Remove { file } => (file, None),
+            Step::Fetch { .. } | Step::Done => return,
+        };
+        match file.as_str() {
+            "root.json" => self.stored.root = bytes.unwrap(),
+            "timestamp.json" => self.stored.timestamp = bytes,
+            "snapshot.json" => self.stored.snapshot = bytes,
+            "targets.json" => self.stored.targets = bytes,
+            _ => {
+                self.stored.delegated.insert(file, bytes.unwrap());
+            }
+        }
+    }
+}
