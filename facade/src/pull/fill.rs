@@ -330,7 +330,7 @@ impl Pilot<'_> {
 
     fn short(&self, staging: &Staging) -> PullError {
         let source = UpstreamError::Interrupted {
-            host: self.lead.wanted.repository.host().clone(),
+            host: self.lead.wanted.repository.host().as_str().into(),
             received_bytes: staging.received_bytes(),
             source: crate::upstream::Cause::new("the answer ended early"),
         };

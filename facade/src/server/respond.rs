@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn never_tells_a_device_that_the_registry_refused_credentials() {
         let denied = UpstreamError::Denied {
-            host: "ghcr.io".parse().unwrap(),
+            host: "ghcr.io".into(),
             source: crate::upstream::Cause::new("token ghp_secret is bad"),
         };
         let error = PullError::Upstream {

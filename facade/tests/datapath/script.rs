@@ -95,7 +95,7 @@ impl Script {
             script.gets.fetch_add(1, Ordering::SeqCst);
             script.asked.lock().unwrap().push(from);
             let digest = wanted.descriptor.digest;
-            let host = wanted.repository.host().clone();
+            let host: Box<str> = wanted.repository.host().as_str().into();
             let upstream = move |source| PullError::Upstream { digest, source };
             let fault = script.faults.lock().unwrap().pop();
             let made = script.made.lock().unwrap().get(&digest).copied();
