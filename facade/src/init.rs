@@ -90,10 +90,14 @@ pub enum InitError {
         reason: String,
     },
     /// A name for the server certificate is not one.
-    #[error("--hostname {0:?} is neither a DNS name nor an address (for example facade.example or 192.0.2.7)")]
+    #[error(
+        "--hostname {0:?} is neither a DNS name nor an address (for example facade.example or 192.0.2.7)"
+    )]
     Hostname(String),
     /// The trust domain is not one.
-    #[error("--trust-domain {0:?} is not a trust domain (lower-case letters, digits, . _ -, for example devices.example)")]
+    #[error(
+        "--trust-domain {0:?} is not a trust domain (lower-case letters, digits, . _ -, for example devices.example)"
+    )]
     TrustDomain(String),
     /// The certificate that is there was made for other names.
     #[error(
@@ -128,11 +132,17 @@ pub enum InitError {
 
 impl InitError {
     fn generate(what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Generate { what, source: Box::new(source) }
+        Self::Generate {
+            what,
+            source: Box::new(source),
+        }
     }
 
     fn unusable(path: &Path, reason: impl std::fmt::Display) -> Self {
-        Self::Unusable { path: path.to_owned(), reason: reason.to_string() }
+        Self::Unusable {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -140,9 +150,15 @@ impl InitError {
 pub fn init(options: &Options) -> Result<Outcome, InitError> {
     let names = parse_names(&options.hostnames)?;
     let domain = options.trust_domain.as_deref().unwrap_or(DEFAULT_TRUST_DOMAIN);
-    let domain: TrustDomain = domain.parse().map_err(|_| InitError::TrustDomain(domain.to_owned()))?;
+    let domain: TrustDomain = domain
+        .parse()
+        .map_err(|_| InitError::TrustDomain(domain.to_owned()))?;
     let files = Files::create(&options.data_dir)?;
-    let mut making = Making { files: &files, now: options.now, created: Vec::new() };
+    let mut making = Making {
+        files: &files,
+        now: options.now,
+        created: Vec::new(),
+    };
     making.trust_domain(&domain, options.trust_domain.is_some())?;
     making.authorities()?;
     making.server_certificate(&names)?;
@@ -150,7 +166,9 @@ pub fn init(options: &Options) -> Result<Outcome, InitError> {
     making.roots()?;
     making.sealing_key()?;
     making.admin_token()?;
-    Ok(Outcome { created: making.created })
+    Ok(Outcome {
+        created: making.created,
+    })
 }
 
 fn parse_names(hostnames: &[String]) -> Result<Vec<ServerName>, InitError> {
@@ -230,7 +248,11 @@ impl Making<'_> {
             return Ok(());
         }
         let (found, wanted) = (found.join(" "), wanted.join(" "));
-        Err(InitError::OtherNames { path: self.files.path(chain), found, wanted })
+        Err(InitError::OtherNames {
+            path: self.files.path(chain),
+            found,
+            wanted,
+        })
     }
 
     fn metadata_keys(&mut self) -> Result<(), InitError> {
@@ -241,7 +263,8 @@ impl Making<'_> {
                 if !self.files.exists(&file)? {
                     let key = SigningKey::generate();
                     let key = key.map_err(|error| InitError::generate("a metadata key", error))?;
-                    self.files.write_new(&file, pem::ed25519_key(&key.seed()).as_bytes())?;
+                    self.files
+                        .write_new(&file, pem::ed25519_key(&key.seed()).as_bytes())?;
                     made = true;
                 }
             }
@@ -267,7 +290,8 @@ impl Making<'_> {
 
     fn sealing_key(&mut self) -> Result<(), InitError> {
         if !self.files.exists("keys/seal.key")? {
-            let key = SealingKey::generate().map_err(|error| InitError::generate("the sealing key", error))?;
+            let key =
+                SealingKey::generate().map_err(|error| InitError::generate("the sealing key", error))?;
             self.files.write_new("keys/seal.key", key.to_text().as_bytes())?;
             self.note("sealing key");
         }
@@ -281,18 +305,24 @@ impl Making<'_> {
         }
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| InitError::generate("the admin token", error))?;
-        let token = format!("{ADMIN_TOKEN_PREFIX}{}", data_encoding::BASE64URL_NOPAD.encode(&secret));
+        let token = format!(
+            "{ADMIN_TOKEN_PREFIX}{}",
+            data_encoding::BASE64URL_NOPAD.encode(&secret)
+        );
         // A token without its hash opens nothing, and the next run makes another.
-        self.files.replace("admin.token", format!("{token}\n").as_bytes())?;
+        self.files
+            .replace("admin.token", format!("{token}\n").as_bytes())?;
         let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(token.as_bytes()));
-        self.files.write_new(load::ADMIN_TOKEN_HASH, format!("{hash}\n").as_bytes())?;
+        self.files
+            .write_new(load::ADMIN_TOKEN_HASH, format!("{hash}\n").as_bytes())?;
         self.note("admin token");
         Ok(())
     }
 
     fn private_key(&self, file: &str) -> Result<PrivateKey, InitError> {
         if let Some(text) = self.files.read_optional(file)? {
-            return PrivateKey::from_pem(&text).map_err(|error| InitError::unusable(&self.files.path(file), error));
+            return PrivateKey::from_pem(&text)
+                .map_err(|error| InitError::unusable(&self.files.path(file), error));
         }
         let key = PrivateKey::generate().map_err(|error| InitError::generate("a private key", error))?;
         self.files.write_new(file, key.to_pem().as_bytes())?;
@@ -330,7 +360,10 @@ mod tests {
     }
 
     fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-        all_files(directory).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+        all_files(directory)
+            .into_iter()
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -340,9 +373,17 @@ mod tests {
         assert!(!init(&options).unwrap().created.is_empty());
         let before = contents(&options.data_dir);
         for (path, _) in &before {
-            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
+            assert_eq!(
+                std::fs::metadata(path).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{}",
+                path.display()
+            );
         }
-        assert_eq!(std::fs::metadata(&options.data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            std::fs::metadata(&options.data_dir).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         assert_eq!(init(&options).unwrap(), Outcome::default());
         assert_eq!(contents(&options.data_dir), before);
         DataDir::open(&options.data_dir, None).unwrap();
@@ -357,7 +398,12 @@ mod tests {
         for cut in 0..files.len() {
             // A run makes files in an order; whatever is missing together with all that depends on it comes again.
             let path = &files[cut];
-            let name = path.strip_prefix(&options.data_dir).unwrap().to_str().unwrap().to_owned();
+            let name = path
+                .strip_prefix(&options.data_dir)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
             if name.ends_with("issuing.pem") || name.ends_with("server.pem") || name.ends_with("seal.key") {
                 std::fs::remove_file(path).unwrap();
                 if name.ends_with("issuing.pem") {
@@ -374,7 +420,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path());
         init(&options).unwrap();
-        let other = Options { hostnames: vec!["other.example".to_owned()], ..options };
+        let other = Options {
+            hostnames: vec!["other.example".to_owned()],
+            ..options
+        };
         assert!(matches!(init(&other), Err(InitError::OtherNames { .. })));
     }
 
@@ -383,7 +432,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path());
         for name in ["", "a b", "https://x", "a/b"] {
-            let bad = Options { hostnames: vec![name.to_owned()], ..options.clone() };
+            let bad = Options {
+                hostnames: vec![name.to_owned()],
+                ..options.clone()
+            };
             assert!(matches!(init(&bad), Err(InitError::Hostname(_))), "{name}");
         }
         assert!(!options.data_dir.exists());
@@ -395,11 +447,17 @@ mod tests {
         let options = options(directory.path());
         init(&options).unwrap();
         std::fs::set_permissions(&options.data_dir, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(DataDir::open(&options.data_dir, None), Err(InitError::Exposed { .. })));
+        assert!(matches!(
+            DataDir::open(&options.data_dir, None),
+            Err(InitError::Exposed { .. })
+        ));
         std::fs::set_permissions(&options.data_dir, std::fs::Permissions::from_mode(0o700)).unwrap();
         let key = options.data_dir.join("ca/issuing.key");
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(matches!(DataDir::open(&options.data_dir, None), Err(InitError::Exposed { .. })));
+        assert!(matches!(
+            DataDir::open(&options.data_dir, None),
+            Err(InitError::Exposed { .. })
+        ));
     }
 
     #[test]
@@ -411,13 +469,18 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         std::fs::rename(&key, &elsewhere).unwrap();
         symlink(&elsewhere, &key).unwrap();
-        assert!(matches!(DataDir::open(&options.data_dir, None), Err(InitError::Link(_))));
+        assert!(matches!(
+            DataDir::open(&options.data_dir, None),
+            Err(InitError::Link(_))
+        ));
     }
 
     #[test]
     fn says_how_to_make_what_is_missing() {
         let directory = tempfile::tempdir().unwrap();
-        let error = DataDir::open(&directory.path().join("nothing"), None).err().unwrap();
+        let error = DataDir::open(&directory.path().join("nothing"), None)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("facade init"), "{error}");
     }
 }

@@ -279,7 +279,9 @@ impl Puller {
             let incoming = Incoming::whole(bytes.clone());
             Box::pin(async { Ok(incoming) })
         });
-        self.join(wanted, &at_hand)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
+        self.join(wanted, &at_hand)?
+            .available(wanted.descriptor.size.saturating_sub(1))
+            .await?;
         Ok(())
     }
 
@@ -292,7 +294,9 @@ impl Puller {
             self.0.metrics.cache_misses.inc();
             let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
-            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
+            self.0
+                .tasks
+                .spawn(async move { fill::run(&shared, lead, &fetch).await });
             return Ok(Reader::of_flight(flight, Origin::Upstream));
         }
         self.0.metrics.flights_joined.inc();

@@ -17,7 +17,9 @@ pub(super) struct Files {
 impl Files {
     /// Makes the directories that are not there.
     pub(super) fn create(root: &Path) -> Result<Self, InitError> {
-        let files = Self { root: root.to_owned() };
+        let files = Self {
+            root: root.to_owned(),
+        };
         files.make_directory(root)?;
         for directory in DIRECTORIES {
             files.make_directory(&root.join(directory))?;
@@ -35,9 +37,17 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(InitError::Missing(root.to_owned(), root.to_owned()));
             }
-            Err(source) => return Err(InitError::Io { action: "look at", path: root.to_owned(), source }),
+            Err(source) => {
+                return Err(InitError::Io {
+                    action: "look at",
+                    path: root.to_owned(),
+                    source,
+                });
+            }
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self {
+            root: root.to_owned(),
+        })
     }
 
     /// The path of a file.
@@ -48,12 +58,17 @@ impl Files {
     /// Whether a file is there.
     pub(super) fn exists(&self, file: &str) -> Result<bool, InitError> {
         let path = self.path(file);
-        path.try_exists().map_err(|source| InitError::Io { action: "look at", path, source })
+        path.try_exists().map_err(|source| InitError::Io {
+            action: "look at",
+            path,
+            source,
+        })
     }
 
     /// Reads a file that must be there.
     pub(super) fn read(&self, file: &str) -> Result<String, InitError> {
-        self.read_optional(file)?.ok_or_else(|| InitError::Missing(self.path(file), self.root.clone()))
+        self.read_optional(file)?
+            .ok_or_else(|| InitError::Missing(self.path(file), self.root.clone()))
     }
 
     /// Reads a file if it is there.
@@ -66,7 +81,11 @@ impl Files {
         let path = self.path(file);
         // A link that nobody else may place, to a name that is free: the file appears whole, and replaces nothing.
         let temporary = self.write_temporary(&path, bytes)?;
-        let failed = |source| InitError::Io { action: "write", path: path.clone(), source };
+        let failed = |source| InitError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        };
         fs::hard_link(&temporary, &path).map_err(failed)?;
         fs::remove_file(&temporary).map_err(failed)?;
         sync_directory(&path).map_err(failed)
@@ -76,7 +95,11 @@ impl Files {
     pub(super) fn replace(&self, file: &str, bytes: &[u8]) -> Result<(), InitError> {
         let path = self.path(file);
         let temporary = self.write_temporary(&path, bytes)?;
-        let failed = |source| InitError::Io { action: "write", path: path.clone(), source };
+        let failed = |source| InitError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        };
         fs::rename(&temporary, &path).map_err(failed)?;
         sync_directory(&path).map_err(failed)
     }
@@ -84,13 +107,24 @@ impl Files {
     fn write_temporary(&self, path: &Path, bytes: &[u8]) -> Result<PathBuf, InitError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{name}.new"));
-        let failed = |source| InitError::Io { action: "write", path: temporary.clone(), source };
+        let failed = |source| InitError::Io {
+            action: "write",
+            path: temporary.clone(),
+            source,
+        };
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             Ok(()) | Err(_) => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(failed)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed)?;
         Ok(temporary)
     }
 
@@ -99,7 +133,11 @@ impl Files {
             return check_private(path, 0o700);
         }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|source| InitError::Io { action: "make", path: path.to_owned(), source })
+        made.map_err(|source| InitError::Io {
+            action: "make",
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -108,16 +146,30 @@ pub(super) fn read_private(path: &Path) -> Result<Option<String>, InitError> {
     match fs::symlink_metadata(path) {
         Ok(_) => check_private(path, 0o600)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(InitError::Io { action: "look at", path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(InitError::Io {
+                action: "look at",
+                path: path.to_owned(),
+                source,
+            });
+        }
     }
     let text = fs::read_to_string(path);
-    text.map(Some).map_err(|source| InitError::Io { action: "read", path: path.to_owned(), source })
+    text.map(Some).map_err(|source| InitError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Refuses what is a link, or open to anybody but its owner.
 fn check_private(path: &Path, wanted: u32) -> Result<(), InitError> {
     let metadata = fs::symlink_metadata(path);
-    let metadata = metadata.map_err(|source| InitError::Io { action: "look at", path: path.to_owned(), source })?;
+    let metadata = metadata.map_err(|source| InitError::Io {
+        action: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
     if metadata.is_symlink() {
         return Err(InitError::Link(path.to_owned()));
     }
@@ -125,7 +177,11 @@ fn check_private(path: &Path, wanted: u32) -> Result<(), InitError> {
     // systemd hands credentials over as 0440 files of a directory that only the service can enter.
     let credential = path.starts_with("/run/credentials") && mode & 0o337 == 0;
     if mode & !wanted & 0o777 != 0 && !credential {
-        return Err(InitError::Exposed { path: path.to_owned(), mode, wanted });
+        return Err(InitError::Exposed {
+            path: path.to_owned(),
+            mode,
+            wanted,
+        });
     }
     Ok(())
 }

@@ -51,7 +51,12 @@ impl RepositoryKeys {
             let seed = pem::ed25519_seed(&files.read(&file)?).map_err(|error| unusable(error.to_string()))?;
             Ok(SigningKey::from_seed(&seed))
         };
-        Ok(Self { root: key("root")?, targets: key("targets")?, snapshot: key("snapshot")?, timestamp: key("timestamp")? })
+        Ok(Self {
+            root: key("root")?,
+            targets: key("targets")?,
+            snapshot: key("snapshot")?,
+            timestamp: key("timestamp")?,
+        })
     }
 }
 
@@ -122,7 +127,10 @@ fn certificates(files: &Files, file: &str) -> Result<Vec<Vec<u8>>, InitError> {
 
 /// The device CA.
 pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
-    let (root, issuing) = (certificate(files, "ca/root.pem")?, certificate(files, "ca/issuing.pem")?);
+    let (root, issuing) = (
+        certificate(files, "ca/root.pem")?,
+        certificate(files, "ca/issuing.pem")?,
+    );
     let unusable = |file: &str, reason: String| InitError::unusable(&files.path(file), reason);
     let key = PrivateKey::from_pem(&files.read("ca/issuing.key")?)
         .map_err(|error| unusable("ca/issuing.key", error.to_string()))?;
@@ -134,8 +142,12 @@ pub(super) fn server_names(files: &Files, file: &str) -> Result<Vec<String>, Ini
     let der = certificate(files, file)?;
     let unusable = |reason: String| InitError::unusable(&files.path(file), reason);
     let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| unusable(error.to_string()))?;
-    let names = certificate.subject_alternative_name().map_err(|error| unusable(error.to_string()))?;
-    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|error| unusable(error.to_string()))?;
+    let names = names
+        .map(|extension| extension.value.general_names.as_slice())
+        .unwrap_or_default();
     Ok(names.iter().filter_map(name_text).collect())
 }
 
@@ -143,7 +155,9 @@ fn name_text(name: &GeneralName<'_>) -> Option<String> {
     if let GeneralName::DNSName(name) = name {
         return Some((*name).to_owned());
     }
-    let GeneralName::IPAddress(octets) = name else { return None };
+    let GeneralName::IPAddress(octets) = name else {
+        return None;
+    };
     if let Ok(octets) = <[u8; 4]>::try_from(*octets) {
         return Some(std::net::Ipv4Addr::from(octets).to_string());
     }
@@ -159,7 +173,9 @@ fn server_key(files: &Files) -> Result<PrivateKeyDer<'static>, InitError> {
 
 fn trust_domain(files: &Files) -> Result<TrustDomain, InitError> {
     let text = files.read("trust-domain")?;
-    text.trim().parse().map_err(|error| InitError::unusable(&files.path("trust-domain"), error))
+    text.trim()
+        .parse()
+        .map_err(|error| InitError::unusable(&files.path("trust-domain"), error))
 }
 
 fn served_root(files: &Files, repository: &str) -> Result<ServedRoot, InitError> {
@@ -168,12 +184,24 @@ fn served_root(files: &Files, repository: &str) -> Result<ServedRoot, InitError>
     let unusable = |reason: String| InitError::unusable(&files.path(&file), reason);
     let root = Signed::<Root>::parse("root", &bytes, MAX_ROOT_BYTES).and_then(Signed::verify_by_itself);
     let root = root.map_err(|error| unusable(error.to_string()))?;
-    let version = std::num::NonZeroU64::new(root.version).ok_or_else(|| unusable("it has version 0".to_owned()))?;
-    Ok(ServedRoot { pin: RootPin { version, sha256: Fingerprint::of(&bytes) }, bytes })
+    let version =
+        std::num::NonZeroU64::new(root.version).ok_or_else(|| unusable("it has version 0".to_owned()))?;
+    Ok(ServedRoot {
+        pin: RootPin {
+            version,
+            sha256: Fingerprint::of(&bytes),
+        },
+        bytes,
+    })
 }
 
 fn sealing_key(files: &Files, elsewhere: Option<&Path>) -> Result<SealingKey, InitError> {
     let path = elsewhere.map_or_else(|| files.path("keys/seal.key"), Path::to_owned);
-    let text = read_private(&path)?.ok_or_else(|| InitError::unusable(&path, "it is not there; without it no registry secret can be opened"))?;
+    let text = read_private(&path)?.ok_or_else(|| {
+        InitError::unusable(
+            &path,
+            "it is not there; without it no registry secret can be opened",
+        )
+    })?;
     SealingKey::from_text(&text).map_err(|error| InitError::unusable(&path, error))
 }

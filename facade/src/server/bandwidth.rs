@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(budget.grant(500, start), Duration::ZERO);
         assert_eq!(budget.grant(1000, start), Duration::from_millis(500));
         assert_eq!(budget.grant(1, start), Duration::from_millis(1500));
-        assert_eq!(budget.grant(1, start + Duration::from_secs(60)), Duration::ZERO);
+        assert_eq!(budget.grant(1, start + Duration::from_mins(1)), Duration::ZERO);
     }
 
     #[test]

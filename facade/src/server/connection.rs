@@ -1,7 +1,7 @@
 //! One connection of the device door: handshake, protocol, deadlines.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,19 +52,20 @@ pub(super) async fn serve(shared: &Arc<Shared>, tcp: TcpStream, remote: SocketAd
         tracing::debug!(%remote, %error, "connection could not be prepared");
         return;
     }
-    let (stream, peer) = match tokio::time::timeout(door.limits.handshake, door.tls.accept(tcp)).await {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err(error)) => {
-            metrics.handshakes_failed.inc();
-            tracing::debug!(%remote, %error, "handshake failed");
-            return;
-        }
-        Err(_) => {
-            metrics.handshakes_failed.inc();
-            tracing::debug!(%remote, "handshake took too long");
-            return;
-        }
-    };
+    let (stream, peer) =
+        match tokio::time::timeout(door.limits.handshake, Box::pin(door.tls.accept(tcp))).await {
+            Ok(Ok(accepted)) => accepted,
+            Ok(Err(error)) => {
+                metrics.handshakes_failed.inc();
+                tracing::debug!(%remote, %error, "handshake failed");
+                return;
+            }
+            Err(_) => {
+                metrics.handshakes_failed.inc();
+                tracing::debug!(%remote, "handshake took too long");
+                return;
+            }
+        };
     metrics.handshakes.inc();
     metrics.connections.inc();
     let lifetime = Lifetime::of(shared, &peer);
@@ -140,14 +141,15 @@ async fn speak(connection: Arc<Connection>, stream: TlsStream<TcpStream>, lifeti
     // ALPN decides; nobody guesses a protocol from the first bytes.
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         supervise(
-            speak_http2(connection, stream, &leave),
+            Box::pin(speak_http2(connection, stream, &leave)),
             &activity,
             lifetime,
             &leave,
         )
         .await;
     } else {
-        supervise(h1::serve(connection, stream, &leave), &activity, lifetime, &leave).await;
+        let speaking = Box::pin(h1::serve(connection, stream, &leave));
+        supervise(speaking, &activity, lifetime, &leave).await;
     }
 }
 
@@ -195,12 +197,11 @@ async fn drive<C: GracefulConnection>(connection: C, leave: &CancellationToken) 
 
 /// Lets a connection go on until it ends or something ends it.
 async fn supervise(
-    connection: impl Future<Output = ()>,
+    mut connection: Pin<Box<dyn Future<Output = ()> + Send + '_>>,
     activity: &Activity,
     lifetime: Lifetime,
     leave: &CancellationToken,
 ) {
-    let mut connection = pin!(connection);
     let mut end = pin!(optional(lifetime.end));
     let mut old = pin!(sleep_until(lifetime.old));
     let mut tick = pin!(sleep_until(Instant::now() + lifetime.idle));

@@ -39,7 +39,10 @@ pub(super) async fn serve(
     loop {
         let plain = match next(&connection, &mut stream, &mut received, leave).await {
             Next::Plain(plain) => plain,
-            Next::Odd => return speak_http1(connection, Rewind::new(received, stream), leave).await,
+            Next::Odd => {
+                let stream = Rewind::new(received, stream);
+                return Box::pin(speak_http1(connection, stream, leave)).await;
+            }
             Next::End => break,
         };
         let last = plain.close || leave.is_cancelled();
@@ -47,17 +50,22 @@ pub(super) async fn serve(
         let Plain {
             method, uri, headers, ..
         } = plain;
-        let response = answer(
+        let body = RequestBody(None);
+        // Boxed, here and above, so that an idle connection does not hold the room for what it might do.
+        let response = Box::pin(answer(
             &connection,
             Asked {
                 method,
                 uri,
                 headers,
-                body: RequestBody(None),
+                body,
             },
-        )
+        ))
         .await;
-        if send(&mut stream, response, is_head, last).await.is_err() {
+        if Box::pin(send(&mut stream, response, is_head, last))
+            .await
+            .is_err()
+        {
             // Cut short of the announced length: the peer sees that it is not whole. No TLS farewell, which would make
             // the end look wanted.
             return;

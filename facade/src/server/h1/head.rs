@@ -50,10 +50,16 @@ pub(super) fn parse(received: &[u8]) -> Parsed {
     }
 }
 
+/// Every line feed has its carriage return (RFC 9112, section 2.2: some readers take a bare one for the end of a line).
 fn has_strict_line_ends(head: &[u8]) -> bool {
-    let feeds = head.iter().filter(|byte| **byte == b'\n').count();
-    let pairs = head.windows(2).filter(|pair| *pair == b"\r\n").count();
-    feeds == pairs && !head.starts_with(b"\r\n")
+    let mut before = 0;
+    for byte in head {
+        if *byte == b'\n' && before != b'\r' {
+            return false;
+        }
+        before = *byte;
+    }
+    !head.starts_with(b"\r\n")
 }
 
 fn plain(request: &httparse::Request<'_, '_>) -> Option<Plain> {
