@@ -8,6 +8,7 @@ mod fill;
 mod flight;
 mod reader;
 mod source;
+mod upkeep;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use evict::Policy;
 use flight::Flights;
 pub use reader::{Origin, Reader};
 pub use source::{Fetch, Incoming, registries};
+pub use upkeep::{Checked, Usage};
 
 /// Up to this length nothing goes out before the digest agrees: bad bytes poison containerd's ingest.
 pub const VERIFY_FIRST_MAX_BYTES: u64 = 8 * 1024 * 1024;

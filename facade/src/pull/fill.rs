@@ -391,8 +391,12 @@ fn write(
     lead: &Lead,
 ) -> (Staging, Result<(), AppendError>) {
     while let Some(piece) = pieces.blocking_recv() {
-        if let Err(error) = staging.append(&piece) {
-            return (staging, Err(error));
+        // What is queued already is taken along: followers are woken once for all of it.
+        let queued = std::iter::from_fn(|| pieces.try_recv().ok());
+        for piece in std::iter::once(piece).chain(queued).take(QUEUED_PIECES) {
+            if let Err(error) = staging.append(&piece) {
+                return (staging, Err(error));
+            }
         }
         lead.arrived(staging.received_bytes());
     }

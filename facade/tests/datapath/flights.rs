@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use facade::pull::Settings;
+use facade::pull::evict::Policy;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 
@@ -337,4 +338,51 @@ async fn a_device_gets_no_more_than_its_bandwidth() {
         assert!(device.get(&blob(&layer)).await.body == layer);
         assert!(started.elapsed() > Duration::from_millis(400));
     }
+}
+
+#[tokio::test]
+async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
+    let policy = Policy {
+        max_size_bytes: Some(2_500_000),
+        min_free_bytes: 0,
+        ..Policy::default()
+    };
+    let pull = Settings {
+        policy,
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
+    rig.assign(&["board"], &layers.iter().collect::<Vec<_>>());
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    for layer in &layers {
+        device.get(&blob(layer)).await;
+        rig.clock.set(rig.clock.now() + Duration::from_secs(10));
+    }
+    rig.puller.evict().await.unwrap();
+    let usage = rig.puller.usage().await.unwrap();
+    assert_eq!(
+        (usage.blobs, usage.size_bytes, usage.partial_bytes),
+        (2, 2_000_003, 0)
+    );
+    assert_eq!(rig.script.gets(), 3);
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
+    assert_eq!(rig.script.gets(), 3);
+
+    let digest = pki::digest::Digest::sha256(&layers[2]);
+    let path = rig
+        .cache()
+        .join("sha256")
+        .join(&digest.hex()[..2])
+        .join(digest.hex());
+    let mut damaged = layers[2].to_vec();
+    damaged[77] ^= 1;
+    std::fs::write(path, damaged).unwrap();
+    let checked = rig.puller.verify().await.unwrap();
+    assert_eq!((checked.good, checked.bad), (1, vec![digest]));
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
 }
