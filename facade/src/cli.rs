@@ -46,13 +46,7 @@ Exit codes: 0 success, 1 failed, 2 wrong use, 3 some of a batch failed, 4 server
 #[derive(Args, Debug)]
 struct Global {
     /// Address of the operator door
-    #[arg(
-        long,
-        global = true,
-        env = "FACADE_SERVER",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
+    #[arg(long, global = true, env = "FACADE_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     server: String,
     /// File with the operator's token
     #[arg(long, global = true, env = "FACADE_TOKEN_FILE", value_name = "FILE")]
@@ -145,12 +139,7 @@ impl CliError {
     }
 
     fn from_problem(problem: Problem) -> Self {
-        let Problem {
-            status,
-            detail,
-            field,
-            ..
-        } = problem;
+        let Problem { status, detail, field, .. } = problem;
         let detail = match field {
             Some(field) => format!("{field}: {detail}"),
             None => detail,
@@ -191,20 +180,13 @@ impl Cli {
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the verbs without a server are handled by the caller"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the verbs without a server are handled by the caller")]
 fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::from_error(&error))?;
-    let client = client::Client::new(
-        &global.server,
-        global.token_file.as_deref(),
-        global.ca_file.as_deref(),
-    )?;
+    let client = client::Client::new(&global.server, global.token_file.as_deref(), global.ca_file.as_deref())?;
     runtime.block_on(async {
         match verb {
             Verb::Connection(verb) => verb.run(&client, output).await,

@@ -1,13 +1,14 @@
 //! The whole facade: its parts, put together once, and its life from start to drain.
 
 use std::io::IsTerminal;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pki::wire::{FacadeUrl, RootPin};
-use pki::x509::{DeviceId, Fingerprint};
+use pki::x509::{DeviceId, Fingerprint, ServerName};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -28,7 +29,7 @@ use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::init::{DataDir, InitError};
+use crate::init::{self, DataDir, InitError};
 use crate::metrics::Metrics;
 use crate::operator_door::OperatorDoor;
 use crate::publish::director::{self, Director};
@@ -69,6 +70,9 @@ pub enum StartError {
     /// The certificates do not work.
     #[error("the TLS configuration does not work")]
     Tls(#[from] TlsError),
+    /// The authorities that registries' certificates come from cannot be used.
+    #[error("TLS to registries cannot be set up")]
+    Roots(#[source] rustls::Error),
     /// The devices cannot be read.
     #[error("the devices cannot be read")]
     Devices(#[from] crate::catalog::devices::DevicesError),
@@ -244,7 +248,7 @@ impl Running {
         let stopping = self.facade.stopping.clone();
         let tasks = TaskTracker::new();
         tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
-        tasks.spawn(housekeeping(Arc::clone(&self.facade), self.store, self.config));
+        tasks.spawn(housekeeping(Arc::clone(&self.facade), self.store, self.device_door.tls.clone(), self.config));
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
@@ -284,7 +288,7 @@ fn tls_identity(data: &DataDir, config: &Config) -> TlsIdentity {
 fn public_url(config: &Config, data: &DataDir, port: u16) -> Result<FacadeUrl, StartError> {
     let text = match (&config.public_url, data.server_names.first()) {
         (Some(url), _) => url.clone(),
-        (None, Some(name)) if name.contains(':') => format!("https://[{name}]:{port}"),
+        (None, Some(ServerName::Ip(IpAddr::V6(address)))) => format!("https://[{address}]:{port}"),
         (None, Some(name)) => format!("https://{name}:{port}"),
         (None, None) => String::new(),
     };
@@ -312,7 +316,7 @@ async fn assemble(
     let keys = director::Keys { targets: data.director.targets, snapshot: data.director.snapshot, timestamp: data.director.timestamp };
     let director = Director::new(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone());
     director.put_root(data.director_root.pin.version.get(), &data.director_root.bytes).await?;
-    let upstreams = Upstreams::new(upstream_settings(config, clock));
+    let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
     let registries = Arc::new(registries);
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
@@ -388,8 +392,28 @@ fn pull_settings(config: &Config) -> pull::Settings {
     pull::Settings { cache: config.cache_enabled, policy, ..pull::Settings::default() }
 }
 
-/// Signs again, dumps and evicts, until the facade stops.
-async fn housekeeping(facade: Arc<Facade>, store: SledStore, config: Config) {
+/// Renews the server's certificate where it is our own and near its end; connections that are open stay open.
+async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
+    let data_dir = config.data_dir.clone();
+    let renewed = tokio::task::spawn_blocking(move || init::renew_server_certificate(&data_dir, now)).await;
+    match renewed {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => match reload_certificates(tls, config) {
+            Ok(()) => tracing::info!("the server certificate was renewed"),
+            Err(error) => tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used"),
+        },
+        Ok(Err(error)) => tracing::error!(error = %chain(&error), "the server certificate could not be renewed"),
+        Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
+    }
+}
+
+fn reload_certificates(tls: &Tls, config: &Config) -> Result<(), StartError> {
+    let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
+    Ok(tls.replace(tls_identity(&data, config))?)
+}
+
+/// Signs again, renews, dumps and evicts, until the facade stops.
+async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: Config) {
     let mut next_dump = facade.clock.now();
     loop {
         if let Err(error) = facade.images.resign().await {
@@ -399,6 +423,7 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, config: Config) {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");
         }
         let now = facade.clock.now();
+        renew_server_certificate(&tls, &config, now).await;
         if now >= next_dump {
             next_dump = now.checked_add(config.dump_interval).unwrap_or(Timestamp::MAX);
             match store.dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string()).await {

@@ -42,11 +42,7 @@ impl Output {
     }
 
     pub(super) fn error(&mut self, text: &str) {
-        let label = if colours() {
-            "\x1b[1;31merror:\x1b[0m"
-        } else {
-            "error:"
-        };
+        let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
         write_err(&format!("{label} {text}"));
     }
 
@@ -68,10 +64,7 @@ fn write_err(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "NO_COLOR and TERM concern the terminal alone, not the configuration"
-)]
+#[expect(clippy::disallowed_methods, reason = "NO_COLOR and TERM concern the terminal alone, not the configuration")]
 fn colours() -> bool {
     io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -79,14 +72,9 @@ fn colours() -> bool {
 }
 
 /// Columns under a heading.
-pub(super) fn table<const N: usize>(
-    heading: [&str; N],
-    rows: impl IntoIterator<Item = [String; N]>,
-) -> String {
+pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
-    table
-        .load_style(TableStyle::new())
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(heading.map(|name| Cell::new(name.to_uppercase())));
     for row in rows {
         table.add_row(row.map(|text| printable(&text)));
@@ -97,9 +85,7 @@ pub(super) fn table<const N: usize>(
 /// Name and value pairs, one a line.
 pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
     let mut table = Table::new();
-    table
-        .load_style(TableStyle::new())
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([format!("{name}:"), printable(&value)]);
     }
@@ -107,23 +93,12 @@ pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
 }
 
 fn lines(text: &str) -> String {
-    text.lines()
-        .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect::<Vec<_>>().join("\n")
 }
 
 /// A text from elsewhere, without the control characters that would let a registry or device write on the terminal.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                '\u{fffd}'
-            } else {
-                character
-            }
-        })
-        .collect()
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
 /// Bytes in the unit that reads best.
@@ -144,12 +119,7 @@ mod tests {
 
     #[test]
     fn prints_sizes_as_people_read_them() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1_610_612_736, "1.5 GiB"),
-        ] {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_610_612_736, "1.5 GiB")] {
             assert_eq!(size(bytes), text);
         }
     }

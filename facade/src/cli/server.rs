@@ -41,11 +41,7 @@ impl Init {
         };
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
         let admin_token_file = self.data_dir.join("admin.token");
-        let made = Made {
-            data_dir: self.data_dir,
-            created: outcome.created,
-            admin_token_file,
-        };
+        let made = Made { data_dir: self.data_dir, created: outcome.created, admin_token_file };
         output.result(&made, |made| {
             if made.created.is_empty() {
                 return format!("{} is already initialised; nothing was changed", made.data_dir.display());
@@ -74,8 +70,7 @@ pub(super) struct Serve {
 }
 
 fn settings_help() -> String {
-    let mut text =
-        "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
+    let mut text = "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
     for setting in config::SETTINGS {
         text.push_str(&format!("  {:<30}{}\n", setting.key, setting.help));
     }
@@ -84,12 +79,8 @@ fn settings_help() -> String {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
-        let flags = config::Flags {
-            data_dir: self.data_dir,
-            config: self.config,
-        };
-        let config = config::load(&flags, &config::environment())
-            .map_err(|error| CliError::Usage(error.to_string()))?;
+        let flags = config::Flags { data_dir: self.data_dir, config: self.config };
+        let config = config::load(&flags, &config::environment()).map_err(|error| CliError::Usage(error.to_string()))?;
         facade::log(&config).map_err(CliError::Usage)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

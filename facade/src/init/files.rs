@@ -1,182 +1,183 @@
-//! Files of the data directory: private, whole or absent, on disk before they count.
+//! Files that only their owner may see, each there whole or not at all.
+//!
+//! A file is written beside its place, flushed, and moved in; then the directory is flushed. A link, another's file, or a file that others can read is refused: it would put the keys in other hands.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use zeroize::Zeroizing;
 
 use super::InitError;
 
-const DIRECTORIES: [&str; 4] = ["ca", "tls", "keys", "tuf"];
+const MAX_BYTES: u64 = 64 * 1024;
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
-/// The data directory.
+/// A data directory that was found to be private.
 pub(super) struct Files {
     root: PathBuf,
+    /// Holds the lock of whoever changes the directory.
+    _lock: Option<File>,
 }
 
 impl Files {
-    /// Makes the directories that are not there.
+    /// Makes the directory if it is not there, and keeps every other `init` out while this lives.
     pub(super) fn create(root: &Path) -> Result<Self, InitError> {
-        let files = Self {
-            root: root.to_owned(),
-        };
-        files.make_directory(root)?;
-        for directory in DIRECTORIES {
-            files.make_directory(&root.join(directory))?;
-        }
-        for repository in super::REPOSITORIES {
-            files.make_directory(&root.join("tuf").join(repository))?;
-        }
-        Ok(files)
-    }
-
-    /// Takes a directory that is there and safe.
-    pub(super) fn open(root: &Path) -> Result<Self, InitError> {
-        match fs::symlink_metadata(root) {
-            Ok(_) => check_private(root, 0o700)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(InitError::Missing(root.to_owned(), root.to_owned()));
-            }
-            Err(source) => {
-                return Err(InitError::Io {
-                    action: "look at",
-                    path: root.to_owned(),
-                    source,
-                });
-            }
+        make_directory(root)?;
+        let failed = |source| failed("lock", root, source);
+        let lock = File::open(root).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(InitError::Busy(root.to_owned())),
+            Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
         Ok(Self {
             root: root.to_owned(),
+            _lock: Some(lock),
         })
     }
 
-    /// The path of a file.
-    pub(super) fn path(&self, file: &str) -> PathBuf {
-        self.root.join(file)
-    }
-
-    /// Whether a file is there.
-    pub(super) fn exists(&self, file: &str) -> Result<bool, InitError> {
-        let path = self.path(file);
-        path.try_exists().map_err(|source| InitError::Io {
-            action: "look at",
-            path,
-            source,
-        })
-    }
-
-    /// Reads a file that must be there.
-    pub(super) fn read(&self, file: &str) -> Result<String, InitError> {
-        self.read_optional(file)?
-            .ok_or_else(|| InitError::Missing(self.path(file), self.root.clone()))
-    }
-
-    /// Reads a file if it is there.
-    pub(super) fn read_optional(&self, file: &str) -> Result<Option<String>, InitError> {
-        read_private(&self.path(file))
-    }
-
-    /// Writes a file that is not there yet.
-    pub(super) fn write_new(&self, file: &str, bytes: &[u8]) -> Result<(), InitError> {
-        let path = self.path(file);
-        // A link that nobody else may place, to a name that is free: the file appears whole, and replaces nothing.
-        let temporary = self.write_temporary(&path, bytes)?;
-        let failed = |source| InitError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        };
-        fs::hard_link(&temporary, &path).map_err(failed)?;
-        fs::remove_file(&temporary).map_err(failed)?;
-        sync_directory(&path).map_err(failed)
-    }
-
-    /// Writes a file, in place of one that is there.
-    pub(super) fn replace(&self, file: &str, bytes: &[u8]) -> Result<(), InitError> {
-        let path = self.path(file);
-        let temporary = self.write_temporary(&path, bytes)?;
-        let failed = |source| InitError::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        };
-        fs::rename(&temporary, &path).map_err(failed)?;
-        sync_directory(&path).map_err(failed)
-    }
-
-    fn write_temporary(&self, path: &Path, bytes: &[u8]) -> Result<PathBuf, InitError> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.new"));
-        let failed = |source| InitError::Io {
-            action: "write",
-            path: temporary.clone(),
-            source,
-        };
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
-        Ok(temporary)
-    }
-
-    fn make_directory(&self, path: &Path) -> Result<(), InitError> {
-        if fs::symlink_metadata(path).is_ok() {
-            return check_private(path, 0o700);
-        }
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|source| InitError::Io {
-            action: "make",
-            path: path.to_owned(),
-            source,
-        })
-    }
-}
-
-/// Reads a file that only its owner may read, if it is there.
-pub(super) fn read_private(path: &Path) -> Result<Option<String>, InitError> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => check_private(path, 0o600)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(InitError::Io {
-                action: "look at",
-                path: path.to_owned(),
-                source,
+    /// Opens the directory to read it.
+    pub(super) fn open(root: &Path) -> Result<Self, InitError> {
+        if !root.exists() {
+            return Err(InitError::Missing {
+                path: root.to_owned(),
+                data_dir: root.to_owned(),
             });
         }
+        check_directory(root)?;
+        Ok(Self {
+            root: root.to_owned(),
+            _lock: None,
+        })
     }
-    let text = fs::read_to_string(path);
-    text.map(Some).map_err(|source| InitError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Reads a file that has to be there.
+    pub(super) fn read(&self, name: &str) -> Result<Zeroizing<String>, InitError> {
+        self.find(name)?.ok_or_else(|| InitError::Missing {
+            path: self.path(name),
+            data_dir: self.root.clone(),
+        })
+    }
+
+    /// Reads a file, if it is there.
+    pub(super) fn find(&self, name: &str) -> Result<Option<Zeroizing<String>>, InitError> {
+        let path = self.path(name);
+        if let Some(parent) = path.parent().filter(|parent| parent.exists()) {
+            check_directory(parent)?;
+        }
+        read_private(&path)
+    }
+
+    /// Puts a file in its place, where there must be none.
+    pub(super) fn publish(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
+        self.put(name, content, RenameFlags::NOREPLACE)
+    }
+
+    /// Puts a file in the place of another; whoever reads meanwhile has the one or the other.
+    pub(super) fn replace(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
+        self.put(name, content, RenameFlags::empty())
+    }
+
+    fn put(&self, name: &str, content: &[u8], how: RenameFlags) -> Result<(), InitError> {
+        let path = self.path(name);
+        let parent = path.parent().unwrap_or(&self.root);
+        make_directory(parent)?;
+        let draft = path.with_extension("draft");
+        // What an interrupted run left is nobody's: the lock is ours.
+        if draft.symlink_metadata().is_ok() {
+            fs::remove_file(&draft).map_err(|source| failed("remove", &draft, source))?;
+        }
+        write_draft(&draft, content).map_err(|source| failed("write", &draft, source))?;
+        renameat_with(CWD, &draft, CWD, &path, how)
+            .map_err(|source| failed("put in place", &path, source.into()))?;
+        sync_directory(parent)
+    }
 }
 
-/// Refuses what is a link, or open to anybody but its owner.
-fn check_private(path: &Path, wanted: u32) -> Result<(), InitError> {
-    let metadata = fs::symlink_metadata(path);
-    let metadata = metadata.map_err(|source| InitError::Io {
-        action: "look at",
-        path: path.to_owned(),
-        source,
-    })?;
-    if metadata.is_symlink() {
+/// Reads a private file at any path; `None` if there is none.
+pub(super) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, InitError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed("look at", path, source)),
+        Ok(found) if found.is_symlink() => return Err(InitError::Link(path.to_owned())),
+        Ok(_) => {}
+    }
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|source| failed("open", path, source))?;
+    // The open file is judged, not the name: a name can change hands in between.
+    let found = file
+        .metadata()
+        .map_err(|source| failed("look at", path, source))?;
+    if !found.is_file() || found.len() > MAX_BYTES {
+        return Err(InitError::unusable(path, "not a small regular file"));
+    }
+    check_private(path, &found, FILE_MODE)?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|source| failed("read", path, source))?;
+    Ok(Some(text))
+}
+
+fn write_draft(draft: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(draft)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn make_directory(path: &Path) -> Result<(), InitError> {
+    if !path.exists() {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(path);
+        made.map_err(|source| failed("make", path, source))?;
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_directory(parent)?;
+        }
+    }
+    check_directory(path)
+}
+
+fn check_directory(path: &Path) -> Result<(), InitError> {
+    let found = fs::symlink_metadata(path).map_err(|source| failed("look at", path, source))?;
+    if found.is_symlink() {
         return Err(InitError::Link(path.to_owned()));
     }
-    let mode = metadata.mode() & 0o777;
-    // systemd hands credentials over as 0440 files of a directory that only the service can enter.
-    let credential = path.starts_with("/run/credentials") && mode & 0o337 == 0;
-    if mode & !wanted & 0o777 != 0 && !credential {
+    if !found.is_dir() {
+        return Err(InitError::unusable(path, "not a directory"));
+    }
+    check_private(path, &found, DIRECTORY_MODE)
+}
+
+fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
+    let user = rustix::process::geteuid().as_raw();
+    if found.uid() != user {
+        return Err(InitError::Foreign {
+            path: path.to_owned(),
+            owner: found.uid(),
+            user,
+        });
+    }
+    let mode = found.mode() & 0o777;
+    if mode & 0o077 != 0 {
         return Err(InitError::Exposed {
             path: path.to_owned(),
             mode,
@@ -186,6 +187,16 @@ fn check_private(path: &Path, wanted: u32) -> Result<(), InitError> {
     Ok(())
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+fn sync_directory(path: &Path) -> Result<(), InitError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| failed("flush", path, source))
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
+    InitError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }

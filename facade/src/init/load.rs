@@ -1,58 +1,102 @@
-//! Reads the data directory back, and says what is wrong with which file.
+//! The data directory as `facade serve` needs it: every part read, and found to fit the others.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 
 use pki::key::SigningKey;
-use pki::metadata::roles::Root;
-use pki::metadata::verify::Signed;
+use pki::metadata::{Limits, trusted};
 use pki::seal::SealingKey;
 use pki::wire::RootPin;
-use pki::x509::{Authority, Fingerprint, PrivateKey, TrustDomain, pem};
+use pki::x509::{Authority, Fingerprint, PrivateKey, ServerName, TrustDomain, pem};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::FromDer;
 
-use super::InitError;
 use super::files::{Files, read_private};
+use super::{ADMIN_HASH, ISSUING, ISSUING_KEY, InitError, ROOT, SEAL_KEY, SERVER, SERVER_KEY, TRUST_DOMAIN};
 
-/// SHA-256 of the first admin token.
-pub(super) const ADMIN_TOKEN_HASH: &str = "admin.token.sha256";
-
-/// Largest root in bytes; what devices accept too.
-const MAX_ROOT_BYTES: u64 = 64 * 1024;
-
-/// The file of a metadata key.
-pub(super) fn key_file(repository: &str, role: &str) -> String {
-    format!("keys/{repository}-{role}.key")
+/// Everything that a facade needs to be itself.
+pub struct DataDir {
+    /// The device CA.
+    pub authority: Authority,
+    /// The server certificate, then the issuing one.
+    pub server_chain: Vec<CertificateDer<'static>>,
+    /// The key of the server certificate.
+    pub server_key: PrivateKeyDer<'static>,
+    /// The names in the server certificate, in its order.
+    pub server_names: Vec<ServerName>,
+    /// The domain of device identities.
+    pub trust_domain: TrustDomain,
+    /// The keys of the images repository.
+    pub images: RepositoryKeys,
+    /// The keys of the director repository.
+    pub director: RepositoryKeys,
+    /// The first root of the images repository.
+    pub images_root: FirstRoot,
+    /// The first root of the director repository.
+    pub director_root: FirstRoot,
+    /// The key that seals secrets.
+    pub sealing_key: SealingKey,
+    /// The SHA-256 of the first admin token's text, in lower-case hexadecimal.
+    pub admin_token_hash: String,
 }
 
-/// The file of a repository's first root.
-pub(super) fn root_file(repository: &str) -> String {
-    format!("tuf/{repository}/1.root.json")
-}
-
-/// The keys of one repository.
+/// The keys of one TUF repository.
 pub struct RepositoryKeys {
-    /// Signs which keys may sign what.
-    pub root: SigningKey,
-    /// Signs targets.
+    /// Signs the next root; `None` where it was taken offline, as it should be.
+    pub root: Option<SigningKey>,
+    /// Signs the targets.
     pub targets: SigningKey,
-    /// Signs snapshots.
+    /// Signs which versions belong together.
     pub snapshot: SigningKey,
-    /// Signs timestamps.
+    /// Signs that this is the newest.
     pub timestamp: SigningKey,
 }
 
+/// The root metadata that `init` signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstRoot {
+    /// What enrollment tokens say of it.
+    pub pin: RootPin,
+    /// The file as it is served.
+    pub bytes: Vec<u8>,
+}
+
+impl DataDir {
+    /// Reads the directory; the sealing key may be kept elsewhere.
+    pub fn open(path: &Path, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
+        Self::read(&Files::open(path)?, seal_key_file)
+    }
+
+    pub(super) fn read(files: &Files, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
+        let (server_chain, server_key) = server(files)?;
+        Ok(Self {
+            authority: authority(files)?,
+            server_names: server_names(files)?,
+            server_chain,
+            server_key,
+            trust_domain: trust_domain(files)?,
+            images: RepositoryKeys::read(files, "images")?,
+            director: RepositoryKeys::read(files, "director")?,
+            images_root: first_root(files, "images")?,
+            director_root: first_root(files, "director")?,
+            sealing_key: sealing_key(files, seal_key_file)?,
+            admin_token_hash: admin_token_hash(files)?,
+        })
+    }
+}
+
 impl RepositoryKeys {
-    pub(super) fn load(files: &Files, repository: &str) -> Result<Self, InitError> {
-        let key = |role: &str| {
-            let file = key_file(repository, role);
-            let unusable = |reason: String| InitError::unusable(&files.path(&file), reason);
-            let seed = pem::ed25519_seed(&files.read(&file)?).map_err(|error| unusable(error.to_string()))?;
-            Ok(SigningKey::from_seed(&seed))
+    fn read(files: &Files, repository: &str) -> Result<Self, InitError> {
+        let key = |role| signing_key(files, &super::key_file(repository, role));
+        let root_file = super::key_file(repository, "root");
+        let root = match files.find(&root_file)? {
+            Some(_) => Some(signing_key(files, &root_file)?),
+            None => None,
         };
         Ok(Self {
-            root: key("root")?,
+            root,
             targets: key("targets")?,
             snapshot: key("snapshot")?,
             timestamp: key("timestamp")?,
@@ -60,133 +104,98 @@ impl RepositoryKeys {
     }
 }
 
-/// A root as it is served, and what pins it.
-pub struct ServedRoot {
-    /// Its version and hash.
-    pub pin: RootPin,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// Everything that `facade serve` needs from the data directory.
-pub struct DataDir {
-    /// Issues device certificates.
-    pub authority: Authority,
-    /// The server's certificate and what it chains to.
-    pub server_chain: Vec<CertificateDer<'static>>,
-    /// The server's key.
-    pub server_key: PrivateKeyDer<'static>,
-    /// The names in the server's certificate.
-    pub server_names: Vec<String>,
-    /// The trust domain of devices.
-    pub trust_domain: TrustDomain,
-    /// Keys of the images repository.
-    pub images: RepositoryKeys,
-    /// Keys of the director repository.
-    pub director: RepositoryKeys,
-    /// Root of the images repository.
-    pub images_root: ServedRoot,
-    /// Root of the director repository.
-    pub director_root: ServedRoot,
-    /// Seals secrets.
-    pub sealing_key: SealingKey,
-    /// SHA-256 of the first admin token, hexadecimal.
-    pub admin_token_hash: String,
-}
-
-impl DataDir {
-    /// Reads a data directory that `facade init` made; the sealing key may be elsewhere.
-    pub fn open(root: &Path, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
-        let files = Files::open(root)?;
-        let chain = certificates(&files, "tls/server.pem")?;
-        Ok(Self {
-            authority: authority(&files)?,
-            server_names: server_names(&files, "tls/server.pem")?,
-            server_chain: chain.into_iter().map(CertificateDer::from).collect(),
-            server_key: server_key(&files)?,
-            trust_domain: trust_domain(&files)?,
-            images: RepositoryKeys::load(&files, "images")?,
-            director: RepositoryKeys::load(&files, "director")?,
-            images_root: served_root(&files, "images")?,
-            director_root: served_root(&files, "director")?,
-            sealing_key: sealing_key(&files, seal_key_file)?,
-            admin_token_hash: files.read(ADMIN_TOKEN_HASH)?.trim().to_owned(),
-        })
-    }
-}
-
-/// The first certificate of a PEM file.
-pub(super) fn certificate(files: &Files, file: &str) -> Result<Vec<u8>, InitError> {
-    let first = certificates(files, file)?.into_iter().next();
-    first.ok_or_else(|| InitError::unusable(&files.path(file), "it holds no certificate"))
-}
-
-fn certificates(files: &Files, file: &str) -> Result<Vec<Vec<u8>>, InitError> {
-    pem::certificates(&files.read(file)?).map_err(|error| InitError::unusable(&files.path(file), error))
-}
-
-/// The device CA.
-pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
-    let (root, issuing) = (
-        certificate(files, "ca/root.pem")?,
-        certificate(files, "ca/issuing.pem")?,
-    );
-    let unusable = |file: &str, reason: String| InitError::unusable(&files.path(file), reason);
-    let key = PrivateKey::from_pem(&files.read("ca/issuing.key")?)
-        .map_err(|error| unusable("ca/issuing.key", error.to_string()))?;
-    Authority::load(root, issuing, key).map_err(|error| unusable("ca/issuing.pem", error.to_string()))
-}
-
-/// The names in the first certificate of a file.
-pub(super) fn server_names(files: &Files, file: &str) -> Result<Vec<String>, InitError> {
-    let der = certificate(files, file)?;
-    let unusable = |reason: String| InitError::unusable(&files.path(file), reason);
-    let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| unusable(error.to_string()))?;
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|error| unusable(error.to_string()))?;
-    let names = names
-        .map(|extension| extension.value.general_names.as_slice())
-        .unwrap_or_default();
-    Ok(names.iter().filter_map(name_text).collect())
-}
-
-fn name_text(name: &GeneralName<'_>) -> Option<String> {
-    if let GeneralName::DNSName(name) = name {
-        return Some((*name).to_owned());
-    }
-    let GeneralName::IPAddress(octets) = name else {
-        return None;
-    };
-    if let Ok(octets) = <[u8; 4]>::try_from(*octets) {
-        return Some(std::net::Ipv4Addr::from(octets).to_string());
-    }
-    let octets = <[u8; 16]>::try_from(*octets).ok()?;
-    Some(std::net::Ipv6Addr::from(octets).to_string())
-}
-
-fn server_key(files: &Files) -> Result<PrivateKeyDer<'static>, InitError> {
-    let key = PrivateKey::from_pem(&files.read("tls/server.key")?)
-        .map_err(|error| InitError::unusable(&files.path("tls/server.key"), error))?;
-    Ok(PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec()).into())
-}
-
-fn trust_domain(files: &Files) -> Result<TrustDomain, InitError> {
-    let text = files.read("trust-domain")?;
+pub(super) fn trust_domain(files: &Files) -> Result<TrustDomain, InitError> {
+    let text = files.read(TRUST_DOMAIN)?;
     text.trim()
         .parse()
-        .map_err(|error| InitError::unusable(&files.path("trust-domain"), error))
+        .map_err(|error| InitError::unusable(&files.path(TRUST_DOMAIN), error))
 }
 
-fn served_root(files: &Files, repository: &str) -> Result<ServedRoot, InitError> {
-    let file = root_file(repository);
-    let bytes = files.read(&file)?.into_bytes();
-    let unusable = |reason: String| InitError::unusable(&files.path(&file), reason);
-    let root = Signed::<Root>::parse("root", &bytes, MAX_ROOT_BYTES).and_then(Signed::verify_by_itself);
-    let root = root.map_err(|error| unusable(error.to_string()))?;
+pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
+    let (root, issuing) = (certificate(files, ROOT)?, certificate(files, ISSUING)?);
+    Authority::load(root, issuing, private_key(files, ISSUING_KEY)?)
+        .map_err(|error| InitError::unusable(&files.path("ca"), error))
+}
+
+/// The first certificate of a file.
+pub(super) fn certificate(files: &Files, name: &str) -> Result<Vec<u8>, InitError> {
+    let unusable = |error: pem::PemError| InitError::unusable(&files.path(name), error);
+    let certificates = pem::certificates(&files.read(name)?).map_err(unusable)?;
+    certificates
+        .into_iter()
+        .next()
+        .ok_or_else(|| unusable(pem::PemError::NoCertificate))
+}
+
+pub(super) fn private_key(files: &Files, name: &str) -> Result<PrivateKey, InitError> {
+    PrivateKey::from_pem(&files.read(name)?).map_err(|error| InitError::unusable(&files.path(name), error))
+}
+
+pub(super) fn signing_key(files: &Files, name: &str) -> Result<SigningKey, InitError> {
+    let seed = pem::ed25519_seed(&files.read(name)?);
+    let seed = seed.map_err(|error| InitError::unusable(&files.path(name), error))?;
+    Ok(SigningKey::from_seed(&seed))
+}
+
+fn server(files: &Files) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), InitError> {
+    let unusable = |reason: &dyn std::fmt::Display| InitError::unusable(&files.path(SERVER), reason);
+    let chain = pem::certificates(&files.read(SERVER)?).map_err(|error| unusable(&error))?;
+    let key = private_key(files, SERVER_KEY)?;
+    let leaf = chain
+        .first()
+        .and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    let pair = leaf.is_some_and(|(_, leaf)| Fingerprint::of(leaf.public_key().raw) == key.fingerprint());
+    if !pair {
+        return Err(unusable(&"its first certificate is not that of tls/server.key"));
+    }
+    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
+    Ok((chain.into_iter().map(CertificateDer::from).collect(), key.into()))
+}
+
+/// The names in the server certificate.
+pub(super) fn server_names(files: &Files) -> Result<Vec<ServerName>, InitError> {
+    let unusable = || InitError::unusable(&files.path(SERVER), "its names cannot be read");
+    let der = certificate(files, SERVER)?;
+    let (_, leaf) = X509Certificate::from_der(&der).map_err(|_| unusable())?;
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|_| unusable())?
+        .ok_or_else(unusable)?;
+    names
+        .value
+        .general_names
+        .iter()
+        .map(|name| server_name(name).ok_or_else(unusable))
+        .collect()
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a server has no other kind of name"
+)]
+fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
+    match name {
+        GeneralName::DNSName(name) => name.parse().ok(),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes)
+                .ok()
+                .map(|octets| ServerName::Ip(octets.into())),
+            _ => <[u8; 16]>::try_from(*bytes)
+                .ok()
+                .map(|octets| ServerName::Ip(octets.into())),
+        },
+        _ => None,
+    }
+}
+
+fn first_root(files: &Files, repository: &str) -> Result<FirstRoot, InitError> {
+    let name = super::root_file(repository);
+    let bytes = files.read(&name)?.as_bytes().to_vec();
+    let root = trusted::first_root(&bytes, &Limits::default())
+        .map_err(|error| InitError::unusable(&files.path(&name), error))?;
     let version =
-        std::num::NonZeroU64::new(root.version).ok_or_else(|| unusable("it has version 0".to_owned()))?;
-    Ok(ServedRoot {
+        NonZeroU64::new(root.version).ok_or_else(|| InitError::unusable(&files.path(&name), "version 0"))?;
+    Ok(FirstRoot {
         pin: RootPin {
             version,
             sha256: Fingerprint::of(&bytes),
@@ -196,12 +205,20 @@ fn served_root(files: &Files, repository: &str) -> Result<ServedRoot, InitError>
 }
 
 fn sealing_key(files: &Files, elsewhere: Option<&Path>) -> Result<SealingKey, InitError> {
-    let path = elsewhere.map_or_else(|| files.path("keys/seal.key"), Path::to_owned);
-    let text = read_private(&path)?.ok_or_else(|| {
-        InitError::unusable(
-            &path,
-            "it is not there; without it no registry secret can be opened",
-        )
-    })?;
+    let path = elsewhere.map_or_else(|| files.path(SEAL_KEY), Path::to_owned);
+    let missing = || InitError::Missing {
+        path: path.clone(),
+        data_dir: files.root().to_owned(),
+    };
+    let text = read_private(&path)?.ok_or_else(missing)?;
     SealingKey::from_text(&text).map_err(|error| InitError::unusable(&path, error))
+}
+
+fn admin_token_hash(files: &Files) -> Result<String, InitError> {
+    let text = files.read(ADMIN_HASH)?;
+    let hash: Fingerprint = text
+        .trim()
+        .parse()
+        .map_err(|error| InitError::unusable(&files.path(ADMIN_HASH), error))?;
+    Ok(hash.to_string())
 }

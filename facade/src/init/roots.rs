@@ -12,8 +12,7 @@ use super::{InitError, ROOT_LIFETIME};
 
 /// Version 1 of a root with one key for each role.
 pub(super) fn first(keys: &RepositoryKeys, now: Timestamp) -> Result<Vec<u8>, InitError> {
-    let publics =
-        [&keys.root, &keys.targets, &keys.snapshot, &keys.timestamp].map(pki::key::SigningKey::public);
+    let publics = [&keys.root, &keys.targets, &keys.snapshot, &keys.timestamp].map(pki::key::SigningKey::public);
     let role = |key: &pki::key::SigningKey| RoleKeys::new(&[key.public()], 1);
     let expires = now.checked_add(ROOT_LIFETIME).unwrap_or(Timestamp::MAX);
     let root = Root {
@@ -21,10 +20,7 @@ pub(super) fn first(keys: &RepositoryKeys, now: Timestamp) -> Result<Vec<u8>, In
         // TUF writes whole seconds.
         expires: Timestamp::from_second(expires.as_second()).unwrap_or(Timestamp::MAX),
         consistent_snapshot: true,
-        keys: publics
-            .into_iter()
-            .map(|key| (key.id(), key.clone()))
-            .collect::<BTreeMap<_, _>>(),
+        keys: publics.into_iter().map(|key| (key.id(), key.clone())).collect::<BTreeMap<_, _>>(),
         roles: RootRoles {
             root: role(&keys.root),
             timestamp: role(&keys.timestamp),

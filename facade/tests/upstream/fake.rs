@@ -114,10 +114,7 @@ impl Fake {
         Self::listen(address, Arc::new(script), None)
     }
 
-    pub(crate) fn start_tls(
-        tls: ServerConfig,
-        script: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn start_tls(tls: ServerConfig, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen("127.0.0.1:0", Arc::new(script), Some(Arc::new(tls)))
     }
 

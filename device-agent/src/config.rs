@@ -1,0 +1,422 @@
+//! All settings of the agent, read once and already valid.
+//!
+//! Command line over environment over file over default. Every key exists in all three places under one name: `stall`
+//! is `stall = "60s"` in `agent.toml`, `DEVICE_AGENT_STALL` in the environment. Every mistake is reported at once, with
+//! the place it came from; an unknown key is a mistake that names the nearest known one. No other module reads the
+//! environment.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pki::oci::Platform;
+use thiserror::Error;
+
+use crate::runtime::containerd::Identifier;
+
+mod parse;
+mod proxy;
+
+pub use parse::nearest;
+pub use proxy::Proxy;
+
+/// Where the file is looked for unless `--config` says otherwise; it need not be there.
+pub const DEFAULT_FILE: &str = "/etc/device-agent/agent.toml";
+/// What every environment variable of ours starts with.
+pub const ENVIRONMENT_PREFIX: &str = "DEVICE_AGENT_";
+
+/// The settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the agent keeps its identity, metadata and state.
+    pub state_dir: PathBuf,
+    /// Where images are handed to.
+    pub sink: Sink,
+    /// The socket of containerd.
+    pub containerd_address: PathBuf,
+    /// The containerd namespace that holds our images.
+    pub namespace: Identifier,
+    /// The snapshotter that images are unpacked into, when it is not the namespace's or containerd's own default.
+    pub snapshotter: Option<Identifier>,
+    /// The platform to choose images for, when it is not the one found on the machine.
+    pub platform: Option<Platform>,
+    /// A file with an enrollment token, for a device that enrolls without anybody at hand.
+    pub token_file: Option<PathBuf>,
+    /// The HTTP proxy on the way to the facade.
+    pub proxy: Option<Proxy>,
+    /// How often to check when the facade cannot tell us.
+    pub poll: Duration,
+    /// How many layers are fetched side by side.
+    pub parallel: usize,
+    /// How long a connection may bring nothing.
+    pub stall: Duration,
+    /// The slowest a connection may be, in bytes per second, over [`Config::rate_window`].
+    pub minimum_rate: u64,
+    /// Over which time the minimum rate is measured.
+    pub rate_window: Duration,
+    /// Bytes that stay free on the disk.
+    pub reserve_bytes: u64,
+    /// How much is logged: `error`, `warn`, `info`, `debug`, `trace`.
+    pub log: tracing::Level,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// Whether logs on a terminal may be coloured; `NO_COLOR` forbids it.
+    pub colour: bool,
+}
+
+/// Where images are handed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// containerd, at [`Config::containerd_address`].
+    Containerd,
+    /// An OCI image layout directory.
+    OciLayout(PathBuf),
+}
+
+impl fmt::Display for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Containerd => f.write_str("containerd"),
+            Self::OciLayout(directory) => write!(f, "oci-layout:{}", directory.display()),
+        }
+    }
+}
+
+/// The shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Plain on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Plain,
+    /// One JSON object per line.
+    Json,
+}
+
+/// One mistake in the settings.
+#[derive(Debug, Error)]
+#[error("{origin}: {problem}")]
+pub struct Mistake {
+    origin: Origin,
+    problem: String,
+}
+
+/// Every mistake in the settings.
+#[derive(Debug, Error)]
+pub struct ConfigError(Vec<Mistake>);
+
+impl ConfigError {
+    /// The mistakes, in the order they were found.
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a setting was found.
+#[derive(Clone, Debug)]
+enum Origin {
+    File(PathBuf),
+    Environment(String),
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => f.write_str(name),
+            Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The settings as texts, each with where it came from; a later source replaces an earlier one.
+#[derive(Default)]
+struct Texts {
+    texts: BTreeMap<&'static str, (Origin, String)>,
+    mistakes: Vec<Mistake>,
+}
+
+/// What the command line says: the file, and settings by key.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// Settings by key, as they were typed.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+impl Config {
+    /// Reads the settings of this process.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        Self::read(flags, std::env::vars_os())
+    }
+
+    fn read(
+        flags: &Flags,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let mut texts = Texts::default();
+        let mut colour = true;
+        let environment = environment.inspect(|(name, text)| colour &= name != "NO_COLOR" || text.is_empty());
+        let (ours, general) = split_environment(environment, &mut texts.mistakes);
+        if let Some(proxy) = general {
+            texts.set("proxy", Origin::Environment("HTTPS_PROXY".into()), proxy);
+        }
+        let named = flags
+            .file
+            .clone()
+            .or_else(|| ours.get("CONFIG").map(PathBuf::from));
+        texts.read_file(named.as_deref());
+        for (name, text) in ours.into_iter().filter(|(name, _)| name != "CONFIG") {
+            let full = format!("{ENVIRONMENT_PREFIX}{name}");
+            texts.set_unchecked(&name.to_ascii_lowercase(), Origin::Environment(full), text);
+        }
+        for (key, text) in &flags.settings {
+            let origin = Origin::Flag(format!("--{}", key.replace('_', "-")));
+            texts.set(key, origin, text.clone());
+        }
+        let config = texts.build()?;
+        Ok(Self { colour, ..config })
+    }
+}
+
+/// Our variables without their prefix, and the proxy that all programs share.
+fn split_environment(
+    environment: impl Iterator<Item = (OsString, OsString)>,
+    mistakes: &mut Vec<Mistake>,
+) -> (BTreeMap<String, String>, Option<String>) {
+    let mut ours = BTreeMap::new();
+    let mut general = None;
+    for (name, text) in environment {
+        let Some(name) = name.to_str() else { continue };
+        let own = name.strip_prefix(ENVIRONMENT_PREFIX);
+        if own.is_none() && !matches!(name, "HTTPS_PROXY" | "https_proxy") {
+            continue;
+        }
+        match (own, text.into_string()) {
+            (Some(key), Ok(text)) => {
+                ours.insert(key.to_owned(), text);
+            }
+            (None, Ok(text)) if !text.is_empty() => general = Some(text),
+            (None, Ok(_)) => {}
+            (_, Err(_)) => mistakes.push(Mistake {
+                origin: Origin::Environment(name.to_owned()),
+                problem: "is not UTF-8".into(),
+            }),
+        }
+    }
+    (ours, general)
+}
+
+impl Texts {
+    fn read_file(&mut self, named: Option<&Path>) {
+        let path = named.unwrap_or_else(|| Path::new(DEFAULT_FILE));
+        let origin = || Origin::File(path.to_owned());
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => return self.mistake(origin(), format!("cannot be read: {error}")),
+        };
+        match text.parse::<toml::Table>() {
+            Ok(table) => {
+                for (key, value) in table {
+                    match as_text(&value) {
+                        Some(text) => self.set_unchecked(&key, origin(), text),
+                        None => self.mistake(origin(), format!("{key} must be a text or a number")),
+                    }
+                }
+            }
+            Err(error) => self.mistake(origin(), format!("is not TOML: {}", error.message())),
+        }
+    }
+
+    fn set(&mut self, key: &'static str, origin: Origin, text: String) {
+        self.texts.insert(key, (origin, text));
+    }
+
+    fn set_unchecked(&mut self, key: &str, origin: Origin, text: String) {
+        if let Some(known) = KEYS.iter().find(|known| **known == key) {
+            return self.set(known, origin, text);
+        }
+        let hint = nearest(key, &KEYS).map_or_else(
+            || format!("known keys: {}", KEYS.join(", ")),
+            |near| format!("did you mean {near}?"),
+        );
+        self.mistake(origin, format!("unknown key {key:?}; {hint}"));
+    }
+
+    fn mistake(&mut self, origin: Origin, problem: String) {
+        self.mistakes.push(Mistake { origin, problem });
+    }
+
+    /// Takes one setting through its parser; a mistake is noted and the default stands in, so that all are found.
+    fn take<T>(&mut self, key: &'static str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some((origin, text)) = self.texts.remove(key) else {
+            return default;
+        };
+        match parse(&text) {
+            Ok(value) => value,
+            Err(problem) => {
+                self.mistake(origin, format!("{key}: {problem}"));
+                default
+            }
+        }
+    }
+
+    fn build(mut self) -> Result<Config, ConfigError> {
+        let optional = |text: &str| parse::path(text).map(Some);
+        let config = Config {
+            state_dir: self.take("state_dir", PathBuf::from("/var/lib/device-agent"), parse::path),
+            sink: self.take("sink", Sink::Containerd, parse::sink),
+            containerd_address: self.take(
+                "containerd_address",
+                PathBuf::from("/run/containerd/containerd.sock"),
+                parse::socket,
+            ),
+            namespace: self.take("namespace", default_namespace(), parse::identifier),
+            snapshotter: self.take("snapshotter", None, |text| parse::identifier(text).map(Some)),
+            platform: self.take("platform", None, parse::platform),
+            token_file: self.take("token_file", None, optional),
+            proxy: self.take("proxy", None, Proxy::parse_setting),
+            poll: self.take("poll", Duration::from_secs(300), parse::duration),
+            parallel: self.take("parallel", 3, |text| parse::number(text, 1, 8)),
+            stall: self.take("stall", Duration::from_secs(60), parse::duration),
+            minimum_rate: self.take("minimum_rate", 1024, parse::bytes),
+            rate_window: self.take("rate_window", Duration::from_secs(300), parse::duration),
+            reserve_bytes: self.take("reserve", 64 << 20, parse::bytes),
+            log: self.take("log", tracing::Level::INFO, parse::level),
+            log_format: self.take("log_format", LogFormat::Auto, parse::log_format),
+            colour: true,
+        };
+        if self.mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(self.mistakes))
+        }
+    }
+}
+
+/// The namespace of SPEC 7.
+fn default_namespace() -> Identifier {
+    #[expect(clippy::expect_used, reason = "a constant that the tests parse")]
+    "drayage".parse().expect("a well-formed identifier")
+}
+
+fn as_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
+            None
+        }
+    }
+}
+
+const KEYS: [&str; 16] = [
+    "state_dir",
+    "sink",
+    "containerd_address",
+    "namespace",
+    "snapshotter",
+    "platform",
+    "token_file",
+    "proxy",
+    "poll",
+    "parallel",
+    "stall",
+    "minimum_rate",
+    "rate_window",
+    "reserve",
+    "log",
+    "log_format",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(
+        file: &str,
+        environment: &[(&str, &str)],
+        flags: &[(&'static str, &str)],
+    ) -> Result<Config, String> {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(temporary.path(), file).unwrap();
+        let flags = Flags {
+            file: Some(temporary.path().to_owned()),
+            settings: flags
+                .iter()
+                .map(|(key, text)| (*key, (*text).to_owned()))
+                .collect(),
+        };
+        let environment = environment
+            .iter()
+            .map(|(name, text)| (OsString::from(name), OsString::from(text)));
+        Config::read(&flags, environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file() {
+        let file = "namespace = \"file\"\nstall = \"10s\"\npoll = \"1h\"\n";
+        let environment = [("DEVICE_AGENT_NAMESPACE", "env"), ("DEVICE_AGENT_STALL", "20s")];
+        let config = read(file, &environment, &[("namespace", "flag")]).unwrap();
+        assert_eq!(config.namespace.as_str(), "flag");
+        assert_eq!(config.stall, Duration::from_secs(20));
+        assert_eq!(config.poll, Duration::from_secs(3600));
+        assert_eq!(config.sink, Sink::Containerd);
+    }
+
+    #[test]
+    fn rejects_unknown_keys_and_names_the_nearest() {
+        let error = read("namspace = \"x\"\n", &[("DEVICE_AGENT_STAL", "1s")], &[]).unwrap_err();
+        assert!(error.contains("did you mean namespace?"), "{error}");
+        assert!(
+            error.contains("DEVICE_AGENT_STAL") && error.contains("did you mean stall?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn reports_all_mistakes_at_once() {
+        let file = "poll = \"soon\"\nparallel = 99\nsink = \"tape\"\nplatform = \"x\"\nlog = []\n";
+        let error = read(file, &[], &[("state_dir", "relative")]).unwrap_err();
+        assert_eq!(error.lines().count(), 6, "{error}");
+    }
+
+    #[test]
+    fn every_key_has_a_parser() {
+        // A key without a parser would be accepted and then ignored.
+        for key in KEYS {
+            let mut texts = Texts::default();
+            texts.set(key, Origin::Flag("--test".into()), String::new());
+            assert!(texts.build().is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn does_not_show_the_password_of_the_proxy() {
+        let config = read("proxy = \"http://u:hunter2@proxy:3128\"\n", &[], &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn takes_the_proxy_that_all_programs_share() {
+        let shared = [("HTTPS_PROXY", "http://shared:3128")];
+        assert!(read("", &shared, &[]).unwrap().proxy.is_some());
+        assert!(read("proxy = \"none\"\n", &shared, &[]).unwrap().proxy.is_none());
+    }
+}

@@ -1,0 +1,465 @@
+//! The effects of the states, each of which may run twice.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use pki::wire::{EnrollmentToken, Line, Subject, WaitAnswer};
+
+use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
+use crate::backoff::{self, Backoff};
+use crate::facade_client::Ask;
+use crate::fetch::{FetchError, Fetcher, Limits};
+use crate::handover::{self, HandoverError};
+use crate::identity::enroll::{Replace, Surroundings, enroll};
+use crate::identity::renew::{self, Renewal};
+use crate::identity::{DISOWNED_FILE, Identity, IdentityError};
+use crate::lifecycle::{Effect, Event, Fault, Release, State};
+use crate::random;
+use crate::refresh::{Agreed, RefreshError, Refresher, refusal_code};
+
+/// What the facade last said of news.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    version: u64,
+    /// Whether the facade answers the question at all.
+    unknown: bool,
+}
+
+/// The facade holds the question for at most this long.
+const LONGEST_POLL: Duration = Duration::from_secs(120);
+const MAX_NEWS_BYTES: u64 = 64 * 1024;
+/// A fleet that hears the same news at one moment spreads its questions over this time.
+const NEWS_SPREAD: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Performs the effect of the state as it is stored.
+    pub(super) async fn perform(&self, patience: Patience) -> Outcome {
+        let state = self.state();
+        match state.resume() {
+            Effect::Sleep => Outcome::event(Event::Due),
+            Effect::Enroll => self.enroll().await,
+            Effect::Check => self.check().await,
+            Effect::Fetch(release) => self.fetch(release, patience).await,
+            Effect::Activate(release) => self.activate(release).await,
+            // Without a probe there is nothing to wait for: what could be handed over counts as working.
+            Effect::Probe(..) => self.confirm(&state).await,
+            Effect::RollBack(_) => self.roll_back(&state).await,
+        }
+    }
+
+    async fn enroll(&self) -> Outcome {
+        match self.find_identity().await {
+            Ok(()) => Outcome::event(Event::Enrolled),
+            Err(error) => Outcome::failed(Fault::Circumstance, error),
+        }
+    }
+
+    /// An identity that is there and not disowned, or one that the token file gives.
+    async fn find_identity(&self) -> Result<(), AgentError> {
+        let present = matches!(Identity::load(&self.dir), Ok(Some(_)));
+        let disowned = self.dir.has(DISOWNED_FILE)?;
+        if present && !disowned {
+            self.session()?;
+            return Ok(());
+        }
+        if let Some(token) = self.unattended_token() {
+            let token: EnrollmentToken = token.parse().map_err(|error| {
+                tracing::error!(
+                    error = crate::error_chain(&error),
+                    "the token file cannot be used"
+                );
+                IdentityError::NotEnrolled
+            })?;
+            self.shared().session = None;
+            let enrolled = enroll(self.surroundings(), &token, Replace::Existing).await;
+            match enrolled {
+                Ok(identity) => {
+                    tracing::info!(device.id = %identity.device(), "enrolled");
+                    return Ok(());
+                }
+                Err(error) if !present => return Err(error.into()),
+                Err(error) => tracing::warn!(error = crate::error_chain(&error), "enrollment failed"),
+            }
+        }
+        // A suspended device that was restored is welcome again with what it has.
+        let session = self.session()?;
+        session.client.get("/v2/", MAX_NEWS_BYTES).await?;
+        self.dir.remove(DISOWNED_FILE)?;
+        Ok(())
+    }
+
+    fn unattended_token(&self) -> Option<String> {
+        let file = self.config.token_file.as_ref()?;
+        std::fs::read_to_string(file).ok()
+    }
+
+    /// Whether an attempt to enroll could succeed now.
+    pub(super) fn can_enroll(&self) -> bool {
+        self.unattended_token().is_some() || matches!(Identity::read(&self.dir), Ok(Some(_)))
+    }
+
+    /// Looks now and then whether somebody has enrolled the device.
+    pub(super) async fn wait_for_enrollment(&self) {
+        self.shared().waiting = Some("enrollment: run device-agent enroll TOKEN".to_owned());
+        self.show();
+        tracing::info!("not enrolled; run: device-agent enroll TOKEN");
+        while !self.can_enroll() {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        self.shared().waiting = None;
+    }
+
+    pub(super) fn surroundings(&self) -> Surroundings<'_> {
+        Surroundings {
+            state: &self.dir,
+            clock: &self.clock,
+            proxy: self.config.proxy.as_ref(),
+        }
+    }
+
+    async fn check(&self) -> Outcome {
+        let session = match self.session() {
+            Ok(session) => session,
+            Err(error) => return Outcome::failed(Fault::Circumstance, error),
+        };
+        let refresher = Refresher {
+            client: &session.client,
+            state: &self.dir,
+            clock: &self.clock,
+        };
+        match refresher.check(session.identity.device()).await {
+            Ok(agreed) => {
+                self.learn(self.clock.floor());
+                if self.note_agreement(&agreed) {
+                    self.tidy().await;
+                }
+                Outcome::event(Event::Offered(agreed.release))
+            }
+            Err(error) => self.check_failed(error),
+        }
+    }
+
+    /// Notes what both repositories say; whether it is settled and something of earlier attempts may lie about.
+    fn note_agreement(&self, agreed: &Agreed) -> bool {
+        let mut shared = self.shared();
+        shared.versions = agreed.versions;
+        shared.expires = Some(agreed.expires);
+        shared.last_check = Some(self.clock.now());
+        let settled = agreed.release == shared.state.standing().current;
+        settled && std::mem::take(&mut shared.untidy)
+    }
+
+    fn check_failed(&self, error: RefreshError) -> Outcome {
+        if error.is_disowned() {
+            return self.disowned(error.into());
+        }
+        if error.is_verification() {
+            let subject = Subject::Metadata(Line::shortened(&subject(&error)));
+            let refused = self
+                .reporter()
+                .refuse(subject, refusal_code(&error), &crate::error_chain(&error));
+            if let Err(error) = refused {
+                tracing::warn!(error = crate::error_chain(&error), "the refusal cannot be kept");
+            }
+        }
+        Outcome::failed(Fault::Circumstance, error)
+    }
+
+    /// The facade judged our certificate and will not have it.
+    fn disowned(&self, error: AgentError) -> Outcome {
+        let text = crate::error_chain(&error);
+        if let Err(error) = self.dir.write(DISOWNED_FILE, text.as_bytes()) {
+            return Outcome::failed(Fault::Circumstance, error);
+        }
+        self.shared().session = None;
+        Outcome {
+            event: Some(Event::Disowned),
+            error: Some(error),
+        }
+    }
+
+    pub(super) async fn fetch(&self, release: &Release, patience: Patience) -> Outcome {
+        let session = match self.session() {
+            Ok(session) => session,
+            Err(error) => return Outcome::failed(Fault::Circumstance, error),
+        };
+        let fetcher = Fetcher {
+            client: &session.client,
+            runtime: self.runtime.as_ref(),
+            platform: &self.platform,
+            limits: self.limits(patience),
+            progress: &self.progress,
+        };
+        match fetcher.fetch(release).await {
+            Ok(()) => Outcome::event(Event::Fetched),
+            Err(error) => self.fetch_failed(release, error),
+        }
+    }
+
+    fn limits(&self, patience: Patience) -> Limits {
+        Limits {
+            parallel: self.config.parallel,
+            stall: self.config.stall,
+            minimum_rate: self.config.minimum_rate,
+            rate_window: self.config.rate_window,
+            reserve_bytes: self.config.reserve_bytes,
+            attempts: match patience {
+                Patience::Endless => None,
+                Patience::Short => Some(SHORT_ATTEMPTS),
+            },
+        }
+    }
+
+    fn fetch_failed(&self, release: &Release, error: FetchError) -> Outcome {
+        self.shared().untidy = true;
+        if error.is_disowned() {
+            return self.disowned(error.into());
+        }
+        let code = match &error {
+            FetchError::Corrupt { .. } => Some("content_digest"),
+            FetchError::Document { .. } => Some("content_malformed"),
+            FetchError::Plan { .. } => Some("content_unsuitable"),
+            FetchError::Client { .. } | FetchError::Runtime(_) => None,
+        };
+        if let Some(code) = code {
+            self.refuse(release, error_artifact(&error), code, &error);
+        }
+        Outcome::failed(Fault::Circumstance, error)
+    }
+
+    /// Keeps a refusal about one artifact, or about all of a release where the error names none.
+    fn refuse(
+        &self,
+        release: &Release,
+        artifact: Option<&pki::oci::ArtifactName>,
+        code: &str,
+        error: &dyn std::error::Error,
+    ) {
+        let reason = crate::error_chain(error);
+        for assigned in release.assigned() {
+            if artifact.is_some_and(|artifact| *artifact != assigned.artifact) {
+                continue;
+            }
+            let subject = Subject::Artifact(assigned.artifact.clone());
+            if let Err(error) = self.reporter().refuse(subject, code, &reason) {
+                tracing::warn!(error = crate::error_chain(&error), "the refusal cannot be kept");
+            }
+        }
+    }
+
+    /// Fetches, but lets the facade's news, a renewal that is due, or a new identity come first.
+    pub(super) async fn fetch_unless_news(&self, news: &mut News) -> Outcome {
+        let state = self.state();
+        let Some(release) = state.next() else {
+            return Outcome::event(Event::Due);
+        };
+        let until_renewal = self.until_renewal();
+        tokio::select! {
+            outcome = self.fetch(release, Patience::Endless) => outcome,
+            () = self.heard_news(news) => Outcome::event(Event::Due),
+            // The loop renews and comes back; what was fetched stays.
+            () = tokio::time::sleep(until_renewal) => Outcome { event: None, error: None },
+        }
+    }
+
+    async fn activate(&self, release: &Release) -> Outcome {
+        self.shared().untidy = true;
+        match handover::activate(self.runtime.as_ref(), release, &self.platform).await {
+            Ok(()) => Outcome::event(Event::Activated {
+                deadline: self.clock.now(),
+            }),
+            Err(error) if error.is_transient() => Outcome::again(error),
+            Err(error) => self.activation_failed(release, error),
+        }
+    }
+
+    fn activation_failed(&self, release: &Release, error: HandoverError) -> Outcome {
+        let fault = error.fault();
+        if fault == Fault::Release {
+            self.refuse(release, Some(error.artifact()), "activation_failed", &error);
+        }
+        Outcome::failed(fault, error)
+    }
+
+    async fn confirm(&self, state: &State) -> Outcome {
+        let Some(release) = state.next() else {
+            return Outcome::event(Event::Healthy);
+        };
+        if let Err(error) = self.reporter().handed_over(release, self.clock.now()) {
+            return Outcome::again(error);
+        }
+        let confirmed = state.clone().on(Event::Healthy);
+        if let Err(error) = handover::tidy(self.runtime.as_ref(), confirmed.standing(), None).await {
+            // What is confirmed stays confirmed; the next check tidies again.
+            tracing::warn!(
+                error = crate::error_chain(&error),
+                "old images could not be taken back"
+            );
+        } else {
+            self.shared().untidy = false;
+        }
+        Outcome::event(Event::Healthy)
+    }
+
+    async fn roll_back(&self, state: &State) -> Outcome {
+        let failed = state.next().cloned().unwrap_or_default();
+        let standing = state.standing();
+        match handover::roll_back(self.runtime.as_ref(), standing, &failed, &self.platform).await {
+            Ok(()) => Outcome::event(Event::RolledBack),
+            Err(error) => Outcome::again(error),
+        }
+    }
+
+    async fn tidy(&self) {
+        let state = self.state();
+        if let Err(error) = handover::tidy(self.runtime.as_ref(), state.standing(), state.next()).await {
+            self.shared().untidy = true;
+            tracing::warn!(
+                error = crate::error_chain(&error),
+                "old images could not be taken back"
+            );
+        }
+    }
+
+    /// Waits until the facade has news, or it is time to ask anyway.
+    pub(super) async fn wait_for_news(&self, news: &mut News, failures: &Backoff) {
+        let poll = self.config.poll;
+        let jittered = poll / 10 * 9 + backoff::within(poll / 5, random::number());
+        if failures.failures() > 0 || self.shared().last_check.is_none() {
+            return;
+        }
+        tokio::select! {
+            () = self.heard_news(news) => {}
+            () = tokio::time::sleep(jittered) => {}
+            () = tokio::time::sleep(self.until_renewal()) => {}
+        }
+    }
+
+    fn until_renewal(&self) -> Duration {
+        let Ok(session) = self.session() else {
+            return self.config.poll;
+        };
+        let until = session.renew_at.duration_since(self.clock.now());
+        // A renewal that is overdue failed just now; it has its own next time.
+        Duration::try_from(until).unwrap_or_default().max(RENEWAL_RETRY)
+    }
+
+    /// Returns when the facade says that something changed for this device.
+    async fn heard_news(&self, news: &mut News) {
+        let mut failures = Backoff::default();
+        loop {
+            if news.unknown {
+                // An older facade: only the poll interval is left.
+                std::future::pending::<()>().await;
+            }
+            match self.ask_news(news).await {
+                Ok(true) => {
+                    tokio::time::sleep(backoff::within(NEWS_SPREAD, random::number())).await;
+                    return;
+                }
+                Ok(false) => failures.reset(),
+                Err(error) => {
+                    tracing::debug!(error = crate::error_chain(&error), "no news");
+                    tokio::time::sleep(failures.next(random::number())).await;
+                }
+            }
+        }
+    }
+
+    /// One long poll; whether there is something new.
+    async fn ask_news(&self, news: &mut News) -> Result<bool, AgentError> {
+        let session = self.session()?;
+        let path = format!("/v1/wait?since={}", news.version);
+        let ask = Ask::get(path).patience(LONGEST_POLL);
+        let answer = session.client.ask(&ask).await?;
+        match answer.status() {
+            StatusCode::OK => {
+                let body = answer.whole(MAX_NEWS_BYTES).await?;
+                let Ok(WaitAnswer { version }) = serde_json::from_slice(&body) else {
+                    news.unknown = true;
+                    return Ok(false);
+                };
+                let first = news.version == 0;
+                let changed = version != news.version;
+                news.version = version;
+                // The first answer only tells where the facade stands: we have just checked.
+                Ok(changed && !first)
+            }
+            StatusCode::NO_CONTENT => {
+                answer.whole(MAX_NEWS_BYTES).await?;
+                Ok(false)
+            }
+            _ => {
+                news.unknown = true;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Renews the certificate when it is time. A failure is told and tried again; the old pair stays in use.
+    pub(super) async fn renew_if_due(&self) {
+        let Ok(session) = self.session() else { return };
+        if self.clock.now() < session.renew_at || self.clock.is_behind() {
+            return;
+        }
+        let renewed = renew::renew(self.surroundings(), &session.identity, &session.client).await;
+        match renewed {
+            Ok(Renewal::Done(identity)) => {
+                tracing::info!(
+                    device.id = %identity.device(),
+                    not_after = %identity.certificate().not_after(),
+                    "certificate renewed"
+                );
+                self.shared().session = None;
+            }
+            Ok(Renewal::Later(wait)) => {
+                tracing::info!(retry_seconds = wait.as_secs(), "renewal waits for an operator");
+                self.postpone_renewal(wait);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = crate::error_chain(&error),
+                    not_after = %session.identity.certificate().not_after(),
+                    "certificate could not be renewed"
+                );
+                self.postpone_renewal(RENEWAL_RETRY);
+            }
+        }
+    }
+
+    fn postpone_renewal(&self, wait: Duration) {
+        let Ok(session) = self.session() else { return };
+        let jittered = wait + backoff::within(wait / 2, random::number());
+        let at = jiff::SignedDuration::try_from(jittered)
+            .ok()
+            .and_then(|wait| self.clock.now().checked_add(wait).ok());
+        let later = super::Session {
+            identity: session.identity.clone(),
+            client: session.client.clone(),
+            renew_at: at.unwrap_or(session.renew_at),
+        };
+        self.shared().session = Some(std::sync::Arc::new(later));
+    }
+}
+
+const RENEWAL_RETRY: Duration = Duration::from_secs(600);
+
+fn error_artifact(error: &FetchError) -> Option<&pki::oci::ArtifactName> {
+    match error {
+        FetchError::Plan { artifact, .. } | FetchError::Document { artifact, .. } => Some(artifact),
+        FetchError::Corrupt { .. } | FetchError::Client { .. } | FetchError::Runtime(_) => None,
+    }
+}
+
+/// Which file a refusal is about.
+fn subject(error: &RefreshError) -> String {
+    match error {
+        RefreshError::Metadata { repository, file, .. } => {
+            format!("{}/{}", repository.name(), file.as_deref().unwrap_or("metadata"))
+        }
+        RefreshError::Disagree(_)
+        | RefreshError::NoRoot { .. }
+        | RefreshError::Client { .. }
+        | RefreshError::State(_) => "director/targets.json".to_owned(),
+    }
+}

@@ -1,0 +1,102 @@
+//! What the running agent lets `device-agent status` see.
+
+use jiff::Timestamp;
+use pki::oci::ArtifactName;
+use serde::{Deserialize, Serialize};
+
+use super::{Agent, aside};
+
+/// The file; not durable, because it is only shown.
+pub const SHOWN_FILE: &str = "status.json";
+
+/// What is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The state of the life-cycle.
+    pub state: String,
+    /// When this was written.
+    pub at: Timestamp,
+    /// When the metadata was last checked.
+    pub last_check: Option<Timestamp>,
+    /// When the metadata ends being believed.
+    pub metadata_expires: Option<Timestamp>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// What is being waited for.
+    pub waiting_for: Option<String>,
+    /// How far a fetch has come.
+    pub progress: Option<Shipment>,
+}
+
+/// How far a fetch has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipment {
+    /// Of which artifact.
+    pub artifact: ArtifactName,
+    /// Bytes that are here.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// How often it was cut and went on.
+    pub resumed: u32,
+}
+
+impl Agent {
+    /// Writes down where we stand. A full disk must not stop the agent, so this may fail.
+    pub(super) fn show(&self) {
+        let progress = self.progress.snapshot();
+        let shared = self.shared();
+        let shown = Shown {
+            state: shared.state.name().to_owned(),
+            at: self.clock.now(),
+            last_check: shared.last_check,
+            metadata_expires: shared.expires,
+            last_error: shared.last_error.clone(),
+            waiting_for: progress
+                .as_ref()
+                .and_then(|progress| progress.waiting.clone())
+                .or_else(|| shared.waiting.clone()),
+            progress: progress.map(|progress| Shipment {
+                artifact: progress.artifact,
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+                resumed: progress.resumed,
+            }),
+        };
+        drop(shared);
+        aside::status(&shown.line());
+        if let Err(error) = self.dir.write_json_volatile(SHOWN_FILE, &shown) {
+            tracing::debug!(error = crate::error_chain(&error), "status not written");
+        }
+    }
+}
+
+impl Shown {
+    /// The state in one line.
+    pub fn line(&self) -> String {
+        let mut line = self.state.replace('_', " ");
+        if let Some(progress) = &self.progress {
+            let percent = (progress.done_bytes.saturating_mul(100))
+                .checked_div(progress.total_bytes)
+                .unwrap_or_default();
+            let (done, total) = (mebibytes(progress.done_bytes), mebibytes(progress.total_bytes));
+            line = format!(
+                "{line} {}: {done} of {total} MiB ({percent} %)",
+                progress.artifact
+            );
+            if progress.resumed > 0 {
+                line = format!("{line}, resumed {} times", progress.resumed);
+            }
+        }
+        if let Some(waiting) = &self.waiting_for {
+            line = format!("{line}; waiting: {waiting}");
+        } else if let Some(error) = &self.last_error {
+            line = format!("{line}; last error: {error}");
+        }
+        line
+    }
+}
+
+fn mebibytes(bytes: u64) -> u64 {
+    bytes >> 20
+}

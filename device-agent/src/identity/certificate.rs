@@ -1,0 +1,64 @@
+//! What the device reads in certificates before it has an identity of its own: who issued them, for which domain.
+//!
+//! Nothing here is a check; what a certificate is worth is said by TLS and by [`pki::x509::Identity`].
+
+use pki::x509::TrustDomain;
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+/// Who issued a certificate, for people.
+pub fn issuer(der: &[u8]) -> Option<String> {
+    parse(der).map(|certificate| certificate.issuer().to_string())
+}
+
+/// The trust domain of the first URI name, `spiffe://<trust-domain>/…`.
+pub fn trust_domain(der: &[u8]) -> Option<TrustDomain> {
+    let certificate = parse(der)?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let uri = names.value.general_names.iter().find_map(|name| {
+        if let GeneralName::URI(uri) = name {
+            Some(*uri)
+        } else {
+            None
+        }
+    })?;
+    uri.strip_prefix("spiffe://")?.split('/').next()?.parse().ok()
+}
+
+/// The certificates between a leaf and a root, in order, out of a heap of them.
+pub fn intermediates(
+    leaf: &CertificateDer<'static>,
+    root: &CertificateDer<'static>,
+    heap: &[CertificateDer<'static>],
+) -> Vec<CertificateDer<'static>> {
+    let mut path: Vec<CertificateDer<'static>> = Vec::new();
+    while path.len() < MAX_INTERMEDIATES {
+        let below = path.last().unwrap_or(leaf);
+        let next = heap.iter().find(|candidate| {
+            *candidate != root && *candidate != below && !path.contains(candidate) && issued(candidate, below)
+        });
+        match next {
+            Some(next) => path.push(next.clone()),
+            None => break,
+        }
+    }
+    path
+}
+
+fn issued(issuer: &[u8], subject: &[u8]) -> bool {
+    let (Some(issuer), Some(subject)) = (parse(issuer), parse(subject)) else {
+        return false;
+    };
+    issuer.is_ca() && issuer.subject().as_raw() == subject.issuer().as_raw()
+}
+
+fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Some(certificate),
+        _ => None,
+    }
+}
+
+const MAX_INTERMEDIATES: usize = 3;

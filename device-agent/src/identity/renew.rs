@@ -1,0 +1,132 @@
+//! Renewal: a new key and certificate beside the old ones, which stay until the new ones have been used.
+//!
+//! Two phases. First `identity/next/` gets the key, then the certificate for it; a crash leaves the old pair in use and
+//! the same new key to go on with. Then the new pair makes one request; only when the facade has accepted it does it
+//! take the place of the old one.
+
+use jiff::SignedDuration;
+use pki::x509::PrivateKey;
+use rustls_pki_types::CertificateDer;
+
+use super::enroll::Surroundings;
+use super::est::{self, Issued};
+use super::{
+    ANCHORS_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key,
+    to_pem,
+};
+use crate::facade_client::FacadeClient;
+use crate::state_file::StateDir;
+
+const NEXT_KEY: &str = "identity/next/key.pem";
+const NEXT_CERTIFICATE: &str = "identity/next/cert.pem";
+
+/// What came of a renewal.
+#[derive(Debug)]
+pub enum Renewal {
+    /// The new identity, in place.
+    Done(Box<Identity>),
+    /// An operator must approve it first.
+    Later(std::time::Duration),
+}
+
+/// Renews the certificate with a new key, and puts the new pair in place after it has worked once.
+pub async fn renew(
+    around: Surroundings<'_>,
+    identity: &Identity,
+    client: &FacadeClient,
+) -> Result<Renewal, IdentityError> {
+    let state = around.state;
+    if !state.has(NEXT_CERTIFICATE)? {
+        let key = next_key(state)?;
+        let request = key
+            .renewal_request(identity.device())
+            .map_err(IdentityError::Key)?;
+        let issued = match est::reenroll(client, &request).await? {
+            Issued::Certificates(issued) => issued,
+            Issued::Later(wait) => return Ok(Renewal::Later(wait)),
+        };
+        let chain = check(identity, &issued, &key)?;
+        state.write(NEXT_CERTIFICATE, to_pem(&chain).as_bytes())?;
+    }
+    let next = match Identity::read_pair(state, identity.facade().clone(), NEXT_KEY, NEXT_CERTIFICATE) {
+        Ok(next) => next,
+        Err(error) => {
+            // Whatever it was, it is not worth keeping: the old pair still works.
+            abandon(state)?;
+            return Err(error);
+        }
+    };
+    try_out(around, &next).await?;
+    state.rename(NEXT_KEY, KEY_FILE)?;
+    recover(state)?;
+    Ok(Renewal::Done(Box::new(next)))
+}
+
+/// Forgets a renewal that was begun; the pair in use stays.
+pub fn abandon(state: &StateDir) -> Result<(), IdentityError> {
+    state.remove(NEXT_CERTIFICATE)?;
+    Ok(state.remove(NEXT_KEY)?)
+}
+
+fn next_key(state: &StateDir) -> Result<PrivateKey, IdentityError> {
+    if let Some(key) = state.read_private(NEXT_KEY)?.as_deref().and_then(parse_key) {
+        return Ok(key);
+    }
+    let key = PrivateKey::generate().map_err(IdentityError::Key)?;
+    state.write(NEXT_KEY, key.to_pem().as_bytes())?;
+    Ok(key)
+}
+
+/// Our new certificate, with the issuers of the old one or those that came with it.
+fn check(
+    identity: &Identity,
+    issued: &[CertificateDer<'static>],
+    key: &PrivateKey,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let domain = &identity.facade().trust_domain;
+    let ours = issued.iter().find(|certificate| {
+        pki::x509::Identity::from_certificate(certificate, domain)
+            .is_ok_and(|leaf| leaf.key() == key.fingerprint() && leaf.id() == identity.device())
+    });
+    let leaf = ours.ok_or(IdentityError::Answer("no certificate for our key and name"))?;
+    let anchor = identity
+        .anchors
+        .first()
+        .ok_or(IdentityError::Damaged { file: ANCHORS_FILE })?;
+    let heap: Vec<_> = issued.iter().chain(&identity.chain).cloned().collect();
+    let path = certificate::intermediates(leaf, anchor, &heap);
+    Ok(std::iter::once(leaf.clone()).chain(path).collect())
+}
+
+async fn try_out(around: Surroundings<'_>, next: &Identity) -> Result<(), IdentityError> {
+    let client = next.client(around.clock, around.proxy)?;
+    match client.get("/v2/", MAX_PING_BYTES).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            if error.is_disowned() {
+                abandon(around.state)?;
+            }
+            Err(error.into())
+        }
+    }
+}
+
+const MAX_PING_BYTES: u64 = 64 * 1024;
+
+/// Finishes a switch that a crash cut between its two renames: the new key is in place, its certificate is not yet.
+pub fn recover(state: &StateDir) -> Result<(), IdentityError> {
+    if state.has(NEXT_CERTIFICATE)? && !state.has(NEXT_KEY)? {
+        // The renamed key either still lies under both names (then `has` above was true) or only in its place.
+        certificates(state, NEXT_CERTIFICATE)?;
+        state.rename(NEXT_CERTIFICATE, CERTIFICATE_FILE)?;
+    }
+    Ok(())
+}
+
+/// Whether a certificate may still be renewed: until it ends, and for a while after, as far as the facade grants it.
+pub fn is_beyond_grace(identity: &Identity, now: jiff::Timestamp) -> bool {
+    now.duration_since(identity.certificate().not_after()) > GRACE
+}
+
+/// How long after its end a certificate is still offered for renewal; the facade has the last word.
+const GRACE: SignedDuration = SignedDuration::from_hours(24 * 365);

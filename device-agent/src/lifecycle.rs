@@ -1,0 +1,374 @@
+//! The life of the agent as a pure state machine.
+//!
+//! A [`State`] *is* where the device stands; it is stored before its one [`Effect`] runs, so that after a crash at any
+//! point [`State::resume`] names what to do again. Effects may therefore run twice. [`Standing`] travels through every
+//! state: what was confirmed, and what failed and is not tried again, even across a re-enrollment. `explore` walks every
+//! (state, event, crash).
+
+use std::collections::{BTreeSet, VecDeque};
+
+use jiff::Timestamp;
+use pki::oci::{ArtifactName, Descriptor, MediaType};
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod explore;
+
+/// One artifact of a release, as both repositories signed it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Assigned {
+    /// Its name; also says which digest.
+    pub artifact: ArtifactName,
+    /// What its manifest or index is.
+    pub media_type: MediaType,
+    /// The length of its manifest or index.
+    pub size_bytes: u64,
+}
+
+impl Assigned {
+    /// The descriptor of the manifest or index.
+    pub fn root(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.artifact.digest(),
+            size: self.size_bytes,
+            platform: None,
+            urls: Vec::new(),
+            annotations: std::collections::BTreeMap::new(),
+            artifact_type: None,
+        }
+    }
+}
+
+/// What the director assigns at one time: it is taken, and rolled back, as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Release(BTreeSet<Assigned>);
+
+impl Release {
+    /// The release of these artifacts.
+    pub fn new(assigned: impl IntoIterator<Item = Assigned>) -> Self {
+        Self(assigned.into_iter().collect())
+    }
+
+    /// Its artifacts.
+    pub fn assigned(&self) -> impl Iterator<Item = &Assigned> {
+        self.0.iter()
+    }
+
+    /// Whether nothing is assigned.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether an artifact is part of it.
+    pub fn has(&self, artifact: &ArtifactName) -> bool {
+        self.0.iter().any(|assigned| assigned.artifact == *artifact)
+    }
+}
+
+/// What was confirmed and what failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// What is handed over and was confirmed.
+    pub current: Release,
+    /// What was confirmed before it; kept, so that an operator can go back without the network.
+    pub previous: Release,
+    /// Releases that failed here, oldest first; not tried again.
+    pub rejected: VecDeque<Release>,
+}
+
+/// Most rejected releases that are remembered; a device does not fill its disk with an operator's failures.
+const MAX_REJECTED: usize = 32;
+
+impl Standing {
+    fn confirm(mut self, release: Release) -> Self {
+        if release != self.current {
+            self.previous = std::mem::replace(&mut self.current, release);
+        }
+        self
+    }
+
+    fn reject(mut self, release: Release) -> Self {
+        if !self.rejected.contains(&release) {
+            self.rejected.push_back(release);
+        }
+        while self.rejected.len() > MAX_REJECTED {
+            self.rejected.pop_front();
+        }
+        self
+    }
+
+    fn wants(&self, offered: &Release) -> bool {
+        *offered != self.current && !self.rejected.contains(offered)
+    }
+}
+
+/// Where the device stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// Without an identity the facade knows.
+    Unenrolled {
+        /// What was confirmed and what failed.
+        standing: Standing,
+    },
+    /// Getting an identity.
+    Enrolling {
+        /// What was confirmed and what failed.
+        standing: Standing,
+    },
+    /// Waiting for something new.
+    Idle {
+        /// What was confirmed and what failed.
+        standing: Standing,
+    },
+    /// Refreshing the signed metadata.
+    Checking {
+        /// What was confirmed and what failed.
+        standing: Standing,
+    },
+    /// Bringing in what is missing of a release.
+    Fetching {
+        /// What was confirmed and what failed.
+        standing: Standing,
+        /// The release.
+        next: Release,
+    },
+    /// Handing a release over.
+    Activating {
+        /// What was confirmed and what failed.
+        standing: Standing,
+        /// The release.
+        next: Release,
+    },
+    /// Watching whether a release works.
+    Confirming {
+        /// What was confirmed and what failed.
+        standing: Standing,
+        /// The release.
+        next: Release,
+        /// When it must have shown that it works.
+        deadline: Timestamp,
+    },
+    /// Going back to what was confirmed.
+    RollingBack {
+        /// What was confirmed and what failed.
+        standing: Standing,
+        /// The release that is being left.
+        next: Release,
+        /// Why.
+        fault: Fault,
+    },
+}
+
+/// What a failure says about the release it happened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The release is bad: it is not tried again.
+    Release,
+    /// Something else was in the way (a full disk, a runtime that is gone): it may work later.
+    Circumstance,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is time: to enroll, to check, or to check again because the assignment changed.
+    Due,
+    /// The device has an identity.
+    Enrolled,
+    /// Both repositories agree that this device should have this release.
+    Offered(Release),
+    /// The facade does not know this identity any more.
+    Disowned,
+    /// Every content of the release is in the store.
+    Fetched,
+    /// The release is handed over; it must show by then that it works.
+    Activated {
+        /// By when.
+        deadline: Timestamp,
+    },
+    /// The release works.
+    Healthy,
+    /// The confirmed release is back.
+    RolledBack,
+    /// The effect failed.
+    Failed(Fault),
+}
+
+/// The one thing to do in a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect<'a> {
+    /// Wait until something is due.
+    Sleep,
+    /// Get an identity.
+    Enroll,
+    /// Refresh the metadata.
+    Check,
+    /// Bring in what is missing.
+    Fetch(&'a Release),
+    /// Hand over.
+    Activate(&'a Release),
+    /// See whether it works, until the deadline.
+    Probe(&'a Release, Timestamp),
+    /// Make this the release again.
+    RollBack(&'a Release),
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Unenrolled {
+            standing: Standing::default(),
+        }
+    }
+}
+
+impl State {
+    /// The state after an event. An event that a state does not expect leaves it as it is.
+    #[must_use]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of the events is what a state does not expect"
+    )]
+    pub fn on(self, event: Event) -> Self {
+        match self {
+            Self::Unenrolled { standing } => match event {
+                Event::Due => Self::Enrolling { standing },
+                _ => Self::Unenrolled { standing },
+            },
+            Self::Enrolling { standing } => match event {
+                Event::Enrolled => Self::Idle { standing },
+                Event::Failed(_) => Self::Unenrolled { standing },
+                _ => Self::Enrolling { standing },
+            },
+            Self::Idle { standing } => match event {
+                Event::Due => Self::Checking { standing },
+                _ => Self::Idle { standing },
+            },
+            Self::Checking { standing } => Self::checked(standing, event),
+            Self::Fetching { standing, next } => match event {
+                Event::Fetched => Self::Activating { standing, next },
+                Event::Due => Self::Checking { standing },
+                Event::Disowned => Self::Unenrolled { standing },
+                Event::Failed(_) => Self::Idle { standing },
+                _ => Self::Fetching { standing, next },
+            },
+            Self::Activating { standing, next } => match event {
+                Event::Activated { deadline } => Self::Confirming {
+                    standing,
+                    next,
+                    deadline,
+                },
+                Event::Failed(fault) => Self::RollingBack {
+                    standing,
+                    next,
+                    fault,
+                },
+                _ => Self::Activating { standing, next },
+            },
+            Self::Confirming {
+                standing,
+                next,
+                deadline,
+            } => match event {
+                Event::Healthy => Self::Idle {
+                    standing: standing.confirm(next),
+                },
+                Event::Failed(fault) => Self::RollingBack {
+                    standing,
+                    next,
+                    fault,
+                },
+                _ => Self::Confirming {
+                    standing,
+                    next,
+                    deadline,
+                },
+            },
+            Self::RollingBack {
+                standing,
+                next,
+                fault,
+            } => match (event, fault) {
+                (Event::RolledBack, Fault::Release) => Self::Idle {
+                    standing: standing.reject(next),
+                },
+                (Event::RolledBack, Fault::Circumstance) => Self::Idle { standing },
+                _ => Self::RollingBack {
+                    standing,
+                    next,
+                    fault,
+                },
+            },
+        }
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of the events is what the state does not expect"
+    )]
+    fn checked(standing: Standing, event: Event) -> Self {
+        match event {
+            Event::Offered(next) if standing.wants(&next) => Self::Fetching { standing, next },
+            Event::Offered(_) | Event::Failed(_) => Self::Idle { standing },
+            Event::Disowned => Self::Unenrolled { standing },
+            _ => Self::Checking { standing },
+        }
+    }
+
+    /// What to do in this state; also after a crash.
+    pub fn resume(&self) -> Effect<'_> {
+        match self {
+            Self::Unenrolled { .. } | Self::Idle { .. } => Effect::Sleep,
+            Self::Enrolling { .. } => Effect::Enroll,
+            Self::Checking { .. } => Effect::Check,
+            Self::Fetching { next, .. } => Effect::Fetch(next),
+            Self::Activating { next, .. } => Effect::Activate(next),
+            Self::Confirming { next, deadline, .. } => Effect::Probe(next, *deadline),
+            Self::RollingBack { standing, .. } => Effect::RollBack(&standing.current),
+        }
+    }
+
+    /// What was confirmed and what failed.
+    pub fn standing(&self) -> &Standing {
+        match self {
+            Self::Unenrolled { standing }
+            | Self::Enrolling { standing }
+            | Self::Idle { standing }
+            | Self::Checking { standing }
+            | Self::Fetching { standing, .. }
+            | Self::Activating { standing, .. }
+            | Self::Confirming { standing, .. }
+            | Self::RollingBack { standing, .. } => standing,
+        }
+    }
+
+    /// The release on its way in, or on its way out again.
+    pub fn next(&self) -> Option<&Release> {
+        match self {
+            Self::Fetching { next, .. }
+            | Self::Activating { next, .. }
+            | Self::Confirming { next, .. }
+            | Self::RollingBack { next, .. } => Some(next),
+            Self::Unenrolled { .. } | Self::Enrolling { .. } | Self::Idle { .. } | Self::Checking { .. } => {
+                None
+            }
+        }
+    }
+
+    /// The state in one word, as `status` and the report show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unenrolled { .. } => "unenrolled",
+            Self::Enrolling { .. } => "enrolling",
+            Self::Idle { .. } => "idle",
+            Self::Checking { .. } => "checking",
+            Self::Fetching { .. } => "fetching",
+            Self::Activating { .. } => "activating",
+            Self::Confirming { .. } => "confirming",
+            Self::RollingBack { .. } => "rolling_back",
+        }
+    }
+}

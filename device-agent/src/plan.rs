@@ -1,0 +1,334 @@
+//! What to bring in next, decided from what is known and what is there.
+//!
+//! Pure. An index comes before its manifest for this device, that before configuration and layers; what is present is
+//! not asked for; nothing is asked for that would not fit on the disk with room to spare. Documents get in here only
+//! after their digest was verified.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pki::digest::Digest;
+use pki::oci::descriptor::MediaKind;
+use pki::oci::manifest::MAX_DOCUMENT_BYTES;
+use pki::oci::{Descriptor, Document, Platform};
+use thiserror::Error;
+
+use crate::runtime::Space;
+
+/// What is known of one artifact.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Its documents that are here.
+    pub documents: BTreeMap<Digest, Document>,
+    /// Its configuration and layers that are here.
+    pub present: BTreeSet<Digest>,
+}
+
+/// What to do for an artifact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Bring in this manifest or index and read it.
+    Document(Descriptor),
+    /// Bring in these, in any order.
+    Blobs(Vec<Descriptor>),
+    /// Everything is here.
+    Complete,
+}
+
+/// Why an artifact cannot be brought in.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// No manifest for this device.
+    #[error("the artifact has no image for {want} (it has: {have})")]
+    NoPlatform {
+        /// What the device is.
+        want: Platform,
+        /// What there is.
+        have: String,
+    },
+    /// An index in an index, or something else in its place.
+    #[error("{0} stands where a manifest should be")]
+    NotAManifest(Digest),
+    /// A document larger than any registry must accept.
+    #[error("{digest} would be {size_bytes} bytes long, more than the {MAX_DOCUMENT_BYTES} of any manifest")]
+    DocumentTooLarge {
+        /// Which.
+        digest: Digest,
+        /// Its promised length.
+        size_bytes: u64,
+    },
+    /// One digest with two lengths: at least one is a lie.
+    #[error("{0} is given two different lengths")]
+    TwoLengths(Digest),
+    /// It does not fit.
+    #[error("not enough room: {need_bytes} bytes are needed, {free_bytes} are free")]
+    NoRoom {
+        /// What it takes, with the reserve.
+        need_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+}
+
+/// What to do next for the artifact whose manifest or index is `root`.
+pub fn next(root: &Descriptor, known: &Known, platform: &Platform) -> Result<Next, PlanError> {
+    let Some(top) = known.documents.get(&root.digest) else {
+        return document(root);
+    };
+    let manifest = match top {
+        Document::Manifest(manifest) => manifest,
+        Document::Index(index) => {
+            let chosen = index.select(platform).ok_or_else(|| PlanError::NoPlatform {
+                want: platform.clone(),
+                have: platforms(&index.manifests),
+            })?;
+            match known.documents.get(&chosen.digest) {
+                None => return document(chosen),
+                Some(Document::Manifest(manifest)) => manifest,
+                Some(Document::Index(_)) => return Err(PlanError::NotAManifest(chosen.digest)),
+            }
+        }
+    };
+    if manifest.config.size > MAX_DOCUMENT_BYTES as u64 {
+        return Err(PlanError::DocumentTooLarge {
+            digest: manifest.config.digest,
+            size_bytes: manifest.config.size,
+        });
+    }
+    let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
+    missing(blobs, &known.present)
+}
+
+fn document(descriptor: &Descriptor) -> Result<Next, PlanError> {
+    if !matches!(
+        descriptor.media_type.kind(),
+        MediaKind::Manifest | MediaKind::Index
+    ) {
+        return Err(PlanError::NotAManifest(descriptor.digest));
+    }
+    if descriptor.size > MAX_DOCUMENT_BYTES as u64 {
+        return Err(PlanError::DocumentTooLarge {
+            digest: descriptor.digest,
+            size_bytes: descriptor.size,
+        });
+    }
+    Ok(Next::Document(descriptor.clone()))
+}
+
+fn missing<'a>(
+    blobs: impl Iterator<Item = &'a Descriptor>,
+    present: &BTreeSet<Digest>,
+) -> Result<Next, PlanError> {
+    let mut seen: BTreeMap<Digest, u64> = BTreeMap::new();
+    let mut wanted = Vec::new();
+    for blob in blobs {
+        match seen.insert(blob.digest, blob.size) {
+            Some(size) if size != blob.size => return Err(PlanError::TwoLengths(blob.digest)),
+            Some(_) => {}
+            None if present.contains(&blob.digest) => {}
+            None => wanted.push(blob.clone()),
+        }
+    }
+    if wanted.is_empty() {
+        Ok(Next::Complete)
+    } else {
+        Ok(Next::Blobs(wanted))
+    }
+}
+
+/// Lets what is missing in only where it fits, unpacked too, and leaves a reserve. Where the place cannot be seen,
+/// nothing is known and nothing is refused.
+pub fn admit(missing: &[Descriptor], space: &Space, reserve_bytes: u64) -> Result<(), PlanError> {
+    let content = missing
+        .iter()
+        .fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+    let unpacked = if space.unpacked_free_bytes.is_some() {
+        missing
+            .iter()
+            .fold(0_u64, |sum, blob| sum.saturating_add(unpacked(blob)))
+    } else {
+        0
+    };
+    let fits = |need: u64, free: Option<u64>| {
+        let need_bytes = need.saturating_add(reserve_bytes);
+        match free {
+            Some(free_bytes) if need > 0 && free_bytes < need_bytes => Err(PlanError::NoRoom {
+                need_bytes,
+                free_bytes,
+            }),
+            _ => Ok(()),
+        }
+    };
+    if space.shared {
+        return fits(content.saturating_add(unpacked), space.content_free_bytes);
+    }
+    fits(content, space.content_free_bytes)?;
+    fits(unpacked, space.unpacked_free_bytes)
+}
+
+/// What a layer will take when it is unpacked: its own size if it is not compressed, else what such layers usually do.
+fn unpacked(blob: &Descriptor) -> u64 {
+    let compressed = ["gzip", "zstd"]
+        .iter()
+        .any(|how| blob.media_type.as_str().ends_with(how));
+    if compressed {
+        blob.size.saturating_mul(7) / 2
+    } else {
+        blob.size
+    }
+}
+
+fn platforms(manifests: &[Descriptor]) -> String {
+    let names: Vec<String> = manifests
+        .iter()
+        .filter_map(|manifest| manifest.platform.as_ref())
+        .filter(|platform| platform.is_runnable())
+        .map(ToString::to_string)
+        .collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pki::oci::MediaType;
+
+    use super::*;
+
+    fn descriptor(media_type: &str, name: &str, size: u64) -> Descriptor {
+        serde_json::from_value(serde_json::json!({
+            "mediaType": media_type, "digest": Digest::sha256(name.as_bytes()), "size": size,
+        }))
+        .unwrap()
+    }
+
+    fn layer(name: &str) -> Descriptor {
+        descriptor("application/vnd.oci.image.layer.v1.tar+gzip", name, 100)
+    }
+
+    fn manifest(layers: &[Descriptor]) -> Document {
+        let config = descriptor("application/vnd.oci.image.config.v1+json", "config", 10);
+        let json = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+        let bytes = serde_json::to_vec(&json).unwrap();
+        Document::parse(&MediaType::OCI_MANIFEST.parse().unwrap(), &bytes).unwrap()
+    }
+
+    fn index(platform: &str, size: u64) -> Document {
+        let mut entry = descriptor(MediaType::OCI_MANIFEST, "manifest", size);
+        entry.platform = Some(platform.parse().unwrap());
+        let json = serde_json::json!({"schemaVersion": 2, "manifests": [entry]});
+        let bytes = serde_json::to_vec(&json).unwrap();
+        Document::parse(&MediaType::OCI_INDEX.parse().unwrap(), &bytes).unwrap()
+    }
+
+    fn root() -> Descriptor {
+        descriptor(MediaType::OCI_INDEX, "index", 500)
+    }
+
+    fn device() -> Platform {
+        "linux/arm64".parse().unwrap()
+    }
+
+    #[test]
+    fn goes_from_the_index_to_the_manifest_to_what_is_missing() {
+        let mut known = Known::default();
+        let step = |known: &Known| next(&root(), known, &device()).unwrap();
+        assert_eq!(step(&known), Next::Document(root()));
+        known.documents.insert(root().digest, index("linux/arm64", 300));
+        let Next::Document(chosen) = step(&known) else {
+            panic!("expected a manifest");
+        };
+        assert_eq!(chosen.digest, Digest::sha256(b"manifest"));
+        let layers = [layer("a"), layer("b"), layer("a")];
+        known.documents.insert(chosen.digest, manifest(&layers));
+        let Next::Blobs(blobs) = step(&known) else {
+            panic!("expected blobs");
+        };
+        assert_eq!(blobs.len(), 3, "the repeated layer is asked for once");
+        known.present.insert(layer("b").digest);
+        let Next::Blobs(blobs) = step(&known) else {
+            panic!("expected blobs");
+        };
+        known.present.extend(blobs.iter().map(|blob| blob.digest));
+        assert_eq!(step(&known), Next::Complete);
+    }
+
+    #[test]
+    fn rejects_an_artifact_without_an_image_for_this_device() {
+        let mut known = Known::default();
+        known.documents.insert(root().digest, index("linux/amd64", 300));
+        let error = next(&root(), &known, &device()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the artifact has no image for linux/arm64 (it has: linux/amd64)"
+        );
+    }
+
+    #[test]
+    fn rejects_documents_of_absurd_size_before_asking_for_them() {
+        let huge = descriptor(MediaType::OCI_MANIFEST, "index", u64::MAX / 2);
+        assert!(matches!(
+            next(&huge, &Known::default(), &device()),
+            Err(PlanError::DocumentTooLarge { .. })
+        ));
+        let mut known = Known::default();
+        known
+            .documents
+            .insert(root().digest, index("linux/arm64", 1 << 40));
+        assert!(next(&root(), &known, &device()).is_err());
+    }
+
+    #[test]
+    fn rejects_one_digest_with_two_lengths() {
+        let mut longer = layer("a");
+        longer.size += 1;
+        let mut known = Known::default();
+        known
+            .documents
+            .insert(root().digest, manifest(&[layer("a"), longer]));
+        assert!(matches!(
+            next(&root(), &known, &device()),
+            Err(PlanError::TwoLengths(_))
+        ));
+    }
+
+    #[test]
+    fn rejects_an_index_inside_an_index() {
+        let mut known = Known::default();
+        known.documents.insert(root().digest, index("linux/arm64", 300));
+        known
+            .documents
+            .insert(Digest::sha256(b"manifest"), index("linux/arm64", 300));
+        assert!(matches!(
+            next(&root(), &known, &device()),
+            Err(PlanError::NotAManifest(_))
+        ));
+    }
+
+    #[test]
+    fn admits_only_what_fits_with_its_unpacked_form_and_the_reserve() {
+        let space = |content, unpacked, shared| Space {
+            content_free_bytes: content,
+            unpacked_free_bytes: unpacked,
+            shared,
+        };
+        let missing = [layer("a")];
+        assert!(admit(&missing, &space(Some(460), Some(460), true), 10).is_ok());
+        assert_eq!(
+            admit(&missing, &space(Some(459), Some(459), true), 10),
+            Err(PlanError::NoRoom {
+                need_bytes: 460,
+                free_bytes: 459
+            })
+        );
+        assert!(admit(&missing, &space(Some(110), None, false), 10).is_ok());
+        assert!(admit(&missing, &space(Some(110), Some(300), false), 10).is_err());
+        assert!(admit(&missing, &space(None, None, false), 10).is_ok());
+        assert!(
+            admit(&[], &space(Some(0), None, false), 10).is_ok(),
+            "nothing is missing"
+        );
+    }
+}
