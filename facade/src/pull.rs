@@ -8,6 +8,7 @@ mod fill;
 mod flight;
 mod reader;
 mod source;
+mod upkeep;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use evict::Policy;
 use flight::Flights;
 pub use reader::{Origin, Reader};
 pub use source::{Fetch, Incoming, registries};
+pub use upkeep::{Checked, Usage};
 
 /// Up to this length nothing goes out before the digest agrees: bad bytes poison containerd's ingest.
 pub const VERIFY_FIRST_MAX_BYTES: u64 = 8 * 1024 * 1024;
@@ -279,7 +281,9 @@ impl Puller {
             let incoming = Incoming::whole(bytes.clone());
             Box::pin(async { Ok(incoming) })
         });
-        self.join(wanted, &at_hand)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
+        self.join(wanted, &at_hand)?
+            .available(wanted.descriptor.size.saturating_sub(1))
+            .await?;
         Ok(())
     }
 
@@ -292,7 +296,9 @@ impl Puller {
             self.0.metrics.cache_misses.inc();
             let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
-            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
+            self.0
+                .tasks
+                .spawn(async move { fill::run(&shared, lead, &fetch).await });
             return Ok(Reader::of_flight(flight, Origin::Upstream));
         }
         self.0.metrics.flights_joined.inc();

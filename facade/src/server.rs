@@ -5,8 +5,10 @@
 
 mod access_log;
 mod answer;
+mod bandwidth;
 pub mod body;
 mod connection;
+mod h1;
 mod limits;
 mod range;
 pub mod respond;
@@ -30,6 +32,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::pull::Puller;
 
+use bandwidth::Bandwidth;
 use body::{Body, Buffers};
 pub use limits::Limits;
 use limits::Places;
@@ -56,8 +59,8 @@ pub struct DeviceRequest {
     pub request_id: Box<str>,
 }
 
-/// The body of a request, not read yet.
-pub struct RequestBody(hyper::body::Incoming);
+/// The body of a request, not read yet; none for requests that cannot have one.
+pub struct RequestBody(Option<hyper::body::Incoming>);
 
 /// Why a body could not be read.
 #[derive(Debug, Error)]
@@ -81,7 +84,10 @@ impl RequestBody {
 
     /// Reads it whole.
     pub async fn read(self, max_bytes: usize) -> Result<Bytes, RequestBodyError> {
-        let whole = Limited::new(self.0, max_bytes).collect();
+        let Some(body) = self.0 else {
+            return Ok(Bytes::new());
+        };
+        let whole = Limited::new(body, max_bytes).collect();
         match tokio::time::timeout(Self::PATIENCE, whole).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
@@ -126,6 +132,7 @@ pub struct DeviceDoor {
 struct Shared {
     door: DeviceDoor,
     places: Arc<Places>,
+    bandwidth: Bandwidth,
     buffers: Buffers,
     tasks: TaskTracker,
     drain: CancellationToken,
@@ -137,6 +144,7 @@ impl DeviceDoor {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
         let shared = Arc::new(Shared {
             places: Arc::new(Places::new(&self.limits)),
+            bandwidth: Bandwidth::new(self.limits.bandwidth, self.limits.bandwidth_per_device),
             buffers: Buffers::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),

@@ -144,6 +144,7 @@ impl Pilot<'_> {
     async fn stage(&self) -> Result<Staging, PullError> {
         let (digest, size_bytes) = (self.lead.flight.digest, self.size_bytes());
         let storage = |source| self.storage(source);
+        self.make_room().await.map_err(storage)?;
         let mut staging = self
             .shared
             .blobs
@@ -157,6 +158,17 @@ impl Pilot<'_> {
         self.lead.show(staging.content());
         self.lead.arrived(staging.received_bytes());
         Ok(staging)
+    }
+
+    /// Evicts ahead of content that would not fit.
+    async fn make_room(&self) -> Result<(), BlobsError> {
+        let needed = self
+            .size_bytes()
+            .saturating_add(self.shared.settings.policy.min_free_bytes);
+        if self.shared.blobs.free_bytes().await? < needed {
+            self.shared.evict(self.size_bytes()).await?;
+        }
+        Ok(())
     }
 
     fn storage(&self, source: BlobsError) -> PullError {
@@ -379,8 +391,12 @@ fn write(
     lead: &Lead,
 ) -> (Staging, Result<(), AppendError>) {
     while let Some(piece) = pieces.blocking_recv() {
-        if let Err(error) = staging.append(&piece) {
-            return (staging, Err(error));
+        // What is queued already is taken along: followers are woken once for all of it.
+        let queued = std::iter::from_fn(|| pieces.try_recv().ok());
+        for piece in std::iter::once(piece).chain(queued).take(QUEUED_PIECES) {
+            if let Err(error) = staging.append(&piece) {
+                return (staging, Err(error));
+            }
         }
         lead.arrived(staging.received_bytes());
     }

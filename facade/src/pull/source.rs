@@ -31,7 +31,11 @@ impl Incoming {
     /// Content that is already at hand.
     pub fn whole(bytes: Bytes) -> Self {
         let total = Some(bytes.len() as u64);
-        Self { starts_at: 0, total, pieces: stream::once(async { Ok(bytes) }).boxed() }
+        Self {
+            starts_at: 0,
+            total,
+            pieces: stream::once(async { Ok(bytes) }).boxed(),
+        }
     }
 }
 
@@ -52,9 +56,7 @@ pub fn registries(registries: Arc<Registries>) -> Fetch {
 async fn ask(registry: &Registry, wanted: &Wanted, from: u64) -> Result<Incoming, UpstreamError> {
     let (name, digest) = (wanted.repository.name(), wanted.descriptor.digest);
     match wanted.kind {
-        Kind::Document => {
-            Ok(Incoming::whole(registry.manifest(name, digest).await?.bytes))
-        }
+        Kind::Document => Ok(Incoming::whole(registry.manifest(name, digest).await?.bytes)),
         Kind::Blob => {
             let blob = registry.blob(name, digest, from).await?;
             let (starts_at, total) = (blob.starts_at, blob.total);

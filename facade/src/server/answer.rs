@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
 use super::access_log::{Open, Serving};
-use super::body::{Body, CHUNK_BYTES};
+use super::body::{Body, CHUNK_BYTES, Source};
 use super::connection::Connection;
 use super::range::{self, Selection};
 use super::respond::{self, Dialect};
@@ -27,14 +27,35 @@ const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// Devices that are turned away are told to come back within this much of each other.
 const MAX_SPREAD_SECONDS: u64 = 8;
 
-/// Answers one request; never fails, because a failure is an answer too.
-pub(super) async fn answer(
+/// A request, whoever read it from the wire.
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) body: RequestBody,
+}
+
+/// Answers a request that hyper read; never fails, because a failure is an answer too.
+pub(super) async fn answer_hyper(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = RequestBody(Some(body));
+    let asked = Asked {
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        body,
+    };
+    Ok(answer(&connection, asked).await)
+}
+
+/// Answers one request.
+pub(super) async fn answer(connection: &Arc<Connection>, asked: Asked) -> Response<Body> {
     let open = Open::begin(&connection.activity);
     let request_id = connection.shared.request_ids.next();
-    let (action, mut response) = dispatch(&connection, request, &request_id).await;
+    let (action, mut response) = dispatch(connection, asked, &request_id).await;
     response
         .headers_mut()
         .insert(REQUEST_ID, respond::value(&request_id));
@@ -50,17 +71,17 @@ pub(super) async fn answer(
         .get_or_create(&labels)
         .inc();
     drop(open);
-    Ok(response)
+    response
 }
 
 async fn dispatch(
     connection: &Arc<Connection>,
-    request: Request<Incoming>,
+    request: Asked,
     request_id: &str,
 ) -> (&'static str, Response<Body>) {
     let door = &connection.shared.door;
-    let dialect = Dialect::of(request.uri().path());
-    let action = match route::route(request.method(), request.uri().path(), request.uri().query()) {
+    let dialect = Dialect::of(request.uri.path());
+    let action = match route::route(&request.method, request.uri.path(), request.uri.query()) {
         Ok(action) => action,
         Err(error) => return ("unroutable", dialect.unroutable(&error)),
     };
@@ -88,7 +109,6 @@ async fn dispatch(
             return (name, dialect.refused(refusal, kind));
         }
     };
-    let (parts, body) = request.into_parts();
     let response = match (permit.into_permitted(), action) {
         (Permitted::Content(device, wanted), Action::Content(asked)) => {
             let pull = Pull {
@@ -98,7 +118,7 @@ async fn dispatch(
                 asked: &asked,
                 request_id,
             };
-            pull.answer(&parts.method, &parts.headers).await
+            pull.answer(&request.method, &request.headers).await
         }
         (_, Action::Ping) => respond::ping(),
         (permitted, action) => {
@@ -109,8 +129,8 @@ async fn dispatch(
             let request = DeviceRequest {
                 action,
                 device,
-                headers: parts.headers,
-                body: RequestBody(body),
+                headers: request.headers,
+                body: request.body,
                 remote: connection.remote,
                 request_id: request_id.into(),
             };
@@ -207,7 +227,15 @@ impl Pull<'_> {
             &self.connection.activity,
         );
         if end - start > CHUNK_BYTES as u64 {
-            return Ok(Body::stream(reader, start, end, shared.buffers.clone(), serving));
+            let (buffers, throttle) = (shared.buffers.clone(), self.connection.throttle.clone());
+            return Ok(Body::content(Source {
+                reader,
+                start,
+                end,
+                buffers,
+                throttle,
+                serving,
+            }));
         }
         let bytes = read_all(reader, start, end).await?;
         serving.sent(bytes.len() as u64);

@@ -12,6 +12,7 @@ use http_body::{Frame, SizeHint};
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::access_log::Serving;
+use super::bandwidth::Throttle;
 use crate::pull::{PullError, Reader};
 
 /// Bytes that are read and sent at a time.
@@ -24,7 +25,26 @@ pub struct Body(Inner);
 
 enum Inner {
     Whole(Option<Bytes>),
+    Waiting(Option<Box<Source>>),
     Stream(Box<Stream>),
+}
+
+/// Content that is to be sent.
+pub(super) struct Source {
+    pub(super) reader: Reader,
+    /// The first byte.
+    pub(super) start: u64,
+    /// After the last byte.
+    pub(super) end: u64,
+    pub(super) buffers: Buffers,
+    pub(super) throttle: Throttle,
+    pub(super) serving: Serving,
+}
+
+/// What a body is made of, for whoever sends it without this module's help.
+pub(super) enum Parts {
+    Whole(Bytes),
+    Content(Box<Source>),
 }
 
 struct Stream {
@@ -32,6 +52,7 @@ struct Stream {
     at: u64,
     end: u64,
     buffers: Buffers,
+    throttle: Throttle,
     serving: Serving,
 }
 
@@ -49,20 +70,24 @@ impl Body {
         Self(Inner::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
-    /// The bytes of `reader` from `start` up to but not including `end`.
-    pub(super) fn stream(reader: Reader, start: u64, end: u64, buffers: Buffers, serving: Serving) -> Self {
-        let next = ReusableBoxFuture::new(read(reader, start, buffers.take(start, end)));
-        Self(Inner::Stream(Box::new(Stream {
-            next,
-            at: start,
-            end,
-            buffers,
-            serving,
-        })))
+    /// Content, read when it is asked for.
+    pub(super) fn content(source: Source) -> Self {
+        Self(Inner::Waiting(Some(Box::new(source))))
+    }
+
+    /// What a body that nobody has polled is made of.
+    pub(super) fn into_parts(self) -> Parts {
+        match self.0 {
+            Inner::Whole(bytes) => Parts::Whole(bytes.unwrap_or_default()),
+            Inner::Waiting(Some(source)) => Parts::Content(source),
+            Inner::Waiting(None) | Inner::Stream(_) => Parts::Whole(Bytes::new()),
+        }
     }
 }
 
-async fn read(mut reader: Reader, at: u64, buffer: Vec<u8>) -> Read {
+async fn read_chunk(mut reader: Reader, at: u64, end: u64, buffers: Buffers, throttle: Throttle) -> Read {
+    let buffer = buffers.take(at, end);
+    throttle.wait(buffer.len()).await;
     let read = reader.read_at(at, buffer).await;
     (reader, read)
 }
@@ -75,7 +100,14 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
-        match &mut self.get_mut().0 {
+        let inner = &mut self.get_mut().0;
+        if let Inner::Waiting(source) = inner
+            && let Some(source) = source.take()
+        {
+            *inner = Inner::Stream(Box::new(Stream::begin(*source)));
+        }
+        match inner {
+            Inner::Waiting(_) => Poll::Ready(None),
             Inner::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Stream(stream) => stream.poll_next(context),
         }
@@ -84,6 +116,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Whole(bytes) => bytes.is_none(),
+            Inner::Waiting(source) => source.is_none(),
             Inner::Stream(stream) => stream.at >= stream.end,
         }
     }
@@ -91,12 +124,35 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(match &self.0 {
             Inner::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Inner::Waiting(source) => source
+                .as_ref()
+                .map_or(0, |source| source.end.saturating_sub(source.start)),
             Inner::Stream(stream) => stream.end.saturating_sub(stream.at),
         })
     }
 }
 
 impl Stream {
+    fn begin(source: Source) -> Self {
+        let Source {
+            reader,
+            start,
+            end,
+            buffers,
+            throttle,
+            serving,
+        } = source;
+        let next = ReusableBoxFuture::new(read_chunk(reader, start, end, buffers.clone(), throttle.clone()));
+        Self {
+            next,
+            at: start,
+            end,
+            buffers,
+            throttle,
+            serving,
+        }
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
         if self.at >= self.end {
             return Poll::Ready(None);
@@ -112,21 +168,19 @@ impl Stream {
         };
         self.at += count as u64;
         self.serving.sent(count as u64);
-        let next = read_next(reader, self.at, self.end, &self.buffers);
+        let next = read_chunk(
+            reader,
+            self.at,
+            self.end,
+            self.buffers.clone(),
+            self.throttle.clone(),
+        );
         self.next.set(next);
         let bytes = Bytes::from_owner(Chunk {
             buffer,
             buffers: self.buffers.clone(),
         });
         Poll::Ready(Some(Ok(Frame::data(bytes.slice(..count)))))
-    }
-}
-
-fn read_next(reader: Reader, at: u64, end: u64, buffers: &Buffers) -> impl Future<Output = Read> + use<> {
-    let buffers = buffers.clone();
-    async move {
-        let buffer = buffers.take(at, end);
-        read(reader, at, buffer).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection of the device door: handshake, protocol, deadlines.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::server::TlsStream;
@@ -19,13 +20,15 @@ use tokio_util::task::TaskTracker;
 
 use super::Shared;
 use super::access_log::Activity;
-use super::answer::answer;
+use super::answer::answer_hyper;
+use super::bandwidth::Throttle;
+use super::h1;
 use super::tls::Peer;
 
 /// Bytes that may wait in the kernel unsent. Without this Linux buffers some 2 MiB for every slow reader.
 const UNSENT_BYTES: u32 = 256 * 1024;
-const MAX_HEAD_BYTES: usize = 32 * 1024;
-const MAX_HEADERS: usize = 64;
+pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
+pub(super) const MAX_HEADERS: usize = 64;
 const H2_SEND_BUFFER_BYTES: usize = 128 * 1024;
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_PATIENCE: Duration = Duration::from_secs(20);
@@ -39,6 +42,7 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) remote: SocketAddr,
     pub(super) activity: Arc<Activity>,
+    pub(super) throttle: Throttle,
 }
 
 /// Serves one connection to its end.
@@ -48,28 +52,34 @@ pub(super) async fn serve(shared: &Arc<Shared>, tcp: TcpStream, remote: SocketAd
         tracing::debug!(%remote, %error, "connection could not be prepared");
         return;
     }
-    let (stream, peer) = match tokio::time::timeout(door.limits.handshake, door.tls.accept(tcp)).await {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err(error)) => {
-            metrics.handshakes_failed.inc();
-            tracing::debug!(%remote, %error, "handshake failed");
-            return;
-        }
-        Err(_) => {
-            metrics.handshakes_failed.inc();
-            tracing::debug!(%remote, "handshake took too long");
-            return;
-        }
-    };
+    let (stream, peer) =
+        match tokio::time::timeout(door.limits.handshake, Box::pin(door.tls.accept(tcp))).await {
+            Ok(Ok(accepted)) => accepted,
+            Ok(Err(error)) => {
+                metrics.handshakes_failed.inc();
+                tracing::debug!(%remote, %error, "handshake failed");
+                return;
+            }
+            Err(_) => {
+                metrics.handshakes_failed.inc();
+                tracing::debug!(%remote, "handshake took too long");
+                return;
+            }
+        };
     metrics.handshakes.inc();
     metrics.connections.inc();
     let lifetime = Lifetime::of(shared, &peer);
     let activity = Arc::new(Activity::default());
+    let throttle = match &peer {
+        Peer::Device(device) => shared.bandwidth.throttle(device.id()),
+        Peer::Anonymous => Throttle::default(),
+    };
     let connection = Connection {
         shared: Arc::clone(shared),
         peer,
         remote,
         activity,
+        throttle,
     };
     speak(Arc::new(connection), stream, lifetime).await;
     metrics.connections.dec();
@@ -126,52 +136,84 @@ impl Lifetime {
 }
 
 async fn speak(connection: Arc<Connection>, stream: TlsStream<TcpStream>, lifetime: Lifetime) {
-    let limits = &connection.shared.door.limits;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let leave = CancellationToken::new();
     let activity = Arc::clone(&connection.activity);
-    let requests = Arc::clone(&connection);
-    let service = service_fn(move |request| answer(Arc::clone(&requests), request));
-    let io = TokioIo::new(stream);
-    if http2 {
-        let mut builder = http2::Builder::new(Tasks(connection.shared.tasks.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .keep_alive_interval(H2_PING_INTERVAL)
-            .keep_alive_timeout(H2_PING_PATIENCE)
-            .max_concurrent_streams(limits.streams)
-            .max_pending_accept_reset_streams(H2_MAX_RESET_STREAMS)
-            .max_local_error_reset_streams(H2_MAX_LOCAL_RESETS)
-            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .max_send_buf_size(H2_SEND_BUFFER_BYTES);
-        watch(builder.serve_connection(io, service), &activity, lifetime).await;
+    // ALPN decides; nobody guesses a protocol from the first bytes.
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        supervise(
+            Box::pin(speak_http2(connection, stream, &leave)),
+            &activity,
+            lifetime,
+            &leave,
+        )
+        .await;
     } else {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEAD_BYTES);
-        watch(builder.serve_connection(io, service), &activity, lifetime).await;
+        let speaking = Box::pin(h1::serve(connection, stream, &leave));
+        supervise(speaking, &activity, lifetime, &leave).await;
     }
 }
 
-/// Drives a connection until it ends or something ends it.
-async fn watch<C: GracefulConnection>(connection: C, activity: &Activity, lifetime: Lifetime) {
+async fn speak_http2(connection: Arc<Connection>, stream: TlsStream<TcpStream>, leave: &CancellationToken) {
+    let tasks = Tasks(connection.shared.tasks.clone());
+    let mut builder = http2::Builder::new(tasks);
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(H2_PING_PATIENCE)
+        .max_concurrent_streams(connection.shared.door.limits.streams)
+        .max_pending_accept_reset_streams(H2_MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(H2_MAX_LOCAL_RESETS)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(H2_SEND_BUFFER_BYTES);
+    let service = service_fn(move |request| answer_hyper(Arc::clone(&connection), request));
+    drive(builder.serve_connection(TokioIo::new(stream), service), leave).await;
+}
+
+/// Has hyper speak HTTP/1.1 on a stream.
+pub(super) async fn speak_http1<S>(connection: Arc<Connection>, stream: S, leave: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(connection.shared.door.limits.header)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES);
+    let service = service_fn(move |request| answer_hyper(Arc::clone(&connection), request));
+    drive(builder.serve_connection(TokioIo::new(stream), service), leave).await;
+}
+
+/// Drives a connection; told to leave, it finishes what is open and takes nothing more.
+async fn drive<C: GracefulConnection>(connection: C, leave: &CancellationToken) {
     let mut connection = pin!(connection);
+    // Errors here are mostly peers that went away; what matters was logged where it happened.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = leave.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+/// Lets a connection go on until it ends or something ends it.
+async fn supervise(
+    mut connection: Pin<Box<dyn Future<Output = ()> + Send + '_>>,
+    activity: &Activity,
+    lifetime: Lifetime,
+    leave: &CancellationToken,
+) {
     let mut end = pin!(optional(lifetime.end));
     let mut old = pin!(sleep_until(lifetime.old));
     let mut tick = pin!(sleep_until(Instant::now() + lifetime.idle));
     let mut progress = activity.progress.load(Ordering::Relaxed);
     let mut since = Instant::now();
-    let mut leaving = false;
     loop {
         tokio::select! {
-            // Errors here are mostly peers that went away; what matters was logged where it happened.
-            _ = connection.as_mut() => return,
+            () = connection.as_mut() => return,
             () = lifetime.cut.cancelled() => return,
             () = &mut end => return,
-            () = lifetime.drain.cancelled(), if !leaving => leaving = true,
-            () = &mut old, if !leaving => leaving = true,
+            () = lifetime.drain.cancelled(), if !leave.is_cancelled() => leave.cancel(),
+            () = &mut old, if !leave.is_cancelled() => leave.cancel(),
             () = &mut tick => {
                 let now = Instant::now();
                 let seen = activity.progress.load(Ordering::Relaxed);
@@ -184,10 +226,8 @@ async fn watch<C: GracefulConnection>(connection: C, activity: &Activity, lifeti
                     return;
                 }
                 tick.as_mut().reset(now + lifetime.idle);
-                continue;
             }
         }
-        connection.as_mut().graceful_shutdown();
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Limits {
     pub drain: Duration,
     /// HTTP/2 streams of one connection.
     pub streams: u32,
+    /// Bytes of content per second to all devices together; no limit if absent.
+    pub bandwidth: Option<u64>,
+    /// Bytes of content per second to one device; no limit if absent.
+    pub bandwidth_per_device: Option<u64>,
 }
 
 impl Default for Limits {
@@ -41,6 +45,8 @@ impl Default for Limits {
             age: Duration::from_mins(10),
             drain: Duration::from_secs(30),
             streams: 64,
+            bandwidth: None,
+            bandwidth_per_device: None,
         }
     }
 }

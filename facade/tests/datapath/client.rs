@@ -141,13 +141,11 @@ pub(crate) async fn finish(response: http::Response<Incoming>) -> Answer {
     let (parts, mut incoming) = response.into_parts();
     let (mut body, mut cut) = (Vec::new(), false);
     while let Some(frame) = incoming.frame().await {
-        match frame {
-            Ok(frame) => body.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(_) => {
-                cut = true;
-                break;
-            }
-        }
+        let Ok(frame) = frame else {
+            cut = true;
+            break;
+        };
+        body.extend_from_slice(&frame.into_data().unwrap_or_default());
     }
     Answer {
         status: parts.status,

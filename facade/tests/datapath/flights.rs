@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use facade::pull::Settings;
+use facade::pull::evict::Policy;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 
@@ -272,4 +273,116 @@ async fn without_a_cache_there_is_still_one_flight_and_nothing_stays() {
     assert!(answers.iter().all(|answer| answer.body == layer));
     assert_eq!(rig.script.gets(), 1);
     assert_eq!(files(&rig.cache()), 0);
+}
+
+/// The most memory this process has had, in kibibytes.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Reads an answer to its end without keeping it.
+async fn drain(response: http::Response<hyper::body::Incoming>) -> u64 {
+    let (mut body, mut length) = (response.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        length += frame.unwrap().into_data().unwrap().len() as u64;
+    }
+    length
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_the_size_of_a_blob() {
+    const SIZE: u64 = 128 * 1024 * 1024;
+    let rig = Rig::start().await;
+    let mut closure = rig.assign(&["board"], &[]);
+    let mut made = closure.root.clone();
+    (made.digest, made.size) = (rig.script.make(SIZE), SIZE);
+    let path = format!("/v2/{}/blobs/{}", crate::rig::REPOSITORY, made.digest);
+    closure.blobs.push(made);
+    rig.access.set_artifact(&closure);
+    let credential = rig.fleet.device("board");
+    let before = peak_kib();
+    let pulls = (0..4).map(|_| async {
+        let mut device = Device::http1(&rig, Some(&credential)).await;
+        drain(device.begin(Method::GET, &path, &[]).await.unwrap()).await
+    });
+    assert_eq!(futures_util::future::join_all(pulls).await, [SIZE; 4]);
+    // Facade and four clients together; under one process per test this is all there is.
+    let grown = peak_kib() - before;
+    eprintln!("grown by {grown} KiB from {before} KiB");
+    assert!(grown < 40 * 1024, "grown by {grown} KiB");
+}
+
+#[tokio::test]
+async fn a_device_gets_no_more_than_its_bandwidth() {
+    let limits = facade::server::Limits {
+        bandwidth_per_device: Some(2_000_000),
+        ..Default::default()
+    };
+    let rig = Rig::with(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    let layer = noise(1_500_000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    for http2 in [false, true] {
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
+        };
+        let started = std::time::Instant::now();
+        assert!(device.get(&blob(&layer)).await.body == layer);
+        assert!(started.elapsed() > Duration::from_millis(400));
+    }
+}
+
+#[tokio::test]
+async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
+    let policy = Policy {
+        max_size_bytes: Some(2_500_000),
+        min_free_bytes: 0,
+        ..Policy::default()
+    };
+    let pull = Settings {
+        policy,
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
+    rig.assign(&["board"], &layers.iter().collect::<Vec<_>>());
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    for layer in &layers {
+        device.get(&blob(layer)).await;
+        rig.clock.set(rig.clock.now() + Duration::from_secs(10));
+    }
+    rig.puller.evict().await.unwrap();
+    let usage = rig.puller.usage().await.unwrap();
+    assert_eq!(
+        (usage.blobs, usage.size_bytes, usage.partial_bytes),
+        (2, 2_000_003, 0)
+    );
+    assert_eq!(rig.script.gets(), 3);
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
+    assert_eq!(rig.script.gets(), 3);
+
+    let digest = pki::digest::Digest::sha256(&layers[2]);
+    let path = rig
+        .cache()
+        .join("sha256")
+        .join(&digest.hex()[..2])
+        .join(digest.hex());
+    let mut damaged = layers[2].to_vec();
+    damaged[77] ^= 1;
+    std::fs::write(path, damaged).unwrap();
+    let checked = rig.puller.verify().await.unwrap();
+    assert_eq!((checked.good, checked.bad), (1, vec![digest]));
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
 }

@@ -10,7 +10,7 @@ use facade::pull::{Fetch, Incoming, PullError};
 use facade::upstream::{Cause, UpstreamError};
 use futures_util::StreamExt;
 use futures_util::stream;
-use pki::digest::Digest;
+use pki::digest::{Algorithm, Digest, Hasher};
 use tokio::sync::Semaphore;
 
 const PIECE: usize = 64 * 1024;
@@ -39,6 +39,8 @@ pub(crate) enum Fault {
 #[derive(Default)]
 pub(crate) struct Script {
     content: Mutex<HashMap<Digest, Bytes>>,
+    /// Content that is made as it is sent, so that it takes no memory here.
+    made: Mutex<HashMap<Digest, u64>>,
     faults: Mutex<Vec<Fault>>,
     gets: AtomicUsize,
     asked: Mutex<Vec<u64>>,
@@ -52,6 +54,17 @@ impl Script {
             .lock()
             .unwrap()
             .insert(Digest::sha256(content), content.clone());
+    }
+
+    /// Serves content of this length that is never in memory.
+    pub(crate) fn make(&self, size_bytes: u64) -> Digest {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        for at in (0..size_bytes).step_by(PIECE) {
+            hasher.update(&made_piece(at, size_bytes));
+        }
+        let digest = hasher.finish();
+        self.made.lock().unwrap().insert(digest, size_bytes);
+        digest
     }
 
     /// The next requests meet these, one each.
@@ -82,12 +95,22 @@ impl Script {
             script.gets.fetch_add(1, Ordering::SeqCst);
             script.asked.lock().unwrap().push(from);
             let digest = wanted.descriptor.digest;
-            let host = wanted.repository.host().clone();
+            let host: Box<str> = wanted.repository.host().as_str().into();
             let upstream = move |source| PullError::Upstream { digest, source };
             let fault = script.faults.lock().unwrap().pop();
+            let made = script.made.lock().unwrap().get(&digest).copied();
             let content = script.content.lock().unwrap().get(&digest).cloned();
             let gate = script.gate.lock().unwrap().clone();
             Box::pin(async move {
+                if let Some(size_bytes) = made {
+                    let starts = (from..size_bytes).step_by(PIECE);
+                    let pieces = stream::iter(starts.map(move |at| Ok(made_piece(at, size_bytes)))).boxed();
+                    return Ok(Incoming {
+                        starts_at: from,
+                        total: Some(size_bytes),
+                        pieces,
+                    });
+                }
                 let missing = UpstreamError::NotFound {
                     host: host.as_str().into(),
                     what: "it".into(),
@@ -140,4 +163,12 @@ impl Script {
             })
         })
     }
+}
+
+/// The piece of made content that begins at `at`.
+fn made_piece(at: u64, size_bytes: u64) -> Bytes {
+    let length = usize::try_from(size_bytes - at).unwrap().min(PIECE);
+    let mut piece = vec![at.to_le_bytes()[2]; length];
+    piece[..8.min(length)].copy_from_slice(&at.to_le_bytes()[..8.min(length)]);
+    piece.into()
 }
