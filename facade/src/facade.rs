@@ -234,9 +234,10 @@ impl Running {
             metrics: facade.metrics.clone(),
             clock,
         };
+        let operator_address = operator_door.address().unwrap_or(config.operator_listen);
         tracing::info!(
             device.address = %address,
-            operator.address = ?operator_door.address().ok(),
+            operator.address = %operator_address,
             public_url = %facade.public_url,
             "facade ready"
         );

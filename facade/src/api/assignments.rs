@@ -45,7 +45,7 @@ pub(super) async fn assign(
         });
     }
     let (changes, devices) = state.rollouts.assign(assignments).await?;
-    tracing::info!(target = %target, artifacts = changes.len(), devices, by = %caller.name, "assigned");
+    tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "assigned");
     Ok(Json(report(changes, devices)))
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn unassign(
     if changes.is_empty() {
         return Err(Problem::not_found(format!("none of these artifacts is assigned to {target}")));
     }
-    tracing::info!(target = %target, artifacts = changes.len(), devices, by = %caller.name, "unassigned");
+    tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "unassigned");
     Ok(Json(report(changes, devices)))
 }
 

@@ -33,6 +33,7 @@ struct Made {
 
 impl Init {
     pub(super) fn run(self, output: &mut Output) -> Result<(), CliError> {
+        keep_to_ourselves();
         let options = init::Options {
             data_dir: self.data_dir.clone(),
             hostnames: self.hostnames,
@@ -69,6 +70,11 @@ pub(super) struct Serve {
     config: Option<PathBuf>,
 }
 
+/// Whatever libraries create in the data directory (the database does) is for its owner only, whoever started us.
+fn keep_to_ourselves() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
 fn settings_help() -> String {
     let mut text = "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
     for setting in config::SETTINGS {
@@ -79,6 +85,7 @@ fn settings_help() -> String {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
+        keep_to_ourselves();
         let flags = config::Flags { data_dir: self.data_dir, config: self.config };
         let config = config::load(&flags, &config::environment()).map_err(|error| CliError::Usage(error.to_string()))?;
         facade::log(&config).map_err(CliError::Usage)?;
