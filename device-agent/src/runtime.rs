@@ -43,7 +43,8 @@ pub trait Runtime: Send + Sync {
     /// Removes what earlier attempts left behind: our leases and half-written content, except those for `keep`.
     async fn clean(&self, keep: &[ArtifactName]) -> Result<Cleaned, RuntimeError>;
 
-    /// Whether the content is already there; if so, it stays at least as long as the lease.
+    /// Whether the content is already there; if so, it stays at least as long as the lease. Content with another length
+    /// is [`RuntimeError::Corrupt`], to be discarded.
     async fn hold(&self, lease: &Lease, content: &Descriptor) -> Result<bool, RuntimeError>;
 
     /// Starts or resumes taking content in. Two at a time for one digest are refused with [`RuntimeError::Busy`].
@@ -72,7 +73,8 @@ pub trait Runtime: Send + Sync {
     async fn discard(&self, digest: Digest) -> Result<(), RuntimeError>;
 }
 
-/// Content on its way in. Dropping it keeps what the store has, to be resumed by the next [`Runtime::begin`].
+/// Content on its way in. Dropping it keeps what the store has, to be resumed by the next [`Runtime::begin`]; so does an
+/// error, and giving up waiting for a call, after both of which it can only be dropped.
 #[async_trait]
 pub trait Ingest: Send {
     /// Where the next byte belongs: right after [`Runtime::begin`] the number of bytes to skip, which may be all.

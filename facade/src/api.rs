@@ -1,1 +1,117 @@
-//! To be written.
+//! The operator door: JSON under `/api/v1`, described by the OpenAPI document that this code generates.
+//!
+//! A handler parses, calls the catalog, and answers; what it may do is said by [`auth::Caller::require`] in its first
+//! line. Secrets go in and never come out.
+
+pub mod auth;
+pub mod device_door;
+pub mod enroll;
+pub mod extract;
+pub mod problem;
+pub mod types;
+
+mod artifacts;
+mod assignments;
+mod connections;
+mod devices;
+mod imports;
+mod status;
+mod tags;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::facade::Facade;
+use problem::Problem;
+
+/// What the handlers work with.
+pub type State = axum::extract::State<Arc<Facade>>;
+
+/// The result of a handler.
+pub type Answer<T> = Result<axum::Json<T>, Problem>;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Drayage", description = "The operator API of a Drayage facade.", license(name = "Apache-2.0")),
+    modifiers(&Security),
+    security(("token" = [])),
+)]
+struct Document;
+
+struct Security;
+
+impl utoipa::Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_with(Default::default).add_security_scheme("token", bearer);
+    }
+}
+
+fn documented() -> OpenApiRouter<Arc<Facade>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(connections::list, connections::add))
+        .routes(routes!(connections::show, connections::remove))
+        .routes(routes!(connections::test))
+        .routes(routes!(tags::list))
+        .routes(routes!(imports::import))
+        .routes(routes!(artifacts::list))
+        .routes(routes!(artifacts::show))
+        .routes(routes!(artifacts::revoke))
+        .routes(routes!(assignments::list, assignments::assign))
+        .routes(routes!(assignments::unassign))
+        .routes(routes!(devices::list))
+        .routes(routes!(devices::show, devices::delete))
+        .routes(routes!(devices::revoke))
+        .routes(routes!(devices::suspend))
+        .routes(routes!(devices::restore))
+        .routes(routes!(devices::list_tokens, devices::make_token))
+        .routes(routes!(devices::revoke_token))
+        .routes(routes!(status::status))
+}
+
+/// The OpenAPI document, generated from the handlers.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    documented().into_openapi()
+}
+
+/// Everything behind the operator door.
+pub fn router(facade: Arc<Facade>) -> Router {
+    let (router, document) = documented().split_for_parts();
+    let document = document.to_json().unwrap_or_default();
+    router
+        .route(
+            "/api/openapi.json",
+            get(move || async move { ([(header::CONTENT_TYPE, "application/json")], document).into_response() }),
+        )
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(status::ready))
+        .route("/metrics", get(status::metrics))
+        .fallback(|| async { Problem::not_found("there is nothing at this path; see /api/openapi.json") })
+        .method_not_allowed_fallback(|| async { Problem::method() })
+        .with_state(facade)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_operation_is_described_with_its_refusals() {
+        let document = serde_json::to_value(super::openapi()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.len() > 10);
+        for (path, operations) in paths {
+            for (method, operation) in operations.as_object().unwrap() {
+                let answers = operation["responses"].as_object().unwrap();
+                assert!(answers.contains_key("401"), "{method} {path}");
+                assert!(operation["summary"].is_string(), "{method} {path}");
+            }
+        }
+    }
+}

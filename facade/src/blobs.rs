@@ -20,7 +20,7 @@ use pki::digest::Digest;
 use rustix::io::{Errno, ReadWriteFlags};
 use thiserror::Error;
 
-pub use staging::{Staging, Verified};
+pub use staging::{AppendError, Staging, Verified};
 
 /// What went wrong with content.
 #[derive(Debug, Error)]

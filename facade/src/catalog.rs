@@ -1,4 +1,9 @@
 //! The operator's records, over [`crate::store`].
 
 pub mod access;
+pub mod artifacts;
 pub mod closure;
+pub mod devices;
+pub mod imports;
+pub mod registries;
+pub mod rollouts;

@@ -1,1 +1,204 @@
-//! To be written.
+//! The operator's command line: every verb but `init` and `serve` is a thin client of the API.
+
+mod artifact;
+mod assign;
+mod client;
+mod connection;
+mod device;
+mod import;
+mod output;
+mod server;
+mod status;
+mod tags;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use thiserror::Error;
+
+use crate::api::problem::{Problem, chain};
+pub use output::Format;
+use output::Output;
+
+/// Brings container images from the registries you use to a fleet of edge devices.
+#[derive(Parser, Debug)]
+#[command(name = "facade", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  facade init --data-dir /var/lib/facade --hostname facade.example
+  facade serve --data-dir /var/lib/facade
+  facade connection add ghcr.io --username octo --password-stdin < token
+  facade tags ghcr.io/octo/app
+  facade import ghcr.io/octo/app v1.4.2
+  facade device token --group kitchen
+  facade assign ghcr.io/octo/app@sha256:3f2a… --group kitchen
+
+Exit codes: 0 success, 1 failed, 2 wrong use, 3 some of a batch failed, 4 server not reached, 5 not allowed, 6 verification failed";
+
+#[derive(Args, Debug)]
+struct Global {
+    /// Address of the operator door
+    #[arg(long, global = true, env = "FACADE_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    server: String,
+    /// File with the operator's token
+    #[arg(long, global = true, env = "FACADE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificate authorities that the server's certificate may come from, PEM (besides the system's)
+    #[arg(long, global = true, env = "FACADE_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// How to print results
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Make the data directory: authorities, keys, first admin token
+    Init(server::Init),
+    /// Run the server
+    Serve(server::Serve),
+    /// Connect registries
+    #[command(subcommand)]
+    Connection(connection::Verb),
+    /// List the tags of a repository, newest likely first
+    Tags(tags::Tags),
+    /// Import tags as signed artifacts, pinned to their digests
+    Import(import::Import),
+    /// Look at and revoke signed artifacts
+    #[command(subcommand)]
+    Artifact(artifact::Verb),
+    /// Say what a device or group should have
+    Assign(assign::Assign),
+    /// Take an assignment back
+    Unassign(assign::Unassign),
+    /// List what is assigned
+    Assignments(assign::List),
+    /// Enroll and look after devices
+    #[command(subcommand)]
+    Device(device::Verb),
+    /// Say on one screen whether all is well
+    Status(status::Status),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a verb did not do its work, and the exit code that says so (SPEC, section 8).
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// The work failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The arguments do not fit together.
+    #[error("{0}")]
+    Usage(String),
+    /// Some of a batch failed; what did is already printed.
+    #[error("{failed} of {total} failed")]
+    Partly {
+        /// How many failed.
+        failed: usize,
+        /// How many there were.
+        total: usize,
+    },
+    /// The server could not be reached.
+    #[error("cannot reach the server at {server}: {cause}")]
+    Unreachable {
+        /// The server.
+        server: String,
+        /// Why.
+        cause: String,
+    },
+    /// The server refuses this caller.
+    #[error("{0}")]
+    NotAllowed(String),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Partly { .. } => 3,
+            Self::Unreachable { .. } => 4,
+            Self::NotAllowed(_) => 5,
+        }
+    }
+
+    fn from_error(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Failed(chain(error))
+    }
+
+    fn from_problem(problem: Problem) -> Self {
+        let Problem { status, detail, field, .. } = problem;
+        let detail = match field {
+            Some(field) => format!("{field}: {detail}"),
+            None => detail,
+        };
+        match status {
+            401 | 403 => Self::NotAllowed(detail),
+            422 => Self::Usage(detail),
+            _ => Self::Failed(detail),
+        }
+    }
+}
+
+impl Cli {
+    /// The definition that completions and manual pages come from.
+    pub fn definition() -> clap::Command {
+        Self::command()
+    }
+
+    /// Does what was asked, and gives the exit code.
+    pub fn run(self) -> ExitCode {
+        let mut output = Output::new(self.global.output);
+        let result = match self.verb {
+            Verb::Init(verb) => verb.run(&mut output),
+            Verb::Serve(verb) => verb.run(),
+            Verb::Completions { shell } => {
+                output.completions(shell, &mut Self::definition());
+                Ok(())
+            }
+            verb => talk(&self.global, verb, &mut output),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                output.error(&error.to_string());
+                ExitCode::from(error.exit_code())
+            }
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the verbs without a server are handled by the caller")]
+fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::from_error(&error))?;
+    let client = client::Client::new(&global.server, global.token_file.as_deref(), global.ca_file.as_deref())?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Connection(verb) => verb.run(&client, output).await,
+            Verb::Tags(verb) => verb.run(&client, output).await,
+            Verb::Import(verb) => verb.run(&client, output).await,
+            Verb::Artifact(verb) => verb.run(&client, output).await,
+            Verb::Assign(verb) => verb.run(&client, output).await,
+            Verb::Unassign(verb) => verb.run(&client, output).await,
+            Verb::Assignments(verb) => verb.run(&client, output).await,
+            Verb::Device(verb) => verb.run(&client, output).await,
+            Verb::Status(verb) => verb.run(&client, output).await,
+            _ => Err(CliError::Usage("this verb needs no server".to_owned())),
+        }
+    })
+}

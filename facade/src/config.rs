@@ -1,1 +1,540 @@
-//! To be written.
+//! All settings: the only place that reads the environment or a configuration file.
+//!
+//! Each setting is one row of [`SETTINGS`]: its key in `facade.toml`, its help, its default, and how its text is read.
+//! The environment variable of a key is `FACADE_` and the key in capitals. A flag wins over the environment, the
+//! environment over the file, the file over the default. Every error is reported, not only the first.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::secret::Secret;
+use crate::upstream::AwsEnvironment;
+
+/// Where the configuration is looked for when no file is named, after `facade.toml` in the data directory.
+const SYSTEM_FILE: &str = "/etc/facade/facade.toml";
+
+/// A complete and valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Everything the facade keeps.
+    pub data_dir: PathBuf,
+    /// Address of the device door.
+    pub device_listen: SocketAddr,
+    /// Address of the operator door.
+    pub operator_listen: SocketAddr,
+    /// Certificate chain of the operator door, PEM.
+    pub operator_tls_certificate: Option<PathBuf>,
+    /// Private key of the operator door, PEM.
+    pub operator_tls_key: Option<PathBuf>,
+    /// The address devices are told; by default the first host name and the port of the device door.
+    pub public_url: Option<String>,
+    /// Key that seals secrets; by default `keys/seal.key` in the data directory.
+    pub seal_key_file: Option<PathBuf>,
+    /// How long `GET /v1/wait` waits for news.
+    pub wait_timeout: Duration,
+    /// How long open requests may finish after a signal to stop.
+    pub drain_timeout: Duration,
+    /// What is logged, in the syntax of `tracing-subscriber`'s `EnvFilter`.
+    pub log: String,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+    /// Whether pulled content is kept.
+    pub cache_enabled: bool,
+    /// Bytes the cache may hold; unlimited when absent.
+    pub cache_max_size_bytes: Option<u64>,
+    /// How long content stays without being asked for; unlimited when absent.
+    pub cache_max_age: Option<Duration>,
+    /// Bytes that stay free on the cache's filesystem.
+    pub cache_min_free_bytes: u64,
+    /// Most connections at the device door.
+    pub max_connections: usize,
+    /// Most connections from one address at the device door.
+    pub max_connections_per_address: usize,
+    /// Bytes a second to one device; unlimited when absent.
+    pub device_bandwidth_bytes: Option<u64>,
+    /// Bytes a second to all devices together; unlimited when absent.
+    pub total_bandwidth_bytes: Option<u64>,
+    /// Life of a device certificate.
+    pub device_certificate_lifetime: Duration,
+    /// How long after its end a device certificate can still renew itself.
+    pub device_certificate_grace: Duration,
+    /// Life of the timestamp role's metadata.
+    pub timestamp_lifetime: Duration,
+    /// Life of the snapshot role's and the director's targets metadata.
+    pub snapshot_lifetime: Duration,
+    /// Life of the images repository's targets metadata.
+    pub targets_lifetime: Duration,
+    /// Time between dumps of the database.
+    pub dump_interval: Duration,
+    /// Proxy for `https` upstreams.
+    pub https_proxy: Option<String>,
+    /// Proxy for `http` upstreams.
+    pub http_proxy: Option<String>,
+    /// Hosts reached without a proxy.
+    pub no_proxy: Option<String>,
+    /// Token endpoint instead of Google's.
+    pub google_token_endpoint: Option<String>,
+    /// Endpoint instead of AWS STS.
+    pub aws_sts_endpoint: Option<String>,
+    /// Endpoint instead of AWS ECR.
+    pub aws_ecr_endpoint: Option<String>,
+    /// AWS credentials of the facade's own environment, under the names that AWS's tools read.
+    pub aws_environment: AwsEnvironment,
+}
+
+impl Config {
+    /// The defaults for a data directory.
+    fn new(data_dir: PathBuf) -> Self {
+        const DAY: Duration = Duration::from_hours(24);
+        Self {
+            data_dir,
+            device_listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            operator_listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            operator_tls_certificate: None,
+            operator_tls_key: None,
+            public_url: None,
+            seal_key_file: None,
+            wait_timeout: Duration::from_secs(55),
+            drain_timeout: Duration::from_secs(30),
+            log: "info".to_owned(),
+            log_json: false,
+            cache_enabled: true,
+            cache_max_size_bytes: None,
+            cache_max_age: None,
+            cache_min_free_bytes: 512 * 1024 * 1024,
+            max_connections: 20_000,
+            max_connections_per_address: 2_000,
+            device_bandwidth_bytes: None,
+            total_bandwidth_bytes: None,
+            device_certificate_lifetime: 30 * DAY,
+            device_certificate_grace: 90 * DAY,
+            timestamp_lifetime: 7 * DAY,
+            snapshot_lifetime: 30 * DAY,
+            targets_lifetime: 365 * DAY,
+            dump_interval: DAY,
+            https_proxy: None,
+            http_proxy: None,
+            no_proxy: None,
+            google_token_endpoint: None,
+            aws_sts_endpoint: None,
+            aws_ecr_endpoint: None,
+            aws_environment: AwsEnvironment::default(),
+        }
+    }
+}
+
+/// One setting.
+pub struct Setting {
+    /// The key in `facade.toml`.
+    pub key: &'static str,
+    /// What it does, with its default.
+    pub help: &'static str,
+    read: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+impl Setting {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("FACADE_{}", self.key.to_ascii_uppercase())
+    }
+}
+
+macro_rules! settings {
+    ($($key:ident: $read:expr, $help:literal;)*) => {
+        /// Every setting, in the order of the documentation.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: stringify!($key),
+            help: $help,
+            read: |config, text| { config.$key = $read(text)?; Ok(()) },
+        }),*];
+    };
+}
+
+settings! {
+    device_listen: address, "address of the device door (0.0.0.0:8443)";
+    operator_listen: address, "address of the operator door (127.0.0.1:8080); other than loopback only with a certificate";
+    operator_tls_certificate: some_path, "certificate chain of the operator door, PEM";
+    operator_tls_key: some_path, "private key of the operator door, PEM";
+    public_url: some_https_url, "what devices are told (https://<first host name>:<device port>)";
+    seal_key_file: some_path, "key that seals registry secrets (keys/seal.key in the data directory)";
+    wait_timeout: duration, "how long a device's wait for news lasts (55s)";
+    drain_timeout: duration, "how long open requests may finish when the server stops (30s)";
+    log: text, "what is logged, for example info or facade=debug (info)";
+    log_json: boolean, "whether log lines are JSON (false; always when standard error is not a terminal)";
+    cache_enabled: boolean, "whether pulled content is kept (true)";
+    cache_max_size_bytes: some_size, "most bytes in the cache, for example 50GiB (unlimited)";
+    cache_max_age: some_duration, "how long unused content stays, for example 90d (unlimited)";
+    cache_min_free_bytes: size, "bytes that stay free on the cache's disk (512MiB)";
+    max_connections: count, "most device connections (20000)";
+    max_connections_per_address: count, "most device connections from one address (2000)";
+    device_bandwidth_bytes: some_size, "bytes a second to one device (unlimited)";
+    total_bandwidth_bytes: some_size, "bytes a second to all devices (unlimited)";
+    device_certificate_lifetime: duration, "life of a device certificate (30d)";
+    device_certificate_grace: duration, "how long an expired device certificate can renew itself (90d)";
+    timestamp_lifetime: duration, "life of signed timestamps (7d)";
+    snapshot_lifetime: duration, "life of signed snapshots and of the director's targets (30d)";
+    targets_lifetime: duration, "life of the images repository's signed targets (365d)";
+    dump_interval: duration, "time between dumps of the database (1d)";
+    https_proxy: some_text, "proxy for https registries; HTTPS_PROXY where this is not set";
+    http_proxy: some_text, "proxy for http registries; HTTP_PROXY where this is not set";
+    no_proxy: some_text, "hosts reached without proxy; NO_PROXY where this is not set";
+    google_token_endpoint: some_text, "token endpoint instead of Google's own";
+    aws_sts_endpoint: some_text, "endpoint instead of AWS STS's own";
+    aws_ecr_endpoint: some_text, "endpoint instead of AWS ECR's own";
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Everything that is wrong, one line each.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--data-dir`.
+    pub data_dir: PathBuf,
+    /// `--config`.
+    pub config: Option<PathBuf>,
+}
+
+/// Reads the configuration of `facade serve` from the file, the environment and the flags.
+pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let mut config = Config::new(flags.data_dir.clone());
+    let mut errors = Vec::new();
+    if let Some(path) = find_file(flags) {
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable {
+            path: path.clone(),
+            source,
+        })?;
+        read_file(&mut config, &path, &text, &mut errors);
+    }
+    read_environment(&mut config, environment, &mut errors);
+    config.aws_environment = aws_environment(environment);
+    check(&config, &mut errors);
+    if errors.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigError::Invalid(errors))
+    }
+}
+
+/// The process's environment, as far as it is text.
+#[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
+pub fn environment() -> BTreeMap<String, String> {
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    std::env::vars_os().filter_map(text).collect()
+}
+
+fn find_file(flags: &Flags) -> Option<PathBuf> {
+    if flags.config.is_some() {
+        return flags.config.clone();
+    }
+    [flags.data_dir.join("facade.toml"), PathBuf::from(SYSTEM_FILE)]
+        .into_iter()
+        .find(|path| path.exists())
+}
+
+fn read_file(config: &mut Config, path: &Path, text: &str, errors: &mut Vec<String>) {
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => return errors.push(format!("{}: {error}", path.display())),
+    };
+    for (key, value) in &table {
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
+            errors.push(format!(
+                "{}: {}",
+                path.display(),
+                unknown(key, SETTINGS.iter().map(|setting| setting.key))
+            ));
+            continue;
+        };
+        let text = match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(switch) => switch.to_string(),
+            toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => {
+                errors.push(format!(
+                    "{}: {key} must be a text, a whole number, true or false",
+                    path.display()
+                ));
+                continue;
+            }
+        };
+        if let Err(error) = (setting.read)(config, &text) {
+            errors.push(format!("{}: {key}: {error}", path.display()));
+        }
+    }
+}
+
+fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>, errors: &mut Vec<String>) {
+    let foreign = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
+    for name in foreign {
+        let lower = name.to_ascii_lowercase();
+        let value = environment.get(name).or_else(|| environment.get(&lower));
+        let setting = SETTINGS.iter().find(|setting| setting.key == lower);
+        if let (Some(value), Some(setting)) = (value, setting)
+            && !value.is_empty()
+            && let Err(error) = (setting.read)(config, value)
+        {
+            errors.push(format!("{name}: {error}"));
+        }
+    }
+    let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
+    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("FACADE_")) {
+        match SETTINGS
+            .iter()
+            .zip(&known)
+            .find(|(_, variable)| *variable == name)
+        {
+            Some((setting, _)) => {
+                if let Err(error) = (setting.read)(config, value) {
+                    errors.push(format!("{name}: {error}"));
+                }
+            }
+            None if OPERATOR_VARIABLES.contains(&name.as_str()) => {}
+            None => errors.push(unknown(name, known.iter().map(String::as_str))),
+        }
+    }
+}
+
+fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
+    let text = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    let relative = text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("http://169.254.170.2{path}"));
+    AwsEnvironment {
+        access_key_id: text("AWS_ACCESS_KEY_ID"),
+        secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::new),
+        session_token: text("AWS_SESSION_TOKEN").map(Secret::new),
+        web_identity_token_file: text("AWS_WEB_IDENTITY_TOKEN_FILE").map(PathBuf::from),
+        web_identity_role_arn: text("AWS_ROLE_ARN"),
+        container_credentials_url: relative.or_else(|| text("AWS_CONTAINER_CREDENTIALS_FULL_URI")),
+        container_authorization: text("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new),
+        use_instance_metadata: text("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true")),
+    }
+}
+
+/// Variables of the command line's other verbs; the server ignores them.
+const OPERATOR_VARIABLES: [&str; 5] =
+    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
+
+fn check(config: &Config, errors: &mut Vec<String>) {
+    let with_certificate = config.operator_tls_certificate.is_some();
+    if with_certificate != config.operator_tls_key.is_some() {
+        errors.push(
+            "operator_tls_certificate and operator_tls_key go together: set both or neither".to_owned(),
+        );
+    }
+    // A bearer token over plain HTTP on a network is a token for everybody on it.
+    if !config.operator_listen.ip().is_loopback() && !with_certificate {
+        errors.push(format!(
+            "operator_listen: {} is not a loopback address: set operator_tls_certificate and operator_tls_key, or listen on 127.0.0.1",
+            config.operator_listen
+        ));
+    }
+}
+
+/// The complaint about an unknown key, with the nearest known one.
+pub fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let nearest = known.max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+    match nearest {
+        Some(nearest) => format!("unknown setting {key:?} (did you mean {nearest:?}?)"),
+        None => format!("unknown setting {key:?}"),
+    }
+}
+
+fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(format!("{text:?} is empty or has control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+fn some_text(some: &str) -> Result<Option<String>, String> {
+    text(some).map(Some)
+}
+
+fn some_path(text: &str) -> Result<Option<PathBuf>, String> {
+    if text.is_empty() {
+        return Err("the path is empty".to_owned());
+    }
+    Ok(Some(PathBuf::from(text)))
+}
+
+fn some_https_url(text: &str) -> Result<Option<String>, String> {
+    let authority = text
+        .strip_prefix("https://")
+        .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    match authority {
+        Some(authority) if !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' ']) => {
+            Ok(Some(format!("https://{authority}")))
+        }
+        _ => Err(format!(
+            "{text:?} is not an https address without a path (for example https://facade.example:8443)"
+        )),
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!("{text:?} is not an address with a port (for example 127.0.0.1:8080 or [::]:8443)")
+    })
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is not true or false"))
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| *count > 0)
+        .ok_or_else(|| format!("{text:?} is not a number above zero"))
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    text.split_at(
+        text.find(|character: char| !character.is_ascii_digit())
+            .unwrap_or(text.len()),
+    )
+}
+
+/// Reads a length of time such as `90s`, `15m`, `24h` or `30d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_unit(text);
+    let seconds = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3_600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let total = number
+        .parse::<u64>()
+        .ok()
+        .zip(seconds)
+        .and_then(|(number, unit)| number.checked_mul(unit));
+    match total {
+        Some(total) if total > 0 && total <= 100 * 365 * 86_400 => Ok(Duration::from_secs(total)),
+        _ => Err(format!(
+            "{text:?} is not a length of time (for example 90s, 15m, 24h or 30d)"
+        )),
+    }
+}
+
+fn some_duration(text: &str) -> Result<Option<Duration>, String> {
+    duration(text).map(Some)
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text);
+    let shift = match unit {
+        "" | "B" => Some(0),
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        "TiB" => Some(40),
+        _ => None,
+    };
+    let bytes = number
+        .parse::<u64>()
+        .ok()
+        .zip(shift)
+        .and_then(|(number, shift)| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| format!("{text:?} is not a size (for example 512MiB or 50GiB)"))
+}
+
+fn some_size(text: &str) -> Result<Option<u64>, String> {
+    size(text).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_with(file: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("facade.toml"), file).unwrap();
+        let flags = Flags {
+            data_dir: directory.path().to_owned(),
+            config: None,
+        };
+        let environment = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        load(&flags, &environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn environment_wins_over_file_and_file_over_default() {
+        let config = load_with(
+            "device_listen = \"127.0.0.1:1\"\noperator_listen = \"127.0.0.1:2\"\ncache_enabled = false\nmax_connections = 7",
+            &[("FACADE_DEVICE_LISTEN", "127.0.0.1:3"), ("FACADE_SERVER", "http://x"), ("HTTPS_PROXY", "http://p:1")],
+        )
+        .unwrap();
+        assert_eq!(config.device_listen.port(), 3);
+        assert_eq!(config.operator_listen.port(), 2);
+        assert!(!config.cache_enabled);
+        assert_eq!(config.max_connections, 7);
+        assert_eq!(config.https_proxy.as_deref(), Some("http://p:1"));
+        assert_eq!(config.wait_timeout, Duration::from_secs(55));
+    }
+
+    #[test]
+    fn rejects_unknown_keys_and_names_the_nearest() {
+        let error = load_with("device_listn = \"x\"", &[("FACADE_OPERATOR_LISTN", "y")]).unwrap_err();
+        assert!(error.contains("did you mean \"device_listen\"?"), "{error}");
+        assert!(
+            error.contains("did you mean \"FACADE_OPERATOR_LISTEN\"?"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn reports_every_error_at_once() {
+        let file = "wait_timeout = \"soon\"\npublic_url = \"http://x\"\ncache_max_size_bytes = \"9 apples\"\ndevice_listen = 5";
+        let error = load_with(file, &[]).unwrap_err();
+        assert_eq!(error.lines().count(), 4, "{error}");
+    }
+
+    #[test]
+    fn rejects_an_operator_door_on_the_network_without_a_certificate() {
+        let error = load_with("operator_listen = \"0.0.0.0:8080\"", &[]).unwrap_err();
+        assert!(error.contains("not a loopback address"), "{error}");
+        let file =
+            "operator_listen = \"0.0.0.0:8080\"\noperator_tls_certificate = \"a\"\noperator_tls_key = \"b\"";
+        assert!(load_with(file, &[]).is_ok());
+        assert!(load_with("operator_tls_key = \"b\"", &[]).is_err());
+    }
+
+    #[test]
+    fn reads_sizes_and_durations() {
+        assert_eq!(size("50GiB"), Ok(50 << 30));
+        assert_eq!(size("12"), Ok(12));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        for text in ["", "0s", "1", "-1s", "1w", "s", "99999999999999999999d"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(size("1PB").is_err());
+    }
+}

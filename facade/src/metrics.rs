@@ -1,1 +1,191 @@
-//! To be written.
+//! What is counted, and the text a Prometheus server reads.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What an answer on the device door is counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AnswerLabels {
+    /// What was asked for, one of a few words.
+    pub action: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// Everything that is counted. Clones count together.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    /// Pulls served from the cache.
+    pub cache_hits: Counter,
+    /// Pulls that began a flight.
+    pub cache_misses: Counter,
+    /// Pulls that joined a flight of somebody else.
+    pub flights_joined: Counter,
+    /// Flights under way.
+    pub flights: Gauge,
+    /// Flights that brought nothing.
+    pub flights_failed: Counter,
+    /// Contents that were not what was imported.
+    pub mismatches: Counter,
+    /// Requests to registries for content.
+    pub upstream_requests: Counter,
+    /// Bytes of content from registries.
+    pub upstream_bytes: Counter,
+    /// Bytes of content to devices.
+    pub served_bytes: Counter,
+    /// Bytes that were evicted from the cache.
+    pub evicted_bytes: Counter,
+    /// Completed TLS handshakes on the device door.
+    pub handshakes: Counter,
+    /// Failed ones.
+    pub handshakes_failed: Counter,
+    /// Connections that were turned away or cut by a limit.
+    pub connections_refused: Counter,
+    /// Open connections on the device door.
+    pub connections: Gauge,
+    /// Open streams of content.
+    pub streams: Gauge,
+    /// Answers on the device door.
+    pub answers: Family<AnswerLabels, Counter>,
+    registry: Arc<Register>,
+}
+
+/// Metrics of other parts of the facade, which register their own.
+#[derive(Default)]
+struct Register(std::sync::Mutex<Option<Registry>>);
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        let mut registry = Registry::with_prefix("facade");
+        metrics.register(&mut registry);
+        *metrics.register_lock() = Some(registry);
+        metrics
+    }
+
+    fn register_lock(&self) -> std::sync::MutexGuard<'_, Option<Registry>> {
+        self.registry
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 9] = [
+            ("cache_hits", "Pulls served from the cache", &self.cache_hits),
+            ("cache_misses", "Pulls that began a flight", &self.cache_misses),
+            (
+                "flights_joined",
+                "Pulls that joined a flight of somebody else",
+                &self.flights_joined,
+            ),
+            (
+                "flights_failed",
+                "Flights that brought nothing",
+                &self.flights_failed,
+            ),
+            (
+                "content_mismatches",
+                "Contents that were not what was imported",
+                &self.mismatches,
+            ),
+            (
+                "upstream_content_requests",
+                "Requests to registries for content",
+                &self.upstream_requests,
+            ),
+            (
+                "tls_handshakes",
+                "Completed TLS handshakes on the device door",
+                &self.handshakes,
+            ),
+            (
+                "tls_handshakes_failed",
+                "Failed TLS handshakes on the device door",
+                &self.handshakes_failed,
+            ),
+            (
+                "connections_refused",
+                "Connections turned away or cut by a limit",
+                &self.connections_refused,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        for (name, help, counter) in [
+            (
+                "upstream_content",
+                "Content from registries",
+                &self.upstream_bytes,
+            ),
+            ("served_content", "Content to devices", &self.served_bytes),
+            (
+                "evicted_content",
+                "Content evicted from the cache",
+                &self.evicted_bytes,
+            ),
+        ] {
+            registry.register_with_unit(name, help, Unit::Bytes, counter.clone());
+        }
+        registry.register("flights", "Flights under way", self.flights.clone());
+        registry.register(
+            "connections",
+            "Open connections on the device door",
+            self.connections.clone(),
+        );
+        registry.register("streams", "Open streams of content", self.streams.clone());
+        registry.register("answers", "Answers on the device door", self.answers.clone());
+    }
+
+    /// Adds metrics of another part.
+    pub fn extend(&self, register: impl FnOnce(&mut Registry)) {
+        if let Some(registry) = self.register_lock().as_mut() {
+            register(registry);
+        }
+    }
+
+    /// The text of all metrics, in the `OpenMetrics` format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some(registry) = self.register_lock().as_ref() {
+            // Writing to a String cannot fail.
+            let _ = encode(&mut text, registry);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.cache_hits.inc();
+        metrics.clone().served_bytes.inc_by(7);
+        metrics
+            .answers
+            .get_or_create(&AnswerLabels {
+                action: "blob",
+                status: 200,
+            })
+            .inc();
+        let text = metrics.text();
+        assert!(text.contains("facade_cache_hits_total 1"), "{text}");
+        assert!(text.contains("facade_served_content_bytes_total 7"), "{text}");
+        assert!(
+            text.contains(r#"facade_answers_total{action="blob",status="200"} 1"#),
+            "{text}"
+        );
+    }
+}

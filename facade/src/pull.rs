@@ -1,1 +1,371 @@
-//! To be written.
+//! One pull: from the cache, else from a flight that fills it, to as many readers as ask.
+//!
+//! Whoever asks has been authorized before ([`crate::authz`]); here it is only *which bytes*. Every byte that leaves is
+//! held against length and digest of the frozen closure. This module knows no HTTP status and no device.
+
+pub mod evict;
+mod fill;
+mod flight;
+mod reader;
+mod source;
+mod upkeep;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pki::digest::{Digest, Mismatch};
+use pki::oci::{Descriptor, RegistryHost, Repository};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::blobs::{Blobs, BlobsError};
+use crate::catalog::closure::Kind;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::upstream::UpstreamError;
+
+use evict::Policy;
+use flight::Flights;
+pub use reader::{Origin, Reader};
+pub use source::{Fetch, Incoming, registries};
+pub use upkeep::{Checked, Usage};
+
+/// Up to this length nothing goes out before the digest agrees: bad bytes poison containerd's ingest.
+pub const VERIFY_FIRST_MAX_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Content, and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The repository of the artifact that it belongs to.
+    pub repository: Repository,
+    /// What the closure says of it.
+    pub descriptor: Descriptor,
+    /// Under which path of the distribution API it is found.
+    pub kind: Kind,
+}
+
+/// How pulls behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Keep what was pulled. Without, content still streams through one flight to all who ask meanwhile.
+    pub cache: bool,
+    /// What to keep.
+    pub policy: Policy,
+    /// How long somebody who asks waits for the first byte, a registry's rate limit included. Clients of containerd give up
+    /// after 30 seconds without a header.
+    pub patience: Duration,
+    /// How long a flight waits for the next bytes of its registry.
+    pub stall: Duration,
+    /// How many flights may be under way.
+    pub max_flights: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cache: true,
+            policy: Policy::default(),
+            patience: Duration::from_secs(25),
+            stall: Duration::from_secs(45),
+            max_flights: 64,
+        }
+    }
+}
+
+/// Why there are no (more) bytes. Reaches every reader of a flight, hence `Clone`.
+#[derive(Clone, Debug, Error)]
+pub enum PullError {
+    /// The registry is not connected.
+    #[error("{host} is not connected")]
+    NotConnected {
+        /// The registry.
+        host: RegistryHost,
+    },
+    /// The registry limits the rate of requests for longer than anybody waits.
+    #[error("{host} limits the rate of requests for another {} s", retry_after.as_secs())]
+    RateLimited {
+        /// The registry.
+        host: RegistryHost,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// The registry gave nothing, after all that was tried.
+    #[error("cannot fetch {digest}")]
+    Upstream {
+        /// The content.
+        digest: Digest,
+        /// What happened last.
+        #[source]
+        source: UpstreamError,
+    },
+    /// The registry stopped sending.
+    #[error("no byte of {digest} came for {} s", waited.as_secs())]
+    Stalled {
+        /// The content.
+        digest: Digest,
+        /// How long.
+        waited: Duration,
+    },
+    /// The content is not what was promised.
+    #[error("{host} served wrong content")]
+    Mismatch {
+        /// The registry.
+        host: RegistryHost,
+        /// How it differs.
+        #[source]
+        source: Mismatch,
+    },
+    /// The registry's answer begins at the wrong place.
+    #[error("{host} was asked for {digest} from byte {asked} on and answered from byte {answered} on")]
+    WrongOffset {
+        /// The registry.
+        host: RegistryHost,
+        /// The content.
+        digest: Digest,
+        /// The first byte that was asked for.
+        asked: u64,
+        /// The first byte that came.
+        answered: u64,
+    },
+    /// The content did not begin to come in time; the flight goes on.
+    #[error("{digest} did not begin to arrive within {} s", waited.as_secs())]
+    Slow {
+        /// The content.
+        digest: Digest,
+        /// How long.
+        waited: Duration,
+    },
+    /// The disk failed or is full.
+    #[error("cannot store or read {digest}")]
+    Storage {
+        /// The content.
+        digest: Digest,
+        /// What happened.
+        #[source]
+        source: Arc<BlobsError>,
+    },
+    /// An open file could not be read.
+    #[error("cannot read {digest}")]
+    Read {
+        /// The content.
+        digest: Digest,
+        /// What happened.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// The flight ended without a word: its task died.
+    #[error("the flight of {digest} died")]
+    Died {
+        /// The content.
+        digest: Digest,
+    },
+    /// The facade is shutting down.
+    #[error("the facade is shutting down")]
+    Stopping,
+}
+
+/// Something that an operator must hear of.
+#[derive(Clone, Debug)]
+pub enum PullEvent {
+    /// A registry served bytes that are not what was imported.
+    WrongContent {
+        /// What was asked for.
+        wanted: Wanted,
+        /// How it differs.
+        mismatch: Mismatch,
+    },
+}
+
+/// Takes events; must not block.
+pub type EventHook = Arc<dyn Fn(PullEvent) + Send + Sync>;
+
+/// Says which digests must not be evicted.
+pub type Pins = Arc<dyn Fn() -> HashSet<Digest> + Send + Sync>;
+
+/// Pulls content. Cheap to clone.
+#[derive(Clone)]
+pub struct Puller(Arc<Shared>);
+
+struct Shared {
+    blobs: Arc<dyn Blobs>,
+    fetch: Fetch,
+    settings: Settings,
+    flights: Arc<Flights>,
+    slots: tokio::sync::Semaphore,
+    cooldowns: source::Cooldowns,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    last_eviction: std::sync::Mutex<Option<Instant>>,
+    pins: Pins,
+    events: EventHook,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+/// What a [`Puller`] stands on.
+pub struct Parts {
+    /// Where content is kept.
+    pub blobs: Arc<dyn Blobs>,
+    /// Where it comes from.
+    pub fetch: Fetch,
+    /// Which digests must not be evicted.
+    pub pins: Pins,
+    /// Who hears of wrong content.
+    pub events: EventHook,
+    /// The time.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Puller {
+    /// Puts the parts together; asks nobody.
+    pub fn new(settings: Settings, parts: Parts) -> Self {
+        Self(Arc::new(Shared {
+            blobs: parts.blobs,
+            fetch: parts.fetch,
+            flights: Arc::new(Flights::default()),
+            slots: tokio::sync::Semaphore::new(settings.max_flights.max(1)),
+            cooldowns: source::Cooldowns::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            last_eviction: std::sync::Mutex::new(None),
+            pins: parts.pins,
+            events: parts.events,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            settings,
+        }))
+    }
+
+    /// Opens content for reading from `offset` on, and returns when its first byte there may go out.
+    ///
+    /// What the cache has is served from there, and nobody is asked. Otherwise exactly one flight fetches it for all.
+    pub async fn open(&self, wanted: &Wanted, offset: u64) -> Result<Reader, PullError> {
+        let digest = wanted.descriptor.digest;
+        if let Some(reader) = self.0.cached(wanted).await? {
+            self.0.metrics.cache_hits.inc();
+            return Ok(reader);
+        }
+        let mut reader = self.join(wanted, &self.0.fetch)?;
+        let patience = self.0.settings.patience;
+        match tokio::time::timeout(patience, reader.available(offset)).await {
+            Ok(available) => available.map(|_| reader),
+            Err(_) => Err(PullError::Slow {
+                digest,
+                waited: patience,
+            }),
+        }
+    }
+
+    /// Fetches content into the cache ahead of anybody asking; returns when it is there.
+    pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
+        if self.0.cached(wanted).await?.is_none() {
+            self.join(wanted, &self.0.fetch)?
+                .available(wanted.descriptor.size.saturating_sub(1))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps content that is already at hand; it passes the same verification as content that is fetched.
+    pub async fn keep(&self, wanted: &Wanted, bytes: &Bytes) -> Result<(), PullError> {
+        if self.0.cached(wanted).await?.is_some() || !self.0.settings.cache {
+            return Ok(());
+        }
+        let bytes = bytes.clone();
+        let at_hand: Fetch = Arc::new(move |_, _| {
+            let incoming = Incoming::whole(bytes.clone());
+            Box::pin(async { Ok(incoming) })
+        });
+        self.join(wanted, &at_hand)?
+            .available(wanted.descriptor.size.saturating_sub(1))
+            .await?;
+        Ok(())
+    }
+
+    fn join(&self, wanted: &Wanted, fetch: &Fetch) -> Result<Reader, PullError> {
+        if self.0.stop.is_cancelled() {
+            return Err(PullError::Stopping);
+        }
+        let (flight, lead) = self.0.flights.join(wanted);
+        if let Some(lead) = lead {
+            self.0.metrics.cache_misses.inc();
+            let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
+            // The fill belongs to the facade: it goes on when whoever caused it has gone.
+            self.0
+                .tasks
+                .spawn(async move { fill::run(&shared, lead, &fetch).await });
+            return Ok(Reader::of_flight(flight, Origin::Upstream));
+        }
+        self.0.metrics.flights_joined.inc();
+        Ok(Reader::of_flight(flight, Origin::Flight))
+    }
+
+    /// Evicts what the policy says; returns how many bytes became free.
+    pub async fn evict(&self) -> Result<u64, BlobsError> {
+        self.0.evict(0).await
+    }
+
+    /// Stops all flights and waits for them. What arrived stays, to be resumed.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+impl Shared {
+    async fn cached(&self, wanted: &Wanted) -> Result<Option<Reader>, PullError> {
+        let Descriptor { digest, size, .. } = wanted.descriptor;
+        let storage = |source| PullError::Storage {
+            digest,
+            source: Arc::new(source),
+        };
+        let Some(content) = self.blobs.open(digest).await.map_err(storage)? else {
+            return Ok(None);
+        };
+        let length = content.len_bytes().map_err(|source| PullError::Read {
+            digest,
+            source: Arc::new(source),
+        })?;
+        if length == size {
+            return Ok(Some(Reader::of_cache(content, digest, size)));
+        }
+        // Only verified content is renamed into place: the disk lost something. It comes again.
+        tracing::error!(blob.digest = %digest, size_bytes = length, "cached blob has the wrong length; deleted");
+        self.blobs.delete(digest).await.map_err(storage)?;
+        Ok(None)
+    }
+
+    /// Makes room for `incoming_bytes`.
+    async fn evict(&self, incoming_bytes: u64) -> Result<u64, BlobsError> {
+        let mut held = self.blobs.list().await?;
+        let free_bytes = self.blobs.free_bytes().await?;
+        let mut kept = (self.pins)();
+        kept.extend(self.flights.digests());
+        let now = self.clock.now();
+        let mut freed = 0;
+        for victim in self
+            .settings
+            .policy
+            .victims(&mut held, &kept, free_bytes, incoming_bytes, now)
+        {
+            if self.blobs.delete(victim.digest).await? {
+                freed += victim.size_bytes;
+                tracing::info!(blob.digest = %victim.digest, size_bytes = victim.size_bytes, "blob evicted");
+            }
+        }
+        for partial in self.blobs.list_partial().await? {
+            if self.settings.policy.is_abandoned(&partial, now) && !kept.contains(&partial.digest) {
+                self.blobs.delete_partial(partial.digest).await?;
+                freed += partial.size_bytes;
+            }
+        }
+        self.metrics.evicted_bytes.inc_by(freed);
+        Ok(freed)
+    }
+}

@@ -3,6 +3,9 @@
 //! [`Store`] is as narrow as two backends can share: point reads, ordered scans, and atomic batches with preconditions.
 //! It knows no domain word; [`crate::catalog`] lives above it. A commit is acknowledged only when it is durable.
 
+#[cfg(test)]
+pub(crate) mod conformance;
+mod dump;
 pub mod sled;
 
 use std::fmt;

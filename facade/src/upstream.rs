@@ -4,24 +4,32 @@
 //! the challenge flow, limits and refusals that a hostile registry calls for, and hands out verified manifests and
 //! unverified blob bytes. It knows no device, and nothing a registry says in words reaches one.
 
+mod address;
 mod aws;
 mod blob;
+mod challenge;
 mod check;
+mod client;
 mod credential;
 mod definition;
+mod dial;
 mod error;
 mod google;
 mod health;
+mod registry;
+mod settings;
 mod tags;
+mod target;
+mod token;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use pki::digest::Digest;
-use pki::oci::{MediaType, RepositoryName, Tag};
+use hyper_util::client::proxy::matcher::Matcher;
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 pub use aws::{Configuration as AwsConfiguration, ConfigurationError as AwsConfigurationError};
 pub use blob::BlobStream;
@@ -31,195 +39,147 @@ pub use definition::{Definition, DefinitionError, Provider, Secrets};
 pub use error::{Cause, Layer, UpstreamError};
 pub use google::{Account as GoogleAccount, AccountError as GoogleAccountError};
 pub use health::{Budget, Health};
+pub use registry::{Registry, Served};
+pub use settings::{AwsEnvironment, Endpoints, Limits, ProxySettings, Resolver, Settings};
 pub use tags::{BrowseLimits, Clipped, TagList};
 
-use crate::clock::Clock;
+use address::{Policy, Reach};
+use client::Client;
+use credential::{Cloud, Source};
+use dial::Dialer;
+use registry::Parts;
+use token::Authorizer;
+
 use crate::secret::Secret;
 
-/// What all connections share.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How names become addresses.
-    pub resolver: Resolver,
-    /// The proxy to go through.
-    pub proxy: ProxySettings,
-    /// How long and how much.
-    pub limits: Limits,
-    /// Where the exchanges of cloud providers are, when not where they always are.
-    pub endpoints: Endpoints,
-    /// AWS credentials of the facade's own environment.
-    pub aws_environment: AwsEnvironment,
-    /// The time.
-    pub clock: Clock,
-}
-
-/// How names become addresses.
-#[derive(Clone, Debug)]
-pub enum Resolver {
-    /// As the machine does it.
-    System,
-    /// From a table; no other name resolves.
-    Table(BTreeMap<String, Vec<IpAddr>>),
-}
-
-/// The proxy for upstream traffic; `config.rs` reads it from `HTTPS_PROXY` and `NO_PROXY`. Upstreams without TLS are at
-/// private addresses and are never reached through it.
-#[derive(Clone, Default)]
-pub struct ProxySettings {
-    /// The proxy's URL, with user and password if it wants them.
-    pub https: Option<String>,
-    /// Hosts that are reached directly, as curl reads it.
-    pub no_proxy: Option<String>,
-}
-
-impl fmt::Debug for ProxySettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold the proxy's password.
-        f.debug_struct("ProxySettings")
-            .field("https", &self.https.as_ref().map(|_| "…"))
-            .field("no_proxy", &self.no_proxy)
-            .finish()
-    }
-}
-
-/// How long and how much.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Until a TCP connection with TLS must be there.
-    pub connect: Duration,
-    /// Until the head of an answer must be there.
-    pub head: Duration,
-    /// Between two pieces of a body.
-    pub idle: Duration,
-    /// The window over which a body must keep [`Limits::min_bytes_per_window`].
-    pub window: Duration,
-    /// Bytes that must come in a window.
-    pub min_bytes_per_window: u64,
-    /// How long credentials that were rejected are not tried again.
-    pub rejected: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            head: Duration::from_secs(20),
-            idle: Duration::from_secs(30),
-            window: Duration::from_secs(60),
-            min_bytes_per_window: 60 * 1024,
-            rejected: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Where the exchanges of cloud providers are, when not where they always are. Only the facade's own configuration sets
-/// these, never a connection.
-#[derive(Clone, Debug, Default)]
-pub struct Endpoints {
-    /// Instead of `https://oauth2.googleapis.com/token`.
-    pub google_token: Option<String>,
-    /// Instead of `https://sts.<region>.amazonaws.com/`.
-    pub aws_sts: Option<String>,
-    /// Instead of `https://api.ecr.<region>.amazonaws.com/`.
-    pub aws_ecr: Option<String>,
-    /// Instead of `http://169.254.169.254/`.
-    pub aws_imds: Option<String>,
-}
-
-/// AWS credentials of the facade's own environment, as `config.rs` found them.
-#[derive(Clone, Debug, Default)]
-pub struct AwsEnvironment {
-    /// `AWS_ACCESS_KEY_ID`.
-    pub access_key_id: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub secret_access_key: Option<Secret>,
-    /// `AWS_SESSION_TOKEN`.
-    pub session_token: Option<Secret>,
-    /// `AWS_WEB_IDENTITY_TOKEN_FILE`.
-    pub web_identity_token_file: Option<std::path::PathBuf>,
-    /// `AWS_ROLE_ARN`, the role of the web identity.
-    pub web_identity_role_arn: Option<String>,
-    /// `AWS_CONTAINER_CREDENTIALS_FULL_URI`, or `_RELATIVE_URI` below `http://169.254.170.2`.
-    pub container_credentials_url: Option<String>,
-    /// `AWS_CONTAINER_AUTHORIZATION_TOKEN`.
-    pub container_authorization: Option<Secret>,
-    /// Whether the instance metadata service may be asked (`AWS_EC2_METADATA_DISABLED` is not set).
-    pub use_instance_metadata: bool,
-}
-
 /// Makes registries out of definitions. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Upstreams {}
+#[derive(Clone)]
+pub struct Upstreams(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    proxy: Option<Arc<Matcher>>,
+    roots: RootCertStore,
+    plain_tls: Arc<ClientConfig>,
+    cloud: Cloud,
+}
 
 impl Upstreams {
-    /// Prepares what all connections share.
-    pub fn new(_settings: Settings) -> Self {
-        todo!()
+    /// Prepares what all connections share: the machine's trusted roots, and the proxy.
+    pub fn new(settings: Settings) -> Result<Self, rustls::Error> {
+        let roots = trusted_roots();
+        let plain_tls = Arc::new(tls_config(roots.clone(), None)?);
+        let proxy = proxy(&settings.proxy);
+        let dialer = Dialer::new(
+            Policy::Fixed,
+            settings.resolver.clone(),
+            proxy.clone(),
+            (Arc::clone(&plain_tls), Arc::clone(&plain_tls)),
+            settings.limits.connect,
+        );
+        let cloud = Cloud {
+            client: Client::new(dialer, settings.limits),
+            endpoints: Arc::new(settings.endpoints.clone()),
+            environment: Arc::new(settings.aws_environment.clone()),
+            clock: settings.clock.clone(),
+        };
+        Ok(Self(Arc::new(Shared {
+            settings,
+            proxy,
+            roots,
+            plain_tls,
+            cloud,
+        })))
     }
 
     /// Makes a registry of a definition and its secrets; asks nobody. Keep it: it caches tokens and connections.
-    pub fn connect(&self, _definition: Definition, _secrets: Secrets) -> Result<Registry, DefinitionError> {
-        todo!()
+    pub fn connect(&self, definition: Definition, secrets: Secrets) -> Result<Registry, DefinitionError> {
+        let shared = &self.0;
+        let credential = definition.credential(secrets.credential)?;
+        let tls = Arc::new(shared.tls(&definition, secrets.client_key_pem.as_ref())?);
+        let reach = Reach::of(
+            &definition.host,
+            definition.plain_http,
+            definition.allow_private,
+            definition.token_host.as_deref(),
+        );
+        let limits = shared.settings.limits;
+        let dialer = Dialer::new(
+            Policy::Connection(reach),
+            shared.settings.resolver.clone(),
+            shared.proxy.clone(),
+            (tls, Arc::clone(&shared.plain_tls)),
+            limits.connect,
+        );
+        let client = Client::new(dialer, limits);
+        let source = Source::new(credential, shared.cloud.clone(), limits.rejected);
+        let authorizer = Authorizer::new(definition.host.as_str().into(), client.clone(), source, limits);
+        Registry::new(Parts {
+            definition,
+            client,
+            authorizer,
+            clock: shared.settings.clock.clone(),
+        })
     }
 }
 
-/// A manifest or index, verified against the digest it was asked for by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Served {
-    /// Its digest, computed here.
-    pub digest: Digest,
-    /// What the registry says it is.
-    pub media_type: MediaType,
-    /// Its bytes.
-    pub bytes: Bytes,
+impl Shared {
+    fn tls(
+        &self,
+        definition: &Definition,
+        key_pem: Option<&Secret>,
+    ) -> Result<ClientConfig, DefinitionError> {
+        let mut roots = self.roots.clone();
+        for authority in definition.authorities()? {
+            roots.add(authority).map_err(|_| DefinitionError::CaPem)?;
+        }
+        let client = match (&definition.client_certificate_pem, key_pem) {
+            (None, None) => None,
+            (Some(pem), Some(key)) => {
+                let chain = definition::certificates(pem).ok_or(DefinitionError::ClientCertificate)?;
+                let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes());
+                Some((chain, key.map_err(|_| DefinitionError::ClientCertificate)?))
+            }
+            _ => return Err(DefinitionError::HalfClientCertificate),
+        };
+        tls_config(roots, client).map_err(|_| DefinitionError::ClientCertificate)
+    }
 }
 
-/// One connected registry. Cheap to clone; clones share tokens, connections and health.
-#[derive(Clone, Debug)]
-pub struct Registry {}
-
-impl Registry {
-    /// What the connection is.
-    pub fn definition(&self) -> &Definition {
-        todo!()
+/// The machine's trusted roots, or Mozilla's where the machine has none (a container without a CA bundle).
+fn trusted_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
+    roots
+}
 
-    /// The manifest that a tag names now. Its digest is computed here; a registry whose header disagrees is refused.
-    pub async fn resolve(&self, _name: &RepositoryName, _tag: &Tag) -> Result<Served, UpstreamError> {
-        todo!()
+type ClientIdentity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn tls_config(roots: RootCertStore, client: Option<ClientIdentity>) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    match client {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key),
+        None => Ok(builder.with_no_client_auth()),
     }
+}
 
-    /// The manifest of a digest, verified.
-    pub async fn manifest(&self, _name: &RepositoryName, _digest: Digest) -> Result<Served, UpstreamError> {
-        todo!()
-    }
+fn proxy(settings: &ProxySettings) -> Option<Arc<Matcher>> {
+    let https = settings.https.as_deref()?;
+    let no_proxy = settings.no_proxy.as_deref().unwrap_or_default();
+    let matcher = Matcher::builder().https(https).no(no_proxy).build();
+    Some(Arc::new(matcher))
+}
 
-    /// The bytes of a blob from an offset on, unverified.
-    pub async fn blob(
-        &self,
-        _name: &RepositoryName,
-        _digest: Digest,
-        _from: u64,
-    ) -> Result<BlobStream, UpstreamError> {
-        todo!()
-    }
-
-    /// The tags of a repository, as far as the limits go.
-    pub async fn tags(
-        &self,
-        _name: &RepositoryName,
-        _limits: &BrowseLimits,
-    ) -> Result<TagList, UpstreamError> {
-        todo!()
-    }
-
-    /// Tries every layer in turn, and says which one fails.
-    pub async fn check(&self, _repository: Option<&RepositoryName>) -> CheckReport {
-        todo!()
-    }
-
-    /// What the connection has lately experienced.
-    pub fn health(&self) -> Health {
-        todo!()
+impl fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstreams")
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
     }
 }

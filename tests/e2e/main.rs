@@ -1,1 +1,16 @@
-//! x
+//! The stories of Drayage, each on real parts: registries, containerd, both programs, sockets and TLS.
+//!
+//! Stories that need containerd have `containerd` in their name; `.config/nextest.toml` runs those one at a time.
+
+#![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
+
+mod authorization;
+mod credentials;
+mod enroll;
+mod faults;
+mod import;
+mod pull;
+mod rig;
+mod stock_clients;
+mod tamper;
+mod tidy;

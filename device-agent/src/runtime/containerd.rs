@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use pki::digest::Digest;
 use pki::oci::{ArtifactName, Descriptor};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use self::connection::Connection;
 use super::image::Image;
@@ -80,6 +81,8 @@ pub struct Containerd {
     connection: Arc<Connection>,
     namespace: Identifier,
     snapshotter: Option<Identifier>,
+    // Two images with a layer in common would unpack it into one and the same snapshot.
+    unpacking: Semaphore,
 }
 
 impl Containerd {
@@ -89,6 +92,7 @@ impl Containerd {
             connection: Arc::new(Connection::new(settings.address, &settings.namespace)),
             namespace: settings.namespace,
             snapshotter: settings.snapshotter,
+            unpacking: Semaphore::new(1),
         }
     }
 }
@@ -148,7 +152,9 @@ impl Runtime for Containerd {
         }
         records::label(&self.connection, lease, image).await?;
         let unpacker = self.unpacker().await?;
+        let turn = self.unpacking.acquire().await;
         unpacker.unpack(lease, image).await?;
+        drop(turn);
         // Everything must be on the disk before the record says so: an image that is "there" after a power cut but
         // has empty files is worse than none.
         unpacker.volumes().sync().await?;

@@ -261,3 +261,89 @@ fn platforms(manifests: &[Descriptor]) -> String {
         names.join(", ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn descriptor(media_type: &str, text: &str) -> Descriptor {
+        let digest = Digest::sha256(text.as_bytes());
+        serde_json::from_value(json!({"mediaType": media_type, "digest": digest, "size": 7})).unwrap()
+    }
+
+    fn assemble(config_type: &str, config: &str, layers: &[&str]) -> Result<Image, ImageError> {
+        let layer = |text: &&str| descriptor("application/vnd.oci.image.layer.v1.tar", text);
+        let manifest = Manifest {
+            config: descriptor(config_type, config),
+            layers: layers.iter().map(layer).collect(),
+            artifact_type: None,
+            subject: None,
+        };
+        let root = descriptor("application/vnd.oci.image.manifest.v1+json", "manifest");
+        let artifact = format!("ghcr.io/o/r@{}", root.digest).parse().unwrap();
+        let platform = Platform::new("linux", "arm64", None);
+        Image::assemble(
+            artifact,
+            root.clone(),
+            (root, manifest),
+            config.as_bytes(),
+            &platform,
+        )
+    }
+
+    fn config(architecture: &str, layers: &[&str]) -> String {
+        let diff_ids: Vec<Digest> = layers
+            .iter()
+            .map(|text| Digest::sha256(text.as_bytes()))
+            .collect();
+        let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+        json!({"os": "linux", "architecture": architecture, "rootfs": rootfs, "config": {}}).to_string()
+    }
+
+    #[test]
+    fn chain_identities_are_those_of_the_specification() {
+        let image = assemble(
+            IMAGE_CONFIGS[0],
+            &config("arm64", &["a", "b", "a"]),
+            &["x", "y", "x"],
+        )
+        .unwrap();
+        let chain = image.chain();
+        assert_eq!(chain[0].id, Digest::sha256(b"a"));
+        let second = format!("{} {}", Digest::sha256(b"a"), Digest::sha256(b"b"));
+        assert_eq!(chain[1].id, Digest::sha256(second.as_bytes()));
+        assert_eq!((chain[0].below, chain[2].below), (None, Some(chain[1].id)));
+        // Root and manifest are one, and so are the outer layers.
+        assert_eq!(image.contents().len(), 4);
+    }
+
+    #[test]
+    fn what_is_not_a_container_image_is_not_unpacked() {
+        let image = assemble("application/vnd.oci.empty.v1+json", "{}", &["chart"]).unwrap();
+        assert_eq!(image.diff_ids, None);
+        assert!(image.chain().is_empty());
+    }
+
+    #[test]
+    fn rejects_a_configuration_for_another_platform() {
+        let error = assemble(IMAGE_CONFIGS[1], &config("amd64", &["a"]), &["x"]).unwrap_err();
+        assert!(matches!(error, ImageError::NoPlatform { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn rejects_a_configuration_that_counts_other_layers() {
+        let error = assemble(IMAGE_CONFIGS[0], &config("arm64", &["a", "b"]), &["x"]).unwrap_err();
+        assert!(matches!(error, ImageError::LayerCount { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn rejects_configurations_that_are_not_read_in_one_way() {
+        let good = config("arm64", &["a"]);
+        let twice = good.replacen('{', r#"{"os":"linux","#, 1);
+        for text in ["", "[]", "{}", &good.replace("sha256:", "md5:"), &twice] {
+            let error = assemble(IMAGE_CONFIGS[0], text, &["x"]).unwrap_err();
+            assert!(matches!(error, ImageError::Config { .. }), "{text}: {error:?}");
+        }
+    }
+}

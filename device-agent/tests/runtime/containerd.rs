@@ -193,6 +193,84 @@ async fn rejects_a_snapshotter_that_containerd_does_not_have() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_called_so_and_the_write_goes_on_when_there_is_room() {
+    let daemon = Daemon::start_on_disk_of(24 << 20);
+    let runtime = client(&daemon);
+    let (small, large) = (Sample::random(8 << 20), Sample::random(14 << 20));
+    let lease = runtime.open(&small.artifact).await.unwrap();
+    let (content, bytes) = &small.contents[0];
+    ingest(&runtime, &lease, content, bytes).await;
+    let other = runtime.open(&large.artifact).await.unwrap();
+    let (content, bytes) = &large.contents[0];
+    daemon.fill_disk_but(4 << 20);
+    let mut ingest = runtime.begin(&other, content).await.unwrap();
+    let error = match write_from_offset(&mut *ingest, bytes).await {
+        Ok(()) => ingest.commit().await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(matches!(error, RuntimeError::NoSpace { .. }), "{error:?}");
+
+    daemon.free_disk();
+    let mut ingest = runtime.begin(&other, content).await.unwrap();
+    assert!(ingest.offset() >= 1 << 20, "{}", ingest.offset());
+    write_from_offset(&mut *ingest, bytes).await.unwrap();
+    ingest.commit().await.unwrap();
+    assert!(runtime.hold(&lease, &small.contents[0].0).await.unwrap());
+}
+
+#[tokio::test]
+async fn content_of_another_namespace_is_not_fetched_again() {
+    let daemon = Daemon::start();
+    let theirs = Containerd::new(Settings {
+        address: daemon.socket(),
+        namespace: "theirs".parse().unwrap(),
+        snapshotter: None,
+    });
+    let runtime = client(&daemon);
+    let sample = Sample::single("shared");
+    deliver(&theirs, &sample).await;
+    let lease = runtime.open(&sample.artifact).await.unwrap();
+    for (content, _) in &sample.contents {
+        assert!(!runtime.hold(&lease, content).await.unwrap());
+        let known = runtime.begin(&lease, content).await.unwrap();
+        assert_eq!(known.offset(), content.size);
+        known.commit().await.unwrap();
+    }
+    deliver(&runtime, &sample).await;
+    theirs.remove(&sample.artifact).await.unwrap();
+    daemon.collect();
+    assert_eq!(
+        daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]),
+        "shared\n"
+    );
+}
+
+#[tokio::test]
+async fn an_import_killed_half_way_is_done_again() {
+    let mut daemon = Daemon::start();
+    let runtime = client(&daemon);
+    let sample = Sample::single("again");
+    let lease = runtime.open(&sample.artifact).await.unwrap();
+    for (content, bytes) in &sample.contents {
+        ingest(&runtime, &lease, content, bytes).await;
+    }
+    let image = load(&runtime, &sample).await;
+    // What a killed attempt leaves: a snapshot with unknown content in the place of the one to be made.
+    let key = format!("drayage-unpack-{}", image.chain()[0].id.hex());
+    daemon.ctr(&["snapshots", "prepare", &key]);
+    daemon.kill();
+    daemon.restart();
+    until_reachable(&runtime, &lease, &image.config).await;
+    runtime.import(&lease, &image).await.unwrap();
+    runtime.close(&lease).await.unwrap();
+    daemon.collect();
+    assert_eq!(
+        daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]),
+        "again\n"
+    );
+}
+
+#[tokio::test]
 async fn says_what_it_is_and_how_much_room_it_has() {
     let daemon = Daemon::start();
     let runtime = client(&daemon);

@@ -17,10 +17,24 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("drayage-containerd-")
-            .tempdir()
-            .unwrap();
+        Self::start_in(directory())
+    }
+
+    /// A daemon whose files are on a disk of their own.
+    pub(crate) fn start_on_disk_of(bytes: u64) -> Self {
+        let directory = directory();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(root)
+            .status();
+        assert!(mounted.unwrap().success(), "this test needs root");
+        Self::start_in(directory)
+    }
+
+    fn start_in(directory: TempDir) -> Self {
         let path = directory.path().display();
         let config = format!(
             r#"version = 2
@@ -80,7 +94,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 
     /// What a container of an image prints.
     pub(crate) fn run(&self, image: &str, command: &[&str]) -> String {
-        let arguments = [&["run", "--rm", image, "test"], command].concat();
+        // runc keeps the containers of all daemons in one place.
+        let id = self.directory.path().file_name().unwrap().to_str().unwrap();
+        let arguments = [&["run", "--rm", image, id], command].concat();
         self.ctr(&arguments)
     }
 
@@ -116,6 +132,19 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         fs::write(&path, bytes).unwrap();
     }
 
+    /// Leaves room for just so many bytes.
+    pub(crate) fn fill_disk_but(&self, bytes: u64) {
+        let root = self.directory.path().join("root");
+        let stat = rustix::fs::statvfs(&root).unwrap();
+        let filler = fs::File::create(root.join("filler")).unwrap();
+        let length = stat.f_bavail * stat.f_frsize - bytes;
+        rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
+    }
+
+    pub(crate) fn free_disk(&self) {
+        fs::remove_file(self.directory.path().join("root/filler")).unwrap();
+    }
+
     pub(crate) fn empty_ingest_files(&self) {
         for ingest in fs::read_dir(self.content().join("ingest")).unwrap() {
             for file in fs::read_dir(ingest.unwrap().path()).unwrap() {
@@ -123,6 +152,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
             }
         }
     }
+}
+
+fn directory() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("drayage-containerd-")
+        .tempdir()
+        .unwrap()
 }
 
 fn spawn(directory: &Path) -> Child {
@@ -141,5 +177,11 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let root = self.directory.path().join("root");
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(root)
+            .stderr(Stdio::null())
+            .status();
     }
 }

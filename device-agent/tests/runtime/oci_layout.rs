@@ -197,14 +197,3 @@ async fn rejects_an_index_that_cannot_be_read_in_one_way_and_leaves_it_alone() {
     ));
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
-
-#[tokio::test]
-async fn rejects_promoting_an_image_that_is_not_there() {
-    let directory = Directory::new();
-    let error = directory
-        .layout()
-        .promote(&Sample::random(10).artifact)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, RuntimeError::Unknown { .. }), "{error:?}");
-}

@@ -24,8 +24,8 @@ impl Sample {
     /// An image whose `/etc/greeting` says `greeting`.
     pub(crate) fn single(greeting: &str) -> Self {
         let layers = layers(greeting);
-        let diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
-        Self::build(layers, diff_ids)
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
+        Self::build(layers, &diff_ids)
     }
 
     /// The same below an index that has another platform, which is not delivered.
@@ -55,7 +55,7 @@ impl Sample {
     pub(crate) fn with_wrong_diff_id() -> Self {
         let layers = layers("liar");
         let diff_ids = vec![layers[0].diff_id, Digest::sha256(b"something else")];
-        Self::build(layers, diff_ids)
+        Self::build(layers, &diff_ids)
     }
 
     /// One content of random bytes, which no image refers to.
@@ -71,7 +71,7 @@ impl Sample {
         }
     }
 
-    fn build(layers: Vec<Layer>, diff_ids: Vec<Digest>) -> Self {
+    fn build(layers: Vec<Layer>, diff_ids: &[Digest]) -> Self {
         let platform = platform();
         let config = json!({
             "os": platform.os,

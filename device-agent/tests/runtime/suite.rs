@@ -34,6 +34,9 @@ macro_rules! every_place_passes {
             removing_an_image_frees_it_and_leaves_the_other,
             damage_is_found_and_can_be_repaired,
             rejects_an_image_with_a_content_missing,
+            images_with_layers_in_common_come_in_side_by_side,
+            rejects_to_promote_what_was_not_imported,
+            rejects_to_read_a_layer_at_once,
         }
     };
     ($place:expr => $($story:ident),* $(,)?) => {$(
@@ -169,7 +172,10 @@ pub(crate) async fn leftovers_of_earlier_attempts_are_cleaned_and_wanted_ones_ke
             .unwrap();
         ingest.flush().await.unwrap();
     }
-    let cleaned = runtime.clean(&[wanted.artifact.clone()]).await.unwrap();
+    let cleaned = runtime
+        .clean(std::slice::from_ref(&wanted.artifact))
+        .await
+        .unwrap();
     assert_eq!((cleaned.leases, cleaned.ingests), (1, 1));
     place.collect();
     let (content, _) = &wanted.contents[0];
@@ -257,4 +263,47 @@ pub(crate) async fn rejects_an_image_with_a_content_missing(place: &dyn Place) {
     let error = runtime.import(&lease, &image).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Missing { .. }), "{error:?}");
     assert_eq!(runtime.images().await.unwrap(), []);
+}
+
+pub(crate) async fn images_with_layers_in_common_come_in_side_by_side(place: &dyn Place) {
+    let runtime = place.runtime();
+    let samples = [Sample::single("left"), Sample::single("right")];
+    let mut leases = Vec::new();
+    for sample in &samples {
+        let lease = runtime.open(&sample.artifact).await.unwrap();
+        for (content, bytes) in &sample.contents {
+            ingest(&*runtime, &lease, content, bytes).await;
+        }
+        leases.push(lease);
+    }
+    let images = [
+        load(&*runtime, &samples[0]).await,
+        load(&*runtime, &samples[1]).await,
+    ];
+    let (left, right) = tokio::join!(
+        runtime.import(&leases[0], &images[0]),
+        runtime.import(&leases[1], &images[1])
+    );
+    left.unwrap();
+    right.unwrap();
+    assert_eq!(runtime.images().await.unwrap().len(), 2);
+    for (lease, image) in leases.iter().zip(&images) {
+        runtime.close(lease).await.unwrap();
+        assert!(runtime.verify(image).await.unwrap().is_sound());
+    }
+}
+
+pub(crate) async fn rejects_to_promote_what_was_not_imported(place: &dyn Place) {
+    let error = place
+        .runtime()
+        .promote(&Sample::random(10).artifact)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RuntimeError::Unknown { .. }), "{error:?}");
+}
+
+pub(crate) async fn rejects_to_read_a_layer_at_once(place: &dyn Place) {
+    let sample = Sample::random(5 << 20);
+    let error = place.runtime().read(&sample.root).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::TooLarge { .. }), "{error:?}");
 }

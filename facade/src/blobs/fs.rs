@@ -21,7 +21,7 @@ use crate::clock::Clock;
 
 const PARTIAL: &str = "partial";
 /// How exact the time of last use is: a hit writes to the file system at most this often.
-const USE_RESOLUTION: Duration = Duration::from_secs(3600);
+const USE_RESOLUTION: Duration = Duration::from_hours(1);
 
 /// Content as files of a directory.
 #[derive(Clone)]
@@ -309,7 +309,7 @@ mod tests {
         let clock = Clock::manual(start);
         let blobs = FsBlobs::open(directory.path(), clock.clone()).unwrap();
         conformance::put(&blobs, b"x").await;
-        clock.set(start + Duration::from_secs(7200));
+        clock.set(start + Duration::from_hours(2));
         assert_eq!(blobs.list().await.unwrap()[0].last_used, start);
         blobs.open(Digest::sha256(b"x")).await.unwrap();
         assert_eq!(blobs.list().await.unwrap()[0].last_used, clock.now());

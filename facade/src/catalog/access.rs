@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use pki::digest::Digest;
 use pki::oci::{ArtifactName, Descriptor, Repository};
-use pki::x509::DeviceId;
+use pki::x509::{DeviceId, Serial};
 use tokio_util::sync::CancellationToken;
 
 use super::closure::{Closure, Kind};
@@ -39,8 +39,8 @@ pub struct DeviceEntry {
     pub standing: Standing,
     /// Certificates whose validity begins earlier are refused; set when a device enrolls anew after a compromise.
     pub not_issued_before: Option<Timestamp>,
-    /// Serial numbers that are refused, as the big-endian bytes in the certificate.
-    pub refused_serials: Vec<Box<[u8]>>,
+    /// Certificates that are refused, by serial number.
+    pub refused_serials: Vec<Serial>,
     /// The artifacts it may have.
     pub artifacts: Vec<ArtifactName>,
 }
@@ -82,7 +82,7 @@ struct DeviceCell {
 struct View {
     standing: Standing,
     not_issued_before: Option<Timestamp>,
-    refused_serials: Vec<Box<[u8]>>,
+    refused_serials: Vec<Serial>,
     artifacts: Vec<Arc<ArtifactCell>>,
 }
 
@@ -98,6 +98,7 @@ impl Access {
     }
 
     /// Sets what is known of a device. Losing its standing, or the certificate it uses, cuts its open connections.
+    #[expect(clippy::needless_pass_by_value, reason = "a setter takes what it is to keep")]
     pub fn set_device(&self, id: DeviceId, entry: DeviceEntry) {
         let mut table = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
         let artifacts = entry
@@ -161,12 +162,12 @@ impl Access {
     }
 
     /// Whether a certificate of the device, by its serial number and the start of its validity, is refused.
-    pub fn refuses_certificate(&self, id: &DeviceId, serial: &[u8], not_before: Timestamp) -> bool {
+    pub fn refuses_certificate(&self, id: &DeviceId, serial: &Serial, not_before: Timestamp) -> bool {
         self.cell(id).is_some_and(|device| {
             let view = device.view.load();
             view.not_issued_before
                 .is_some_and(|earliest| not_before < earliest)
-                || view.refused_serials.iter().any(|refused| **refused == *serial)
+                || view.refused_serials.contains(serial)
         })
     }
 
@@ -201,13 +202,11 @@ impl Access {
 
     /// A token that is cancelled when the device loses its standing: whoever serves it an open stream must stop.
     pub fn cut(&self, id: &DeviceId) -> CancellationToken {
-        match self.cell(id) {
-            Some(device) => CancellationToken::clone(&device.cut.load()),
-            None => {
-                let _writers = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
-                CancellationToken::clone(&self.cell_or_insert(id).cut.load())
-            }
+        if let Some(device) = self.cell(id) {
+            return CancellationToken::clone(&device.cut.load());
         }
+        let _writers = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
+        CancellationToken::clone(&self.cell_or_insert(id).cut.load())
     }
 
     fn shard(&self, id: &DeviceId) -> &ArcSwap<HashMap<DeviceId, Arc<DeviceCell>>> {
@@ -362,15 +361,16 @@ mod tests {
     fn refuses_certificates_by_serial_and_by_age() {
         let access = Access::new();
         let device: DeviceId = "board-1".parse().unwrap();
+        let serial = |number| Serial::from_bytes(&[number]).unwrap();
         let entry = DeviceEntry {
             not_issued_before: Some(Timestamp::from_second(100).unwrap()),
-            refused_serials: vec![Box::from([7])],
+            refused_serials: vec![serial(7)],
             ..active(&[])
         };
         access.set_device(device.clone(), entry);
         let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(access.refuses_certificate(&device, &[7], at(200)));
-        assert!(access.refuses_certificate(&device, &[8], at(99)));
-        assert!(!access.refuses_certificate(&device, &[8], at(100)));
+        assert!(access.refuses_certificate(&device, &serial(7), at(200)));
+        assert!(access.refuses_certificate(&device, &serial(8), at(99)));
+        assert!(!access.refuses_certificate(&device, &serial(8), at(100)));
     }
 }

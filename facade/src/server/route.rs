@@ -30,6 +30,8 @@ pub enum Action {
     Enroll,
     /// EST: the next certificate.
     Reenroll,
+    /// EST: what a request for a certificate should contain.
+    CsrAttrs,
     /// What the device runs.
     Report,
     /// Is there something newer than this for me?
@@ -74,7 +76,7 @@ pub enum RouteError {
         allow: &'static str,
     },
     /// A tag stands where a digest must.
-    #[error("tags are not served: use a digest (sha256:…)")]
+    #[error("tags are not served: use a digest (NAME@sha256:HEX)")]
     Tag,
     /// What stands where a digest must is neither digest nor tag.
     #[error("{0}")]
@@ -105,6 +107,7 @@ fn elsewhere(method: &Method, path: &str, query: Option<&str>) -> Result<Action,
         "/.well-known/est/cacerts" => allowed(method, &get, "GET", Action::CaCerts),
         "/.well-known/est/simpleenroll" => allowed(method, &post, "POST", Action::Enroll),
         "/.well-known/est/simplereenroll" => allowed(method, &post, "POST", Action::Reenroll),
+        "/.well-known/est/csrattrs" => allowed(method, &get, "GET", Action::CsrAttrs),
         "/v1/report" => allowed(method, &put, "PUT", Action::Report),
         "/v1/wait" => allowed(method, &get, "GET", Action::Wait { since: since(query)? }),
         _ => allowed(method, &get, "GET", metadata(path)?),
@@ -117,7 +120,11 @@ fn allowed(
     allow: &'static str,
     action: Action,
 ) -> Result<Action, RouteError> {
-    if methods.contains(method) { Ok(action) } else { Err(RouteError::Method { allow }) }
+    if methods.contains(method) {
+        Ok(action)
+    } else {
+        Err(RouteError::Method { allow })
+    }
 }
 
 fn metadata(path: &str) -> Result<Action, RouteError> {
@@ -127,12 +134,17 @@ fn metadata(path: &str) -> Result<Action, RouteError> {
         Some(("director", file)) => (MetadataRepository::Director, file),
         _ => return Err(RouteError::NotFound),
     };
-    let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let plain = file
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     // Names of delegated roles become file names somewhere: no directories, no hidden files (python-tuf PYSEC-2021-376).
-    if !plain || file.starts_with('.') || !file.ends_with(".json") || file.len() > 255 {
+    if !plain || file.starts_with('.') || file.strip_suffix(".json").is_none() || file.len() > 255 {
         return Err(RouteError::NotFound);
     }
-    Ok(Action::Metadata { repository, file: file.into() })
+    Ok(Action::Metadata {
+        repository,
+        file: file.into(),
+    })
 }
 
 fn since(query: Option<&str>) -> Result<u64, RouteError> {
@@ -157,14 +169,20 @@ fn distribution(method: &Method, rest: &str, query: Option<&str>) -> Result<Acti
     let digest = digest(kind, &decoded(reference).ok_or(RouteError::NotFound)?)?;
     let name = decoded(name).ok_or_else(|| RouteError::Name("the repository name is not valid".into()))?;
     let (repository, namespace) = repository(&name, parameter(query, "ns")?)?;
-    Ok(Action::Content(ContentAction { kind, repository, digest, namespace }))
+    Ok(Action::Content(ContentAction {
+        kind,
+        repository,
+        digest,
+        namespace,
+    }))
 }
 
 fn digest(kind: Kind, text: &str) -> Result<Digest, RouteError> {
-    text.parse().map_err(|error: pki::digest::DigestError| match kind {
-        Kind::Document if text.parse::<pki::oci::Tag>().is_ok() => RouteError::Tag,
-        Kind::Document | Kind::Blob => RouteError::Digest(error.to_string()),
-    })
+    text.parse()
+        .map_err(|error: pki::digest::DigestError| match kind {
+            Kind::Document if text.parse::<pki::oci::Tag>().is_ok() => RouteError::Tag,
+            Kind::Document | Kind::Blob => RouteError::Digest(error.to_string()),
+        })
 }
 
 /// The repository: its registry comes from `ns` (containerd's mirror convention) or leads the path; a path without
@@ -252,21 +270,90 @@ mod tests {
     fn reads_both_forms_of_content_requests() {
         for (target, kind, repository, namespace) in [
             ("/v2/ghcr.io/o/r/blobs/DIGEST", Kind::Blob, "ghcr.io/o/r", None),
-            ("/v2/ghcr.io/o/r/manifests/DIGEST", Kind::Document, "ghcr.io/o/r", None),
-            ("/v2/127.0.0.1:5000/team/app/manifests/DIGEST", Kind::Document, "127.0.0.1:5000/team/app", None),
-            ("/v2/127.0.0.1%3A5000/team/app/blobs/DIGEST", Kind::Blob, "127.0.0.1:5000/team/app", None),
-            ("/v2/[::1]:5000/app/blobs/DIGEST", Kind::Blob, "[::1]:5000/app", None),
-            ("/v2/%5B::1%5d:5000/app/blobs/DIGEST", Kind::Blob, "[::1]:5000/app", None),
-            ("/v2/docker.io/nginx/blobs/DIGEST", Kind::Blob, "docker.io/library/nginx", None),
-            ("/v2/registry-1.docker.io/a/b/blobs/DIGEST", Kind::Blob, "docker.io/a/b", None),
-            ("/v2/library/nginx/blobs/DIGEST", Kind::Blob, "docker.io/library/nginx", None),
-            ("/v2/library/nginx/blobs/DIGEST?ns=docker.io", Kind::Blob, "docker.io/library/nginx", Some("docker.io")),
-            ("/v2/o/r/manifests/DIGEST?x=1&ns=ghcr.io", Kind::Document, "ghcr.io/o/r", Some("ghcr.io")),
-            ("/v2/o/r/blobs/DIGEST?ns=localhost%3A5000", Kind::Blob, "localhost:5000/o/r", Some("localhost:5000")),
-            ("/v2/ghcr.io/o/r/blobs/DIGEST?ns=ghcr.io", Kind::Blob, "ghcr.io/o/r", Some("ghcr.io")),
-            ("/v2/o/blobs/manifests/DIGEST?ns=ghcr.io", Kind::Document, "ghcr.io/o/blobs", Some("ghcr.io")),
+            (
+                "/v2/ghcr.io/o/r/manifests/DIGEST",
+                Kind::Document,
+                "ghcr.io/o/r",
+                None,
+            ),
+            (
+                "/v2/127.0.0.1:5000/team/app/manifests/DIGEST",
+                Kind::Document,
+                "127.0.0.1:5000/team/app",
+                None,
+            ),
+            (
+                "/v2/127.0.0.1%3A5000/team/app/blobs/DIGEST",
+                Kind::Blob,
+                "127.0.0.1:5000/team/app",
+                None,
+            ),
+            (
+                "/v2/[::1]:5000/app/blobs/DIGEST",
+                Kind::Blob,
+                "[::1]:5000/app",
+                None,
+            ),
+            (
+                "/v2/%5B::1%5d:5000/app/blobs/DIGEST",
+                Kind::Blob,
+                "[::1]:5000/app",
+                None,
+            ),
+            (
+                "/v2/docker.io/nginx/blobs/DIGEST",
+                Kind::Blob,
+                "docker.io/library/nginx",
+                None,
+            ),
+            (
+                "/v2/registry-1.docker.io/a/b/blobs/DIGEST",
+                Kind::Blob,
+                "docker.io/a/b",
+                None,
+            ),
+            (
+                "/v2/library/nginx/blobs/DIGEST",
+                Kind::Blob,
+                "docker.io/library/nginx",
+                None,
+            ),
+            (
+                "/v2/library/nginx/blobs/DIGEST?ns=docker.io",
+                Kind::Blob,
+                "docker.io/library/nginx",
+                Some("docker.io"),
+            ),
+            (
+                "/v2/o/r/manifests/DIGEST?x=1&ns=ghcr.io",
+                Kind::Document,
+                "ghcr.io/o/r",
+                Some("ghcr.io"),
+            ),
+            (
+                "/v2/o/r/blobs/DIGEST?ns=localhost%3A5000",
+                Kind::Blob,
+                "localhost:5000/o/r",
+                Some("localhost:5000"),
+            ),
+            (
+                "/v2/ghcr.io/o/r/blobs/DIGEST?ns=ghcr.io",
+                Kind::Blob,
+                "ghcr.io/o/r",
+                Some("ghcr.io"),
+            ),
+            (
+                "/v2/o/blobs/manifests/DIGEST?ns=ghcr.io",
+                Kind::Document,
+                "ghcr.io/o/blobs",
+                Some("ghcr.io"),
+            ),
         ] {
-            assert_eq!(content(target), (kind, repository.into(), namespace.map(Into::into)), "{target}");
+            assert_eq!(
+                content(target),
+                (kind, repository.into(), namespace.map(Into::into)),
+                "{target}"
+            );
         }
         let encoded = DIGEST.replace(':', "%3a");
         assert!(get(&format!("/v2/ghcr.io/o/r/blobs/{encoded}")).is_ok());
@@ -275,24 +362,54 @@ mod tests {
     #[test]
     fn rejects_tags_and_malformed_digests() {
         assert_eq!(get("/v2/ghcr.io/o/r/manifests/v1.2"), Err(RouteError::Tag));
-        for reference in ["sha256:abc", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e", "", "a b"] {
+        for reference in [
+            "sha256:abc",
+            "sha256:",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            "",
+            "a b",
+        ] {
             let answer = get(&format!("/v2/ghcr.io/o/r/manifests/{reference}"));
-            assert!(matches!(answer, Err(RouteError::Digest(_))), "{reference}: {answer:?}");
+            assert!(
+                matches!(answer, Err(RouteError::Digest(_))),
+                "{reference}: {answer:?}"
+            );
         }
-        assert!(matches!(get("/v2/ghcr.io/o/r/blobs/latest"), Err(RouteError::Digest(_))));
+        assert!(matches!(
+            get("/v2/ghcr.io/o/r/blobs/latest"),
+            Err(RouteError::Digest(_))
+        ));
     }
 
     #[test]
     fn rejects_paths_that_could_mean_something_else() {
         for name in [
-            "ghcr.io/../etc", "ghcr.io/o/%2e%2e/r", "ghcr.io/o%2fr", "ghcr.io//r", "ghcr.io/o/", "/o/r",
-            "ghcr.io/O/R", "ghcr.io/o/r%00", "ghcr.io/o/r%zz", "ghcr.io/o/r%2", "ghcr.io/o/r%+1", "ghcr.io/o\\r",
-            "ghcr.io:x/o/r", "o/r:v1", "ghcr.io/o/r@x", "ghcr.io/%25%32%66", "ghcr.io/o/r%e2%82",
+            "ghcr.io/../etc",
+            "ghcr.io/o/%2e%2e/r",
+            "ghcr.io/o%2fr",
+            "ghcr.io//r",
+            "ghcr.io/o/",
+            "/o/r",
+            "ghcr.io/O/R",
+            "ghcr.io/o/r%00",
+            "ghcr.io/o/r%zz",
+            "ghcr.io/o/r%2",
+            "ghcr.io/o/r%+1",
+            "ghcr.io/o\\r",
+            "ghcr.io:x/o/r",
+            "o/r:v1",
+            "ghcr.io/o/r@x",
+            "ghcr.io/%25%32%66",
+            "ghcr.io/o/r%e2%82",
         ] {
             let answer = get(&format!("/v2/{name}/blobs/{DIGEST}"));
             assert!(matches!(answer, Err(RouteError::Name(_))), "{name}: {answer:?}");
         }
-        for target in ["/v2/o/r/blobs/DIGEST?ns=", "/v2/o/r/blobs/DIGEST?ns=x%2fy", "/v2/o/r/blobs/DIGEST?ns=a.b&ns=c.d"] {
+        for target in [
+            "/v2/o/r/blobs/DIGEST?ns=",
+            "/v2/o/r/blobs/DIGEST?ns=x%2fy",
+            "/v2/o/r/blobs/DIGEST?ns=a.b&ns=c.d",
+        ] {
             assert!(get(&target.replace("DIGEST", DIGEST)).is_err(), "{target}");
         }
     }
@@ -300,12 +417,24 @@ mod tests {
     #[test]
     fn rejects_whatever_else_the_distribution_api_has() {
         for target in [
-            "/v2/_catalog", "/v2/o/r/tags/list", "/v2/o/r/blobs/uploads/", "/v2//", "/v2/x", "/v2/manifests/DIGEST",
+            "/v2/_catalog",
+            "/v2/o/r/tags/list",
+            "/v2/o/r/blobs/uploads/",
+            "/v2//",
+            "/v2/x",
+            "/v2/manifests/DIGEST",
             "/v2/o/r/referrers/DIGEST",
         ] {
             assert!(get(&target.replace("DIGEST", DIGEST)).is_err(), "{target}");
         }
-        for method in [Method::PUT, Method::POST, Method::PATCH, Method::DELETE, Method::OPTIONS, Method::TRACE] {
+        for method in [
+            Method::PUT,
+            Method::POST,
+            Method::PATCH,
+            Method::DELETE,
+            Method::OPTIONS,
+            Method::TRACE,
+        ] {
             let answer = route(&method, "/v2/o/r/blobs/uploads/", None);
             assert_eq!(answer, Err(RouteError::Method { allow: "GET, HEAD" }));
         }
@@ -315,21 +444,46 @@ mod tests {
 
     #[test]
     fn reads_the_routes_outside_the_distribution_api() {
-        let metadata = |repository, file: &str| Ok(Action::Metadata { repository, file: file.into() });
+        let metadata = |repository, file: &str| {
+            Ok(Action::Metadata {
+                repository,
+                file: file.into(),
+            })
+        };
         assert_eq!(get("/v2/"), Ok(Action::Ping));
         assert_eq!(get("/v2"), Ok(Action::Ping));
-        assert_eq!(get("/metadata/images/1.root.json"), metadata(MetadataRepository::Images, "1.root.json"));
-        assert_eq!(get("/metadata/director/timestamp.json"), metadata(MetadataRepository::Director, "timestamp.json"));
+        assert_eq!(
+            get("/metadata/images/1.root.json"),
+            metadata(MetadataRepository::Images, "1.root.json")
+        );
+        assert_eq!(
+            get("/metadata/director/timestamp.json"),
+            metadata(MetadataRepository::Director, "timestamp.json")
+        );
         assert_eq!(get("/.well-known/est/cacerts"), Ok(Action::CaCerts));
         assert_eq!(get("/v1/wait?since=7"), Ok(Action::Wait { since: 7 }));
         assert_eq!(get("/v1/wait"), Ok(Action::Wait { since: 0 }));
-        assert_eq!(route(&Method::POST, "/.well-known/est/simpleenroll", None), Ok(Action::Enroll));
-        assert_eq!(route(&Method::POST, "/.well-known/est/simplereenroll", None), Ok(Action::Reenroll));
+        assert_eq!(
+            route(&Method::POST, "/.well-known/est/simpleenroll", None),
+            Ok(Action::Enroll)
+        );
+        assert_eq!(
+            route(&Method::POST, "/.well-known/est/simplereenroll", None),
+            Ok(Action::Reenroll)
+        );
         assert_eq!(route(&Method::PUT, "/v1/report", None), Ok(Action::Report));
         assert_eq!(get("/v1/report"), Err(RouteError::Method { allow: "PUT" }));
         assert_eq!(get("/v1/wait?since=x"), Err(RouteError::Query("since")));
-        for path in ["/metadata/images/", "/metadata/images/../x.json", "/metadata/x/1.root.json", "/metadata/images/.json",
-            "/metadata/images/a%2fb.json", "/metadata/images/a.txt", "/", ""] {
+        for path in [
+            "/metadata/images/",
+            "/metadata/images/../x.json",
+            "/metadata/x/1.root.json",
+            "/metadata/images/.json",
+            "/metadata/images/a%2fb.json",
+            "/metadata/images/a.txt",
+            "/",
+            "",
+        ] {
             assert_eq!(get(path), Err(RouteError::NotFound), "{path}");
         }
     }

@@ -1,6 +1,16 @@
 //! `connection test`: which layer fails, said in one line.
 
+use std::fmt;
+
+use http::{HeaderMap, StatusCode};
+use pki::oci::RepositoryName;
 use serde::{Deserialize, Serialize};
+
+use super::challenge::challenges;
+use super::error::UpstreamError;
+use super::registry::Registry;
+use super::target::Scheme;
+use super::token::Subject;
 
 /// A layer of a connection, in the order in which they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,4 +64,213 @@ pub struct CheckReport {
     pub verdict: String,
     /// The steps that were tried.
     pub steps: Vec<StepResult>,
+}
+
+/// Tries every layer of a connection in turn, and stops at the first that fails.
+pub(super) async fn run(registry: &Registry, repository: Option<&RepositoryName>) -> CheckReport {
+    let mut steps = Vec::new();
+    let failure = walk(registry, repository, &mut steps).await.err();
+    let verdict = match &failure {
+        None => format!("{} is fine", registry.definition().host),
+        Some((step, error)) => format!("{step}: {}", error.line()),
+    };
+    if let Some((step, error)) = failure {
+        steps.push(StepResult {
+            step,
+            outcome: Outcome::Failed,
+            detail: error.line(),
+        });
+    }
+    CheckReport {
+        ok: steps.iter().all(|result| result.outcome != Outcome::Failed),
+        verdict,
+        steps,
+    }
+}
+
+type Failure = (Step, UpstreamError);
+
+async fn walk(
+    registry: &Registry,
+    repository: Option<&RepositoryName>,
+    steps: &mut Vec<StepResult>,
+) -> Result<(), Failure> {
+    let outcome = talk(registry, repository, steps).await;
+    let noted = outcome.as_ref().copied().map_err(|(_, error)| error.clone());
+    let _ = registry.noted(noted);
+    outcome?;
+    budget(registry, steps)
+}
+
+async fn talk(
+    registry: &Registry,
+    repository: Option<&RepositoryName>,
+    steps: &mut Vec<StepResult>,
+) -> Result<(), Failure> {
+    reach(registry, steps).await?;
+    api(registry, steps).await?;
+    if registry.is_anonymous() {
+        push(
+            steps,
+            Step::Credentials,
+            Outcome::Skipped,
+            "the connection is anonymous",
+        );
+    } else {
+        let (target, headers) = (registry.base(), HeaderMap::new());
+        let ping = registry.get(&Subject::Ping, "/v2/", target, &headers).await;
+        ping.map_err(|error| (step_of(&error, Step::Credentials), error))?;
+        push(steps, Step::Credentials, Outcome::Ok, "accepted");
+    }
+    let Some(name) = repository else {
+        push(
+            steps,
+            Step::Permission,
+            Outcome::Skipped,
+            "no repository was named",
+        );
+        return Ok(());
+    };
+    let target = registry.base().at(&format!("/v2/{name}/tags/list?n=1"));
+    let subject = Subject::List(name.clone());
+    let listing = registry
+        .get(&subject, name.as_str(), &target, &HeaderMap::new())
+        .await;
+    listing.map_err(|error| (step_of(&error, Step::Permission), error))?;
+    push(
+        steps,
+        Step::Permission,
+        Outcome::Ok,
+        &format!("{name} can be read"),
+    );
+    Ok(())
+}
+
+/// Name, TCP and TLS, each on its own.
+async fn reach(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {
+    let (dialer, target) = (registry.client().dialer(), registry.base());
+    let addresses = dialer
+        .addresses(target)
+        .await
+        .map_err(|error| (Step::Name, error))?;
+    match addresses.as_slice() {
+        [] => push(steps, Step::Name, Outcome::Skipped, "the proxy looks the name up"),
+        found => {
+            let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
+            push(steps, Step::Name, Outcome::Ok, &shown.join(", "));
+        }
+    }
+    let link = dialer.link(target).await.map_err(|error| (Step::Tcp, error))?;
+    push(
+        steps,
+        Step::Tcp,
+        Outcome::Ok,
+        &format!("port {} is open", target.port()),
+    );
+    if target.scheme() == Scheme::Http {
+        push(
+            steps,
+            Step::Tls,
+            Outcome::Skipped,
+            "the connection is without TLS (--plain-http)",
+        );
+    } else {
+        dialer
+            .secure(target, link)
+            .await
+            .map_err(|error| (Step::Tls, error))?;
+        push(steps, Step::Tls, Outcome::Ok, "the certificate is trusted");
+    }
+    Ok(())
+}
+
+/// Whether `/v2/` is answered by a registry: 200, or 401 with a challenge that we can meet.
+async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {
+    let answer = registry
+        .client()
+        .get(registry.base(), &HeaderMap::new(), None)
+        .await;
+    let answer = answer.map_err(|error| (step_of(&error, Step::Api), error))?;
+    let detail = match answer.status {
+        StatusCode::OK => "answers without credentials",
+        StatusCode::UNAUTHORIZED if !challenges(&answer.headers).is_empty() => "asks for credentials",
+        StatusCode::TOO_MANY_REQUESTS => {
+            let error = UpstreamError::RateLimited {
+                host: answer.target.authority().into(),
+                retry_after: None,
+            };
+            return Err((Step::RateLimit, error));
+        }
+        status => {
+            let what = format!("is no registry: /v2/ is answered with status {}", status.as_u16());
+            return Err((Step::Api, answer.bad(&what)));
+        }
+    };
+    push(steps, Step::Api, Outcome::Ok, detail);
+    Ok(())
+}
+
+fn budget(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {
+    let host = || registry.definition().host.as_str().into();
+    match registry.health().budget {
+        None => push(steps, Step::RateLimit, Outcome::Ok, "the registry tells of none"),
+        Some(budget) if budget.remaining == 0 => {
+            let error = UpstreamError::RateLimited {
+                host: host(),
+                retry_after: None,
+            };
+            return Err((Step::RateLimit, error));
+        }
+        Some(budget) => push(
+            steps,
+            Step::RateLimit,
+            Outcome::Ok,
+            &format!("{} requests left", budget.remaining),
+        ),
+    }
+    Ok(())
+}
+
+/// The layer that an error is about, when it is not about the layer being tried.
+fn step_of(error: &UpstreamError, tried: Step) -> Step {
+    match error {
+        UpstreamError::RateLimited { .. } => Step::RateLimit,
+        UpstreamError::Denied { .. } => Step::Credentials,
+        UpstreamError::Forbidden { .. } => Step::Permission,
+        UpstreamError::Tls { .. } => Step::Tls,
+        UpstreamError::NotFound { .. }
+        | UpstreamError::Unauthenticated { .. }
+        | UpstreamError::Timeout { .. }
+        | UpstreamError::Stalled { .. }
+        | UpstreamError::Interrupted { .. }
+        | UpstreamError::Unreachable { .. }
+        | UpstreamError::Unavailable { .. }
+        | UpstreamError::BadAnswer { .. }
+        | UpstreamError::TooLarge { .. }
+        | UpstreamError::DigestMismatch { .. }
+        | UpstreamError::ForbiddenAddress { .. }
+        | UpstreamError::ForbiddenTarget { .. } => tried,
+    }
+}
+
+fn push(steps: &mut Vec<StepResult>, step: Step, outcome: Outcome, detail: &str) {
+    steps.push(StepResult {
+        step,
+        outcome,
+        detail: detail.to_owned(),
+    });
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "name",
+            Self::Tcp => "TCP",
+            Self::Tls => "TLS",
+            Self::Api => "registry API",
+            Self::Credentials => "credentials",
+            Self::Permission => "permission",
+            Self::RateLimit => "rate limit",
+        })
+    }
 }

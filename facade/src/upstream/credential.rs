@@ -1,9 +1,21 @@
 //! What a connection can prove, and the login it becomes when a request needs one.
 //!
-//! Long-lived secrets stay here; what goes out to a registry is a [`Login`], which for Google and AWS is short-lived.
+//! Long-lived secrets stay here; what goes out to a registry is a [`Login`], which for Google and AWS is short-lived,
+//! exchanged when it is needed and kept until shortly before it expires.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::aws;
+use super::client::Client;
+use super::error::{Cause, UpstreamError};
 use super::google;
+use super::target::Target;
+use super::token::{Cache, Cached};
+use super::{AwsEnvironment, Endpoints};
+use crate::clock::Clock;
 use crate::secret::Secret;
 
 /// The credential of a connection, opened from its seal just before use.
@@ -29,4 +41,99 @@ pub enum Credential {
 pub(super) struct Login {
     pub(super) username: String,
     pub(super) password: Secret,
+}
+
+/// What the exchanges of cloud providers need: a client for their fixed endpoints, and the facade's own settings.
+#[derive(Clone, Debug)]
+pub(super) struct Cloud {
+    pub(super) client: Client,
+    pub(super) endpoints: Arc<Endpoints>,
+    pub(super) environment: Arc<AwsEnvironment>,
+    pub(super) clock: Clock,
+}
+
+/// Makes logins out of a credential.
+pub(super) struct Source {
+    credential: Credential,
+    cloud: Cloud,
+    exchanged: Cache<()>,
+    rejected: Duration,
+}
+
+impl Source {
+    /// `rejected` is how long a refused exchange is not tried again.
+    pub(super) fn new(credential: Credential, cloud: Cloud, rejected: Duration) -> Self {
+        Self {
+            credential,
+            cloud,
+            exchanged: Cache::new(),
+            rejected,
+        }
+    }
+
+    pub(super) fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.cloud.clock.now()
+    }
+
+    /// Whether its logins expire, so that a rejection may only mean that it is time for a new one.
+    pub(super) fn is_short_lived(&self) -> bool {
+        matches!(
+            self.credential,
+            Credential::ServiceAccount(_) | Credential::Role(_)
+        )
+    }
+
+    /// The login, if there is anything to prove, and what to forget when it is rejected.
+    pub(super) async fn login(&self) -> Result<Option<(Login, Option<Cached>)>, UpstreamError> {
+        let cloud = self.cloud.clone();
+        let (username, exchanged) = match &self.credential {
+            Credential::Anonymous => return Ok(None),
+            Credential::Static { username, password } => {
+                let login = Login {
+                    username: username.clone(),
+                    password: password.clone(),
+                };
+                return Ok(Some((login, None)));
+            }
+            Credential::ServiceAccount(account) => {
+                let account = account.clone();
+                let exchange = || async move { account.exchange(&cloud).await };
+                (google::USERNAME, self.exchanged.get(&(), exchange).await)
+            }
+            Credential::Role(role) => {
+                let role = role.clone();
+                let exchange = || async move { role.exchange(&cloud).await };
+                (aws::USERNAME, self.exchanged.get(&(), exchange).await)
+            }
+        };
+        let exchanged = exchanged.inspect_err(|error| self.remember(error))?;
+        let login = Login {
+            username: username.to_owned(),
+            password: exchanged.value.clone(),
+        };
+        Ok(Some((login, Some(exchanged))))
+    }
+
+    fn remember(&self, error: &UpstreamError) {
+        if matches!(error, UpstreamError::Denied { .. }) && self.exchanged.rejection(&()).is_none() {
+            self.exchanged.reject(&(), error, self.rejected);
+        }
+    }
+
+    /// Forgets a login that was rejected.
+    pub(super) fn forget(&self, rejected: &Cached) {
+        self.exchanged.forget(&(), rejected);
+    }
+}
+
+/// An endpoint out of this code or of the facade's configuration.
+pub(super) fn endpoint(url: &str) -> Result<Target, UpstreamError> {
+    Target::parse(url).ok_or_else(|| UpstreamError::BadAnswer {
+        host: "facade configuration".into(),
+        source: Cause::new("an endpoint of a cloud provider is not a URL"),
+    })
 }

@@ -125,6 +125,9 @@ pub enum DefinitionError {
     /// One half of a client certificate.
     #[error("client_certificate_pem: a certificate needs its private key, and a key its certificate")]
     HalfClientCertificate,
+    /// A host that no URL can be made of.
+    #[error("host: cannot be requested (expected for example ghcr.io)")]
+    Host,
     /// A token host that is not one.
     #[error("token_host: must be a host name (for example auth.example.com)")]
     TokenHost,

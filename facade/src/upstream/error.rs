@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pki::digest::Mismatch;
-use pki::oci::RegistryHost;
 use thiserror::Error;
 
 const MAX_CAUSE_CHARS: usize = 300;
@@ -88,7 +87,7 @@ pub enum UpstreamError {
     #[error("{host} has no {what}")]
     NotFound {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// The tag, digest or repository that was asked for.
         what: Box<str>,
     },
@@ -96,13 +95,13 @@ pub enum UpstreamError {
     #[error("{host} wants credentials and the connection has none")]
     Unauthenticated {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
     },
     /// The credentials of the connection were rejected.
     #[error("{host} rejected the credentials of the connection")]
     Denied {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// What it said.
         #[source]
         source: Cause,
@@ -111,7 +110,7 @@ pub enum UpstreamError {
     #[error("the credentials for {host} do not allow reading {what}")]
     Forbidden {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// What was asked for.
         what: Box<str>,
         /// What it said.
@@ -122,7 +121,7 @@ pub enum UpstreamError {
     #[error("{host} limits the rate of requests")]
     RateLimited {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// How long it asked to be left alone.
         retry_after: Option<Duration>,
     },
@@ -138,7 +137,7 @@ pub enum UpstreamError {
     #[error("the answer of {host} stalled after {received_bytes} bytes")]
     Stalled {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// Bytes that had come.
         received_bytes: u64,
     },
@@ -146,7 +145,7 @@ pub enum UpstreamError {
     #[error("the answer of {host} was cut after {received_bytes} bytes")]
     Interrupted {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// Bytes that had come.
         received_bytes: u64,
         /// What happened.
@@ -204,7 +203,7 @@ pub enum UpstreamError {
     #[error("{host} served wrong bytes")]
     DigestMismatch {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// How they differ.
         #[source]
         source: Mismatch,
@@ -223,7 +222,7 @@ pub enum UpstreamError {
     #[error("{host} points to a place that this connection may not follow")]
     ForbiddenTarget {
         /// The registry.
-        host: RegistryHost,
+        host: Box<str>,
         /// The rule, and what would allow it.
         #[source]
         source: Cause,
@@ -284,7 +283,7 @@ mod tests {
     #[test]
     fn tells_the_whole_chain_in_one_line() {
         let error = UpstreamError::Denied {
-            host: "ghcr.io".parse().unwrap(),
+            host: "ghcr.io".into(),
             source: Cause::new("bad\npassword"),
         };
         assert_eq!(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::UpstreamError;
 
 /// The longest `Retry-After` that is believed: a hostile or broken registry must not switch a connection off for a year.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_mins(15);
 
 /// What a connection has lately experienced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,15 +97,15 @@ pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::DateTimeParser::new()
-                .relaxed_weekday(true)
-                .parse_timestamp(text)
-                .ok()?;
-            Duration::try_from(date.duration_since(now)).unwrap_or_default()
-        }
+        Err(_not_seconds) => until(text, now)?,
     };
     Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn until(date: &str, now: Timestamp) -> Option<Duration> {
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+    let date = parser.parse_timestamp(date).ok()?;
+    Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -172,7 +172,7 @@ mod tests {
         let now: Timestamp = "2026-11-20T20:00:00Z".parse().unwrap();
         let mut health = Health::default();
         let error = UpstreamError::RateLimited {
-            host: "docker.io".parse().unwrap(),
+            host: "docker.io".into(),
             retry_after: Some(Duration::from_secs(10)),
         };
         health.note_failure(&error, now);

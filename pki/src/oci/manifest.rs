@@ -47,9 +47,8 @@ impl Index {
                 .platform
                 .as_ref()
                 .and_then(|platform| platform.suits(device));
-            if let Some(level) = suits
-                && best.is_none_or(|(best, _)| level > best)
-            {
+            let Some(level) = suits else { continue };
+            if best.is_none_or(|(best, _)| level > best) {
                 best = Some((level, descriptor));
             }
         }

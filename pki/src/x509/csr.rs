@@ -15,7 +15,7 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
-use x509_parser::x509::SubjectPublicKeyInfo;
+use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
 
 use crate::x509::{DeviceId, Fingerprint, TrustDomain};
 
@@ -60,9 +60,7 @@ pub enum CsrError {
     #[error("the certificate request asks to be a certificate authority")]
     Authority,
     /// It asks for a name that is not the device's.
-    #[error(
-        "the certificate request asks for the name {0:?}, which is not this device's (leave subjectAltName out)"
-    )]
+    #[error("the certificate request asks for the name {0:?}, which is not this device's (leave names out)")]
     ForeignName(String),
 }
 
@@ -72,7 +70,16 @@ pub struct Csr {
     algorithm: KeyAlgorithm,
     public_key: Vec<u8>,
     key: Fingerprint,
+    subject: Subject,
     names: Vec<RequestedName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Subject {
+    Empty,
+    CommonName(String),
+    /// With other parts, which no device of ours has.
+    Longer(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +118,7 @@ impl Csr {
             algorithm,
             public_key: info.subject_pki.subject_public_key.data.to_vec(),
             key: Fingerprint::of(info.subject_pki.raw),
+            subject: subject(&info.subject),
             names: requested_names(&request)?,
         })
     }
@@ -120,8 +128,19 @@ impl Csr {
         self.key
     }
 
+    /// Agrees if the subject is that of the certificate being renewed, or empty (RFC 7030 4.2.2).
+    pub fn check_subject(&self, device: &DeviceId) -> Result<(), CsrError> {
+        match &self.subject {
+            Subject::Empty => Ok(()),
+            Subject::CommonName(name) if name == device.as_str() => Ok(()),
+            Subject::CommonName(name) | Subject::Longer(name) => {
+                Err(CsrError::ForeignName(name.chars().take(120).collect()))
+            }
+        }
+    }
+
     /// Agrees if every name that was asked for is one that `device` has anyway.
-    pub(crate) fn check_names(&self, device: &DeviceId, domain: &TrustDomain) -> Result<(), CsrError> {
+    pub fn check_names(&self, device: &DeviceId, domain: &TrustDomain) -> Result<(), CsrError> {
         let own = device.to_uri(domain);
         for name in &self.names {
             match name {
@@ -213,6 +232,16 @@ fn check_signature_algorithm(algorithm: &Oid<'_>) -> Result<(), CsrError> {
         Ok(())
     } else {
         Err(CsrError::WeakSignature)
+    }
+}
+
+fn subject(subject: &X509Name<'_>) -> Subject {
+    let parts = subject.iter_attributes().count();
+    let name = subject.iter_common_name().next();
+    match (parts, name.and_then(|name| name.as_str().ok())) {
+        (0, _) => Subject::Empty,
+        (1, Some(name)) => Subject::CommonName(name.to_owned()),
+        _ => Subject::Longer(subject.to_string()),
     }
 }
 

@@ -183,6 +183,11 @@ impl Authority {
         &self.issuing
     }
 
+    /// Whether the authority can issue at `now`; if not, the clock is wrong, or its time is over.
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
     /// Grants a device its certificate: the key of the request, the name that the caller decided.
     pub fn issue_device(
         &self,
@@ -228,7 +233,7 @@ impl Authority {
         now: Timestamp,
         lifetime: SignedDuration,
     ) -> Result<Draft, IssueError> {
-        if now < self.not_before || now > self.not_after {
+        if !self.is_valid_at(now) {
             return Err(IssueError::AuthorityNotValid {
                 not_before: self.not_before,
                 not_after: self.not_after,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use containerd_client::services::v1::{WriteAction, WriteContentRequest, WriteContentResponse};
+use containerd_client::services::v1::{AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse};
 use futures_util::stream;
 use pki::digest::{Digest, Mismatch};
 use pki::oci::Descriptor;
@@ -26,6 +26,9 @@ pub(super) const REF_PREFIX: &str = "drayage-";
 
 /// Bytes per message. Smaller ones cost processor time per message; larger ones only memory, on both sides.
 const PIECE_BYTES: usize = 512 * 1024;
+
+/// How long a card may take to write one piece.
+const STALL: Duration = Duration::from_secs(5 * 60);
 
 /// How long containerd may need to notice that an earlier writer of the same content is dead.
 const UNLOCK: Duration = Duration::from_secs(5);
@@ -73,7 +76,27 @@ pub(super) async fn begin(
         renewed = true;
         leases::open(connection, lease.artifact()).await?;
         if code != Code::NotFound {
-            leases::abort(connection, &reference(digest)).await?;
+            delete(connection, &reference(digest)).await?;
+        }
+    }
+}
+
+/// Deletes half-written content, if there is any.
+pub(super) async fn delete(connection: &Connection, reference: &str) -> Result<(), RuntimeError> {
+    let message = AbortRequest {
+        r#ref: reference.to_owned(),
+    };
+    let mut client = connection.content().await?;
+    let deadline = Instant::now() + UNLOCK;
+    loop {
+        match client.abort(connection.request(message.clone())).await {
+            Ok(_) => return Ok(()),
+            Err(status) if status.code() == Code::NotFound => return Ok(()),
+            // A writer that is just ending puts its last word into the directory that containerd is removing.
+            Err(status) if status.message().contains("directory not empty") && Instant::now() < deadline => {
+                sleep(UNLOCK_POLL).await;
+            }
+            Err(status) => return Err(connection.error(format!("deleting half-written {reference}"), status)),
         }
     }
 }
@@ -175,7 +198,7 @@ impl Writing {
             return Ok(());
         }
         let reply = self
-            .reply()
+            .reply(STALL)
             .await?
             .map_err(|status| self.connection.error(self.action(), status))?;
         self.unacknowledged = false;
@@ -190,29 +213,30 @@ impl Writing {
 
     async fn send_buffer(&mut self) -> Result<(), RuntimeError> {
         self.settle().await?;
-        let piece = std::mem::take(&mut self.buffer);
-        let length = piece.len() as u64;
-        let message = message(WriteAction::Write, &self.content, self.sent, piece);
-        self.send(message).await?;
-        self.sent = self.sent.saturating_add(length);
+        self.send(WriteAction::Write).await?;
         self.unacknowledged = true;
         Ok(())
     }
 
-    async fn send(&mut self, message: WriteContentRequest) -> Result<(), RuntimeError> {
-        if self.stream.requests.send(message).await.is_ok() {
+    /// Sends what is buffered. Nothing of it is lost if the caller stops waiting.
+    async fn send(&mut self, action: WriteAction) -> Result<(), RuntimeError> {
+        if let Ok(slot) = self.stream.requests.reserve().await {
+            let piece = std::mem::take(&mut self.buffer);
+            let length = piece.len() as u64;
+            slot.send(message(action, &self.content, self.sent, piece));
+            self.sent = self.sent.saturating_add(length);
             return Ok(());
         }
         // The stream has ended; its last word says why.
-        match self.reply().await? {
+        match self.reply(STALL).await? {
             Err(status) => Err(self.connection.error(self.action(), status)),
             Ok(_) => Err(self.connection.broken(self.action(), "it stopped reading")),
         }
     }
 
     /// The next answer. The inner error is containerd's refusal.
-    async fn reply(&mut self) -> Result<Result<WriteContentResponse, Status>, RuntimeError> {
-        match timeout(WORK, self.stream.replies.message()).await {
+    async fn reply(&mut self, limit: Duration) -> Result<Result<WriteContentResponse, Status>, RuntimeError> {
+        match timeout(limit, self.stream.replies.message()).await {
             Err(_) => Err(self.connection.broken(self.action(), "no answer in time")),
             Ok(Ok(None)) => Err(self.connection.broken(self.action(), "it ended the stream")),
             Ok(Ok(Some(reply))) => Ok(Ok(reply)),
@@ -223,7 +247,7 @@ impl Writing {
     async fn refuse(&self, source: Cause) -> RuntimeError {
         let digest = self.content.digest;
         // The wrong bytes must not be resumed. If this fails as well, the next commit will refuse them again.
-        if let Err(error) = leases::abort(&self.connection, &reference(digest)).await {
+        if let Err(error) = delete(&self.connection, &reference(digest)).await {
             tracing::debug!(blob.digest = %digest, error = %error, "cannot delete refused content");
         }
         RuntimeError::Corrupt { digest, source }
@@ -280,10 +304,8 @@ impl Ingest for Writing {
                 .await);
         }
         self.settle().await?;
-        let rest = std::mem::take(&mut self.buffer);
-        let last = message(WriteAction::Commit, &self.content, self.sent, rest);
-        self.send(last).await?;
-        match self.reply().await? {
+        self.send(WriteAction::Commit).await?;
+        match self.reply(WORK).await? {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {
                 if leases::hold(&self.connection, &self.lease, &self.content).await? {
@@ -307,7 +329,7 @@ impl Ingest for Writing {
             ..
         } = *self;
         drop(stream);
-        leases::abort(&connection, &reference(content.digest)).await
+        delete(&connection, &reference(content.digest)).await
     }
 }
 

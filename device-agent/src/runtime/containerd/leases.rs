@@ -7,8 +7,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use containerd_client::services::v1::{
-    AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest,
-    ListStatusesRequest, Resource,
+    AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest, ListStatusesRequest,
+    Resource,
 };
 use pki::digest::Digest;
 use pki::oci::{ArtifactName, Descriptor};
@@ -16,7 +16,7 @@ use tonic::Code;
 
 use super::super::{Cleaned, Lease, RuntimeError};
 use super::connection::Connection;
-use super::ingest::REF_PREFIX;
+use super::ingest::{self, REF_PREFIX};
 use super::records::ARTIFACT_LABEL;
 use super::store;
 
@@ -139,20 +139,21 @@ pub(super) async fn add(
 pub(super) async fn clean(connection: &Connection, keep: &[ArtifactName]) -> Result<Cleaned, RuntimeError> {
     let keep: BTreeSet<String> = keep.iter().map(id).collect();
     let mut cleaned = Cleaned::default();
-    for stale in list(connection).await? {
-        if !keep.contains(&stale) {
-            delete(connection, &stale, Collect::Later).await?;
-            cleaned.leases += 1;
-        }
-    }
     let mut wanted = BTreeSet::new();
     for id in &keep {
         wanted.extend(ingests_of(connection, id).await?);
     }
     for stale in ingests(connection).await? {
         if !wanted.contains(&stale) {
-            abort(connection, &stale).await?;
+            ingest::delete(connection, &stale).await?;
             cleaned.ingests += 1;
+        }
+    }
+    // Leases last: when one ends, containerd starts to collect by itself.
+    for stale in list(connection).await? {
+        if !keep.contains(&stale) {
+            delete(connection, &stale, Collect::Later).await?;
+            cleaned.leases += 1;
         }
     }
     Ok(cleaned)
@@ -210,21 +211,4 @@ async fn ingests(connection: &Connection) -> Result<Vec<String>, RuntimeError> {
     Ok(refs
         .filter(|reference| reference.starts_with(REF_PREFIX))
         .collect())
-}
-
-/// Deletes half-written content, if there is any.
-pub(super) async fn abort(connection: &Connection, reference: &str) -> Result<(), RuntimeError> {
-    let message = AbortRequest {
-        r#ref: reference.to_owned(),
-    };
-    match connection
-        .content()
-        .await?
-        .abort(connection.request(message))
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::NotFound => Ok(()),
-        Err(status) => Err(connection.error(format!("deleting half-written {reference}"), status)),
-    }
 }

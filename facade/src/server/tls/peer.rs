@@ -2,8 +2,10 @@
 //!
 //! Only [`super`] can make a [`Device`]: a handler that needs one cannot be written without a verified session.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use pki::x509::DeviceId;
+use pki::x509::{DeviceId, Identity};
 
 /// The other end of a connection on the device door.
 #[derive(Clone, Debug)]
@@ -17,12 +19,7 @@ pub enum Peer {
 /// A device, by its verified certificate. That chain and signature are right does not mean that the certificate is still
 /// valid: [`Device::validity_at`] and the standing of the device are judged on every request.
 #[derive(Clone, Debug)]
-pub struct Device {
-    id: DeviceId,
-    serial: Box<[u8]>,
-    not_before: Timestamp,
-    not_after: Timestamp,
-}
+pub struct Device(Arc<Identity>);
 
 /// Where a moment lies within the life of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,40 +33,25 @@ pub enum Validity {
 }
 
 impl Device {
-    pub(super) fn verified(
-        id: DeviceId,
-        serial: Box<[u8]>,
-        not_before: Timestamp,
-        not_after: Timestamp,
-    ) -> Self {
-        Self { id, serial, not_before, not_after }
+    pub(super) fn verified(identity: Arc<Identity>) -> Self {
+        Self(identity)
     }
 
     /// Which device it is.
     pub fn id(&self) -> &DeviceId {
-        &self.id
+        self.0.id()
     }
 
-    /// The serial number of its certificate, big-endian.
-    pub fn serial(&self) -> &[u8] {
-        &self.serial
-    }
-
-    /// When the life of its certificate begins.
-    pub fn not_before(&self) -> Timestamp {
-        self.not_before
-    }
-
-    /// When the life of its certificate ends.
-    pub fn not_after(&self) -> Timestamp {
-        self.not_after
+    /// What else its certificate says.
+    pub fn identity(&self) -> &Identity {
+        &self.0
     }
 
     /// Where `now` lies within the life of its certificate.
     pub fn validity_at(&self, now: Timestamp) -> Validity {
-        if now < self.not_before {
+        if now < self.0.not_before() {
             Validity::NotYet
-        } else if now > self.not_after {
+        } else if now > self.0.not_after() {
             Validity::Expired
         } else {
             Validity::Valid

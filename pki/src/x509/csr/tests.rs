@@ -142,6 +142,23 @@ fn rejects_names_that_are_not_the_devices() {
     assert!(!names_refused(vec![uri(own), dns("pump-7")]));
 }
 
+#[test]
+fn rejects_a_renewal_that_changes_the_subject() {
+    let device: DeviceId = "pump-7".parse().unwrap();
+    let refused = |der: &[u8]| Csr::parse(der).unwrap().check_subject(&device).is_err();
+    assert!(!refused(P256));
+    assert!(!refused(&request(
+        |params| params.distinguished_name = rcgen::DistinguishedName::new()
+    )));
+    assert!(refused(&request(|params| params
+        .distinguished_name
+        .push(DnType::CommonName, "other"))));
+    assert!(refused(&request(|params| {
+        params.distinguished_name.push(DnType::CommonName, "pump-7");
+        params.distinguished_name.push(DnType::OrganizationName, "pumps");
+    })));
+}
+
 proptest::proptest! {
     #[test]
     fn takes_no_other_key_from_a_damaged_request(index in 0_usize..206, byte in proptest::prelude::any::<u8>()) {

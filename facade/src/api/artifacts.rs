@@ -1,0 +1,117 @@
+//! `/api/v1/artifacts`
+
+use axum::Json;
+use pki::oci::Repository;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::auth::{Caller, Role};
+use super::extract::{Paging, Path, Query, field};
+use super::problem::Problem;
+use super::types::{Artifact, Content, Page};
+use super::{Answer, State};
+use crate::catalog::artifacts::{self, ArtifactsError};
+use crate::publish::PublishingError;
+use crate::store::StoreError;
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { .. } => Self::conflict("somebody else changed this at the same time; try again"),
+            StoreError::Open { .. }
+            | StoreError::Failed { .. }
+            | StoreError::Unreadable { .. }
+            | StoreError::Unwritable { .. } => Self::internal(&error),
+        }
+    }
+}
+
+impl From<ArtifactsError> for Problem {
+    fn from(error: ArtifactsError) -> Self {
+        match error {
+            ArtifactsError::NotFound(_) => Self::not_found(error.to_string()),
+            ArtifactsError::Ambiguous(..) | ArtifactsError::Malformed(_) => {
+                Self::invalid("artifact", error.to_string())
+            }
+            ArtifactsError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PublishingError> for Problem {
+    fn from(error: PublishingError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+/// Which artifacts.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ArtifactsQuery {
+    /// Only those of this repository
+    repository: Option<String>,
+}
+
+/// Lists the signed artifacts
+#[utoipa::path(get, path = "/api/v1/artifacts", params(ArtifactsQuery, Paging), tag = "artifacts",
+    responses((status = 200, body = Page<Artifact>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn list(
+    state: State,
+    caller: Caller,
+    Query(query): Query<ArtifactsQuery>,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<Artifact>> {
+    caller.require(Role::Viewer)?;
+    let repository: Option<Repository> =
+        query.repository.as_deref().map(|text| field("repository", text)).transpose()?;
+    let limit = paging.limit()?;
+    let artifacts = state.artifacts.list(repository.as_ref(), paging.after.as_deref(), limit).await?;
+    let next = artifacts.last().filter(|_| artifacts.len() == limit).map(|last| last.name().to_string());
+    Ok(Json(Page { items: artifacts.iter().map(view).collect(), next }))
+}
+
+/// Shows one artifact and what it consists of
+#[utoipa::path(get, path = "/api/v1/artifacts/{artifact}", params(("artifact" = String, Path, description = "`REPOSITORY@sha256:…`, or an unambiguous prefix of the digest")), tag = "artifacts",
+    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn show(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
+    caller.require(Role::Viewer)?;
+    let artifact = state.artifacts.find(&artifact).await?;
+    let content = artifact.closure.documents.iter().chain(&artifact.closure.blobs).map(|descriptor| Content {
+        digest: descriptor.digest.to_string(),
+        media_type: descriptor.media_type.to_string(),
+        size_bytes: descriptor.size,
+    });
+    Ok(Json(Artifact { content: content.collect(), ..view(&artifact) }))
+}
+
+/// Revokes an artifact: devices can no longer pull it, and drop it from what they may install
+#[utoipa::path(post, path = "/api/v1/artifacts/{artifact}/revoke", params(("artifact" = String, Path, description = "`REPOSITORY@sha256:…`, or an unambiguous prefix of the digest")), tag = "artifacts",
+    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn revoke(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
+    caller.require(Role::Operator)?;
+    let mut artifact = state.artifacts.find(&artifact).await?;
+    if artifact.revoked_at.is_none() {
+        artifact.revoked_at = Some(state.clock.now());
+        state.images.revoke(&artifact).await?;
+        // From here on it is neither signed nor served; the assignments follow.
+        state.access.remove_artifact(artifact.name());
+        state.rollouts.withdraw(artifact.name()).await?;
+        tracing::warn!(artifact = %artifact.name(), by = %caller.name, "artifact revoked");
+    }
+    Ok(Json(view(&artifact)))
+}
+
+fn view(artifact: &artifacts::Artifact) -> Artifact {
+    Artifact {
+        name: artifact.name().to_string(),
+        media_type: artifact.closure.root.media_type.to_string(),
+        manifest_bytes: artifact.closure.root.size,
+        size_bytes: artifact.closure.size_bytes(),
+        platforms: artifact.platform_names(),
+        tag: artifact.tag.to_string(),
+        imported_at: artifact.imported_at.to_string(),
+        imported_by: artifact.imported_by.clone(),
+        revoked_at: artifact.revoked_at.map(|at| at.to_string()),
+        content: Vec::new(),
+    }
+}

@@ -1,0 +1,211 @@
+//! `/api/v1/connections`
+
+use axum::Json;
+use pki::oci::{RegistryHost, RepositoryName};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::auth::{Caller, Role};
+use super::extract::{Body, Paging, Path, Query, field};
+use super::problem::Problem;
+use super::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest, Page};
+use super::{Answer, State};
+use crate::catalog::registries::{self, RegistriesError};
+use crate::secret::Secret;
+use crate::upstream::{AwsConfiguration, Definition, GoogleAccount, Outcome, Provider, Secrets};
+
+impl From<RegistriesError> for Problem {
+    fn from(error: RegistriesError) -> Self {
+        match &error {
+            RegistriesError::NotConnected(_) => Self::not_found(error.to_string()),
+            RegistriesError::Definition(wrong) => {
+                let text = wrong.to_string();
+                match text.split_once(": ") {
+                    Some((field, detail)) => Self::invalid(field, detail),
+                    None => Self::malformed(text),
+                }
+            }
+            RegistriesError::Seal { .. } | RegistriesError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+/// Lists the connected registries
+#[utoipa::path(get, path = "/api/v1/connections", params(Paging), tag = "connections",
+    responses((status = 200, body = Page<Connection>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn list(state: State, caller: Caller, Query(paging): Query<Paging>) -> Answer<Page<Connection>> {
+    caller.require(Role::Viewer)?;
+    let limit = paging.limit()?;
+    let connections = state.registries.list(paging.after.as_deref(), limit).await?;
+    let next = (connections.len() == limit).then(|| connections.last().map(|last| last.definition.host.to_string()));
+    let items = connections.iter().map(|connection| view(&state, connection)).collect();
+    Ok(Json(Page { items, next: next.flatten() }))
+}
+
+/// Connects a registry, or replaces its connection
+#[utoipa::path(post, path = "/api/v1/connections", request_body = ConnectionRequest, tag = "connections",
+    responses((status = 200, body = Connection), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn add(state: State, caller: Caller, Body(request): Body<ConnectionRequest>) -> Answer<Connection> {
+    caller.require(Role::Operator)?;
+    let (definition, secrets) = parse(request)?;
+    let connection = state.registries.add(definition, secrets, &caller.name, state.clock.now()).await?;
+    tracing::info!(registry.host = %connection.definition.host, by = %caller.name, "registry connected");
+    Ok(Json(view(&state, &connection)))
+}
+
+/// Shows one connection
+#[utoipa::path(get, path = "/api/v1/connections/{host}", params(("host" = String, Path, description = "The registry's host")), tag = "connections",
+    responses((status = 200, body = Connection), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn show(state: State, caller: Caller, Path(host): Path<String>) -> Answer<Connection> {
+    caller.require(Role::Viewer)?;
+    let connection = state.registries.get(&parse_host(&host)?).await?;
+    Ok(Json(view(&state, &connection)))
+}
+
+/// Disconnects a registry
+#[utoipa::path(delete, path = "/api/v1/connections/{host}", params(("host" = String, Path, description = "The registry's host")), tag = "connections",
+    responses((status = 200, body = Connection), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn remove(state: State, caller: Caller, Path(host): Path<String>) -> Answer<Connection> {
+    caller.require(Role::Operator)?;
+    let connection = state.registries.remove(&parse_host(&host)?).await?;
+    tracing::info!(registry.host = %connection.definition.host, by = %caller.name, "registry disconnected");
+    Ok(Json(view(&state, &connection)))
+}
+
+/// What to test a connection with.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TestQuery {
+    /// A repository of the registry whose pull permission is tried too
+    repository: Option<String>,
+}
+
+/// Tries a connection and says which layer fails
+#[utoipa::path(post, path = "/api/v1/connections/{host}/test", params(("host" = String, Path, description = "The registry's host"), TestQuery), tag = "connections",
+    responses((status = 200, body = ConnectionCheck), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn test(
+    state: State,
+    caller: Caller,
+    Path(host): Path<String>,
+    Query(query): Query<TestQuery>,
+) -> Answer<ConnectionCheck> {
+    caller.require(Role::Operator)?;
+    let host = parse_host(&host)?;
+    let registry = state.registries.registry(&host)?;
+    let repository = query.repository.as_deref().map(|text| repository_of(&host, text)).transpose()?;
+    let report = registry.check(repository.as_ref()).await;
+    state.registries.record_check(&host, &report, state.clock.now()).await?;
+    let steps = report.steps.iter().map(|step| CheckStep {
+        step: serde_json::to_value(step.step).ok().and_then(|step| step.as_str().map(str::to_owned)).unwrap_or_default(),
+        ok: !matches!(step.outcome, Outcome::Failed),
+        detail: step.detail.clone(),
+    });
+    Ok(Json(ConnectionCheck { ok: report.ok, verdict: report.verdict.clone(), steps: steps.collect() }))
+}
+
+fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
+    RegistryHost::from_pasted(text).map_err(|error| Problem::invalid("host", error.to_string()))
+}
+
+/// `team/app`, or the same behind its registry's host.
+fn repository_of(host: &RegistryHost, text: &str) -> Result<RepositoryName, Problem> {
+    let name = text.strip_prefix(host.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
+    field("repository", name)
+}
+
+fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
+    let host = parse_host(&request.host)?;
+    let missing = |field: &str, provider: &str| {
+        Problem::invalid(field, format!("the {provider} provider needs it"))
+    };
+    let mut secrets = Secrets { credential: request.password.map(Secret::new), client_key_pem: None };
+    let provider = match request.provider.as_str() {
+        "anonymous" => Provider::Anonymous {},
+        "static" => Provider::Static { username: request.username.ok_or_else(|| missing("username", "static"))? },
+        "google" => {
+            let key_file = Secret::new(request.config.ok_or_else(|| missing("config", "google"))?);
+            let (account, key) = GoogleAccount::from_key_file(&key_file)
+                .map_err(|error| Problem::invalid("config", error.to_string()))?;
+            secrets.credential = Some(key);
+            Provider::Google(account)
+        }
+        "aws" => {
+            let (configuration, key) = parse_aws(request.config)?;
+            secrets.credential = key;
+            Provider::Aws(configuration)
+        }
+        other => {
+            let known = ["static", "anonymous", "google", "aws"];
+            let detail = format!("{other:?} is not one of {}", known.join(", "));
+            return Err(Problem::invalid("provider", detail));
+        }
+    };
+    let (certificate, key) = request.client_certificate_pem.as_deref().map(split_pem).unwrap_or_default();
+    secrets.client_key_pem = key;
+    let definition = Definition {
+        plain_http: request.plain_http,
+        allow_private: request.allow_private || request.plain_http,
+        ca_pem: request.ca_pem,
+        client_certificate_pem: certificate,
+        provider,
+        ..Definition::anonymous(host)
+    };
+    Ok((definition, secrets))
+}
+
+/// A PEM text's certificates, and its private key apart from them.
+fn split_pem(pem: &str) -> (Option<String>, Option<Secret>) {
+    let (mut certificates, mut key) = (String::new(), String::new());
+    let mut in_key = false;
+    for line in pem.lines() {
+        in_key |= line.starts_with("-----BEGIN") && line.contains("PRIVATE KEY");
+        let part = if in_key { &mut key } else { &mut certificates };
+        part.push_str(line);
+        part.push('\n');
+        in_key &= !line.starts_with("-----END");
+    }
+    let certificates = (!certificates.trim().is_empty()).then_some(certificates);
+    (certificates, (!key.is_empty()).then(|| Secret::new(key)))
+}
+
+/// The configuration of an AWS role, as JSON or TOML, with its secret key apart.
+fn parse_aws(config: Option<String>) -> Result<(AwsConfiguration, Option<Secret>), Problem> {
+    let text = config.unwrap_or_else(|| "{}".to_owned());
+    let wrong = |error: String| Problem::invalid("config", error);
+    let mut value: serde_json::Map<String, serde_json::Value> = if text.trim_start().starts_with('{') {
+        pki::json::parse_as(text.as_bytes(), 64 * 1024).map_err(|error| wrong(super::problem::chain(&error)))?
+    } else {
+        toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?
+    };
+    let key = match value.remove("secret_access_key") {
+        Some(serde_json::Value::String(key)) => Some(Secret::new(key)),
+        Some(_) => return Err(wrong("secret_access_key must be a text".to_owned())),
+        None => None,
+    };
+    let configuration = serde_json::from_value(value.into()).map_err(|error| wrong(error.to_string()))?;
+    Ok((configuration, key))
+}
+
+fn view(state: &State, connection: &registries::Connection) -> Connection {
+    let definition = &connection.definition;
+    let health = state.registries.health(&definition.host).unwrap_or_default();
+    let check = connection.last_check.as_ref();
+    let last_error = match (&health.last_error, check) {
+        (Some(error), _) => Some(error.clone()),
+        (None, Some(check)) if !check.ok && health.last_success.is_none() => Some(check.verdict.clone()),
+        (None, _) => None,
+    };
+    let checked = check.filter(|check| check.ok).map(|check| check.at);
+    Connection {
+        host: definition.host.to_string(),
+        provider: definition.provider.name().to_owned(),
+        username: definition.provider.identity().map(str::to_owned),
+        plain_http: definition.plain_http,
+        allow_private: definition.allow_private,
+        created_at: connection.created_at.to_string(),
+        last_success_at: health.last_success.max(checked).map(|at| at.to_string()),
+        last_error,
+        rate_limit_remaining: health.budget.as_ref().map(|budget| budget.remaining),
+        rate_limit: health.budget.as_ref().and_then(|budget| budget.limit),
+    }
+}

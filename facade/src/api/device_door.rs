@@ -1,0 +1,188 @@
+//! What devices ask for besides content: metadata, reports, news, certificates.
+//!
+//! Whoever arrives here was authorized by the door. A device is who its certificate says; nothing in a header or body
+//! makes it another.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Response, StatusCode, header};
+use pki::wire::{MAX_REPORT_BYTES, Report, WaitAnswer};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::enroll;
+use super::problem::chain;
+use crate::catalog::devices::CertificateError;
+use crate::facade::Facade;
+use crate::publish::PublishingError;
+use crate::server::body::Body;
+use crate::server::respond::{self, Dialect};
+use crate::server::route::{Action, MetadataRepository};
+use crate::server::tls::Device;
+use crate::server::{DeviceRequest, Handler};
+
+/// The handler of the device door.
+pub fn handler(facade: Arc<Facade>) -> Handler {
+    Arc::new(move |request| {
+        let facade = Arc::clone(&facade);
+        Box::pin(async move { answer(&facade, request).await })
+    })
+}
+
+async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
+    match (&request.action, &request.device) {
+        (Action::CaCerts, _) => est(facade, facade.est.cacerts()),
+        (Action::CsrAttrs, _) => est(facade, facade.est.csrattrs()),
+        (Action::Enroll | Action::Reenroll, _) => enroll(facade, request).await,
+        (Action::Metadata { repository, file }, Some(device)) => metadata(facade, device, *repository, file).await,
+        (Action::Wait { since }, Some(device)) => wait(facade, device, *since).await,
+        (Action::Report, Some(_)) => report(facade, request).await,
+        (Action::Ping | Action::Content(_) | Action::Metadata { .. } | Action::Wait { .. } | Action::Report, _) => {
+            Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
+        }
+    }
+}
+
+/// A first certificate for a token, or the next one for a device.
+async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
+    let DeviceRequest { device, headers, body, remote, .. } = request;
+    let body = match body.read(enroll::MAX_BODY_BYTES).await {
+        Ok(body) => body,
+        Err(error) => return error.response(),
+    };
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
+    let now = facade.clock.now();
+    let answer = match &device {
+        None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
+        Some(device) => {
+            let answer = facade.est.reenroll(device.identity(), asked, now).await;
+            if answer.changed.is_none() {
+                // A refused renewal may have quarantined the device; requests are decided from memory.
+                facade.reload_device(device.id()).await;
+            }
+            answer
+        }
+    };
+    est(facade, answer)
+}
+
+fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
+    if let Some(device) = &answer.changed {
+        facade.rollouts.device_changed(device);
+    }
+    let mut response = Response::new(Body::full(answer.body));
+    *response.status_mut() = answer.status;
+    let kind = answer.content_type.map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
+    for (name, value) in kind.into_iter().chain(answer.headers) {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+async fn metadata(facade: &Facade, device: &Device, repository: MetadataRepository, file: &str) -> Response<Body> {
+    let found = match repository {
+        MetadataRepository::Images => facade.images.file(file).await,
+        MetadataRepository::Director => {
+            let wanted = facade.rollouts.wanted(device.id());
+            facade.director.file(device.id(), &wanted, file).await
+        }
+    };
+    match found {
+        Ok(Some(bytes)) => {
+            let mut response = respond::bytes("application/json", Body::full(bytes));
+            // A device must see the newest timestamp, whatever stands between it and us.
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+        Ok(None) => Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is no such metadata"),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &PublishingError) -> Response<Body> {
+    tracing::error!(error = %chain(error), "metadata could not be served");
+    Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again")
+}
+
+/// Returns when there is something newer than `since` for the device, or with 204 when there was not for a while.
+async fn wait(facade: &Facade, device: &Device, since: u64) -> Response<Body> {
+    let deadline = Instant::now() + facade.wait_timeout;
+    loop {
+        let Some(news) = facade.rollouts.news(device.id()) else {
+            return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "the device is not welcome");
+        };
+        // Listening begins before looking, so that nothing falls between the two.
+        let news = news.notified();
+        let wanted = facade.rollouts.wanted(device.id());
+        match facade.director.version(device.id(), &wanted).await {
+            Ok(version) if version != since => return json(&WaitAnswer { version }),
+            Ok(_) => {}
+            Err(error) => return failed(&error),
+        }
+        tokio::select! {
+            () = news => {}
+            () = tokio::time::sleep_until(deadline) => break,
+            () = facade.stopping.cancelled() => break,
+        }
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
+    let Some(device) = &request.device else {
+        return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "a client certificate of this facade is needed");
+    };
+    let bytes = match request.body.read(MAX_REPORT_BYTES).await {
+        Ok(bytes) => bytes,
+        Err(error) => return error.response(),
+    };
+    let report = match Report::parse(&bytes) {
+        Ok(report) => report,
+        Err(error) => return Dialect::Problem.error(StatusCode::UNPROCESSABLE_ENTITY, "MALFORMED_REPORT", &chain(&error)),
+    };
+    // The session says who reports. A report about another device is a lie.
+    if report.device != *device.id() {
+        let detail = "the report is about another device than the certificate";
+        return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", detail);
+    }
+    for refusal in &report.refused {
+        tracing::warn!(device.id = %device.id(), subject = ?refusal.subject, code = %refusal.code, reason = %refusal.reason, "device refused");
+    }
+    let now = facade.clock.now();
+    // The first report under a new certificate shows that the device has it: the one before is refused from here on.
+    match facade.devices.confirm(device.id(), device.identity().serial(), now).await {
+        Ok(Some(changed)) => facade.rollouts.device_changed(&changed),
+        Ok(None) => {}
+        Err(error) => return report_refused(facade, device, error).await,
+    }
+    match facade.devices.record_report(report, now).await {
+        Ok(answer) => json(&answer),
+        Err(error) => report_refused(facade, device, error).await,
+    }
+}
+
+async fn report_refused(facade: &Facade, device: &Device, error: CertificateError) -> Response<Body> {
+    if let CertificateError::Store(error) = error {
+        tracing::error!(error = %chain(&error), "report could not be kept");
+        return Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again");
+    }
+    tracing::warn!(device.id = %device.id(), error = %chain(&error), "report refused");
+    // A refusal may have quarantined the device; requests are decided from memory.
+    facade.reload_device(device.id()).await;
+    Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "the device is not welcome")
+}
+
+fn json<T: Serialize>(value: &T) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => respond::bytes("application/json", Body::full(bytes)),
+        Err(error) => {
+            tracing::error!(%error, "answer could not be written");
+            Dialect::Problem.error(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", "the facade failed")
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The bodies of the operator API, shared by the server and the command line.
+//!
+//! Names and digests travel as text here and become types at once on either side.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// One page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// The items, in a stable order.
+    pub items: Vec<T>,
+    /// Give this as `after` to get the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A registry to connect.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionRequest {
+    /// The registry, as a host or a pasted browser URL.
+    #[schema(example = "ghcr.io")]
+    pub host: String,
+    /// `static`, `anonymous`, `google` or `aws`.
+    #[schema(example = "static")]
+    pub provider: String,
+    /// User name (`static`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Password or token (`static`). Sealed at once; never shown again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// Provider configuration (`google`: the service account's JSON key; `aws`: the role's TOML or JSON). Sealed at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Speak plain HTTP; only to loopback and private addresses.
+    #[serde(default)]
+    pub plain_http: bool,
+    /// The registry may have a private address.
+    #[serde(default)]
+    pub allow_private: bool,
+    /// Further certificate authorities, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_pem: Option<String>,
+    /// Client certificate chain and private key, PEM. The key is sealed at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_pem: Option<String>,
+}
+
+/// A connected registry, without its secrets.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Connection {
+    /// The registry.
+    pub host: String,
+    /// How it is authenticated.
+    pub provider: String,
+    /// User name, service account or role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Plain HTTP.
+    pub plain_http: bool,
+    /// Private addresses allowed.
+    pub allow_private: bool,
+    /// When it was connected (RFC 3339).
+    pub created_at: String,
+    /// When the connection last worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success_at: Option<String>,
+    /// The last thing that went wrong, in one line; absent when the last use worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Pulls left in the registry's window, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit_remaining: Option<u64>,
+    /// Pulls allowed in the registry's window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<u64>,
+}
+
+/// What a test of a connection found.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ConnectionCheck {
+    /// Whether everything works.
+    pub ok: bool,
+    /// The verdict in one line.
+    pub verdict: String,
+    /// Each step, in order.
+    pub steps: Vec<CheckStep>,
+}
+
+/// One step of a test.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckStep {
+    /// What was tried: `name`, `tcp`, `tls`, `registry`, `credentials`, `permission`, `rate limit`.
+    pub step: String,
+    /// Whether it worked.
+    pub ok: bool,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// The tags of a repository.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Tags {
+    /// The repository in full.
+    pub repository: String,
+    /// Tags, newest likely first (best effort: registries give no dates).
+    pub tags: Vec<String>,
+    /// Signatures, attestations and digests that are kept as tags.
+    pub hidden: Vec<String>,
+    /// Why the list is not complete; absent when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped: Option<String>,
+}
+
+/// Tags to import.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportRequest {
+    /// The repository, as any docker reference without tag.
+    #[schema(example = "ghcr.io/owner/app")]
+    pub repository: String,
+    /// The tags.
+    pub tags: Vec<String>,
+    /// Fetch every byte into the cache now.
+    #[serde(default)]
+    pub pin: bool,
+}
+
+/// What became of a batch of tags.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImportReport {
+    /// One result a tag, in the order asked.
+    pub results: Vec<ImportResult>,
+}
+
+/// What became of one tag.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImportResult {
+    /// The tag.
+    pub tag: String,
+    /// `imported`, `unchanged`, `moved`, `missing`, `denied`, `rate-limited`, `unsupported`, `too-large` or `failed`.
+    pub outcome: ImportOutcome,
+    /// The artifact, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// What the tag pointed at when it was last imported, when that was something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<String>,
+    /// The platforms it runs on.
+    #[serde(default)]
+    pub platforms: Vec<String>,
+    /// Bytes of everything it consists of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Whether all its bytes are in the cache.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Why it was not imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What became of one tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportOutcome {
+    /// A new artifact was signed.
+    Imported,
+    /// It was imported before, at this digest.
+    Unchanged,
+    /// A new artifact was signed; the tag pointed elsewhere when it was last imported.
+    Moved,
+    /// The registry has no such tag, or a part of it is gone.
+    Missing,
+    /// The registry refuses.
+    Denied,
+    /// The registry asks to wait.
+    RateLimited,
+    /// What it is cannot be delivered to devices.
+    Unsupported,
+    /// A manifest is larger than devices take.
+    TooLarge,
+    /// Anything else.
+    Failed,
+}
+
+impl ImportOutcome {
+    /// Whether there is an artifact now.
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Imported | Self::Unchanged | Self::Moved)
+    }
+}
+
+/// A signed artifact.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Artifact {
+    /// `REPOSITORY@sha256:…`.
+    pub name: String,
+    /// Media type of its manifest or index.
+    pub media_type: String,
+    /// Bytes of its manifest or index.
+    pub manifest_bytes: u64,
+    /// Bytes of everything it consists of.
+    pub size_bytes: u64,
+    /// The platforms it runs on.
+    pub platforms: Vec<String>,
+    /// The tag it was imported from.
+    pub tag: String,
+    /// When (RFC 3339).
+    pub imported_at: String,
+    /// By whom.
+    pub imported_by: String,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<String>,
+    /// Its manifests, configurations and layers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content: Vec<Content>,
+}
+
+/// A part of an artifact.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Content {
+    /// Its digest.
+    pub digest: String,
+    /// Its media type.
+    pub media_type: String,
+    /// Its length.
+    pub size_bytes: u64,
+}
+
+/// What should go where.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssignmentRequest {
+    /// Artifacts, each `REPOSITORY@sha256:…` or an unambiguous prefix of a digest.
+    pub artifacts: Vec<String>,
+    /// The device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+/// What a device or group should have.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Assignment {
+    /// The artifact.
+    pub artifact: String,
+    /// The device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// When it was assigned (RFC 3339).
+    pub assigned_at: String,
+    /// By whom.
+    pub assigned_by: String,
+    /// The artifact of the same repository that was assigned before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
+}
+
+/// The assignments that a change made or removed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AssignmentReport {
+    /// One a change.
+    pub assignments: Vec<Assignment>,
+    /// Devices that are to change.
+    pub devices: u64,
+}
+
+/// An enrollment token to make.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollmentTokenRequest {
+    /// The device that enrolls with it; otherwise the facade chooses ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The group its devices are in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How long it is valid, in seconds.
+    #[schema(example = 3600)]
+    pub ttl_seconds: u64,
+    /// How many devices can enroll with it.
+    #[schema(example = 1)]
+    pub uses: u32,
+}
+
+/// A new enrollment token. This answer is the only place where it appears.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewEnrollmentToken {
+    /// The token.
+    pub token: String,
+    /// Its id, for listing and revoking.
+    pub id: String,
+    /// When it ends (RFC 3339).
+    pub expires_at: String,
+    /// How many devices can enroll with it.
+    pub uses: u32,
+    /// What to run on the device.
+    pub command: String,
+}
+
+/// An enrollment token, without its secret.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnrollmentToken {
+    /// Its id.
+    pub id: String,
+    /// The device it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The group it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// When it ends (RFC 3339).
+    pub expires_at: String,
+    /// How many more devices can enroll with it.
+    pub uses_left: u32,
+    /// `valid`, `used`, `expired` or `revoked`.
+    pub state: String,
+}
+
+/// A device.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// Its id.
+    pub id: String,
+    /// `active`, `suspended`, `revoked`, …
+    pub standing: String,
+    /// The groups it is in.
+    pub groups: Vec<String>,
+    /// When it enrolled (RFC 3339).
+    pub enrolled_at: String,
+    /// When it was last heard of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_at: Option<String>,
+    /// When its certificate ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<String>,
+    /// What it should have.
+    #[serde(default)]
+    pub wanted: Vec<String>,
+    /// What it says it has.
+    #[serde(default)]
+    pub running: Vec<String>,
+    /// What it says it refused, and why.
+    #[serde(default)]
+    pub refused: Vec<Refusal>,
+    /// What it says it is doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Its platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// The version of its agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+}
+
+/// Something that a device refused.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Refusal {
+    /// What: an artifact or a metadata role.
+    pub what: String,
+    /// A stable code.
+    pub code: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Whether all is well.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the facade.
+    pub version: String,
+    /// Connected registries.
+    pub connections: u64,
+    /// Signed artifacts that are not revoked.
+    pub artifacts: u64,
+    /// Devices by standing.
+    pub devices: std::collections::BTreeMap<String, u64>,
+    /// Devices that have what they should.
+    pub devices_up_to_date: u64,
+    /// When each role's metadata ends (RFC 3339).
+    pub metadata_expires: std::collections::BTreeMap<String, String>,
+    /// Bytes in the cache.
+    pub cache_bytes: u64,
+    /// Things that need somebody's attention.
+    pub warnings: Vec<String>,
+}

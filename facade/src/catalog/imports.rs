@@ -1,0 +1,247 @@
+//! Imports: a tag resolved to what it points at now, checked whole, and frozen.
+//!
+//! What is frozen is the [`Closure`]: every digest that belongs to the artifact, with its length and type. From then on
+//! nobody asks the registry what anything is.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use pki::digest::{self, Digest};
+use pki::oci::manifest::DocumentError;
+use pki::oci::{ArtifactName, Descriptor, Document, MediaType, Platform, Repository, Tag};
+use thiserror::Error;
+
+use super::closure::Closure;
+use crate::upstream::{Registry, Served, UpstreamError};
+
+/// Deepest nesting of indexes. One level is usual; skopeo and docker take no more.
+const MAX_DEPTH: usize = 3;
+
+/// Most manifests that one artifact may have.
+const MAX_DOCUMENTS: usize = 1024;
+
+/// Largest image configuration that is read for its platform.
+const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Why a tag cannot become an artifact.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// The registry did not give it.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// A manifest cannot be part of an artifact.
+    #[error("manifest {digest} cannot be imported")]
+    Document {
+        /// Which one.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: DocumentError,
+    },
+    /// A manifest is not as long as its index says.
+    #[error("manifest {digest} has {found} bytes and its index says {expected}")]
+    Size {
+        /// Which one.
+        digest: Digest,
+        /// What the index says.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+    /// A manifest is not of the type its index says.
+    #[error("manifest {digest} is served as {found} and its index says {expected}")]
+    Type {
+        /// Which one.
+        digest: Digest,
+        /// What the index says.
+        expected: MediaType,
+        /// What the registry says.
+        found: MediaType,
+    },
+    /// One digest is described in two ways.
+    #[error("{0} is described with two different lengths or types")]
+    Ambiguous(Digest),
+    /// Indexes nested too deeply.
+    #[error("indexes are nested deeper than {MAX_DEPTH}")]
+    TooDeep,
+    /// Too many manifests.
+    #[error("there are more than {MAX_DOCUMENTS} manifests")]
+    TooMany,
+    /// The image configuration is not one.
+    #[error("the configuration {0} is not an image configuration")]
+    Config(Digest),
+}
+
+/// What resolving a tag gave: the closure, the platforms, and the documents' bytes.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Everything the artifact consists of.
+    pub closure: Closure,
+    /// The platforms it runs on.
+    pub platforms: Vec<Platform>,
+    /// The bytes of every document, verified.
+    pub documents: HashMap<Digest, Bytes>,
+}
+
+/// Resolves a tag and reads everything that its closure needs.
+pub async fn resolve(registry: &Registry, repository: &Repository, tag: &Tag) -> Result<Resolved, ImportError> {
+    let served = registry.resolve(repository.name(), tag).await?;
+    let mut walk = Walk { registry, repository, closure: empty_closure(repository, &served)?, bytes: HashMap::new(), platforms: Vec::new(), seen: HashSet::new() };
+    let root = walk.closure.root.clone();
+    let mut level = vec![(root, served)];
+    for _ in 0..=MAX_DEPTH {
+        level = walk.read(level).await?;
+        if level.is_empty() {
+            check_unambiguous(&walk.closure)?;
+            return Ok(Resolved { closure: walk.closure, platforms: walk.platforms, documents: walk.bytes });
+        }
+    }
+    Err(ImportError::TooDeep)
+}
+
+fn empty_closure(repository: &Repository, served: &Served) -> Result<Closure, ImportError> {
+    let root = descriptor(served)?;
+    Ok(Closure { name: ArtifactName::new(repository.clone(), served.digest), root, documents: Vec::new(), blobs: Vec::new() })
+}
+
+fn descriptor(served: &Served) -> Result<Descriptor, ImportError> {
+    Ok(Descriptor {
+        media_type: served.media_type.clone(),
+        digest: served.digest,
+        size: served.bytes.len() as u64,
+        platform: None,
+        urls: Vec::new(),
+        annotations: std::collections::BTreeMap::new(),
+        artifact_type: None,
+    })
+}
+
+/// The walk from an index down to its layers.
+struct Walk<'a> {
+    registry: &'a Registry,
+    repository: &'a Repository,
+    closure: Closure,
+    bytes: HashMap<Digest, Bytes>,
+    platforms: Vec<Platform>,
+    seen: HashSet<Digest>,
+}
+
+impl Walk<'_> {
+    /// Takes one level of documents into the closure, and gives the next.
+    async fn read(&mut self, level: Vec<(Descriptor, Served)>) -> Result<Vec<(Descriptor, Served)>, ImportError> {
+        let mut next = Vec::new();
+        for (descriptor, served) in level {
+            let document = self.take(descriptor.clone(), &served)?;
+            match &document {
+                Document::Manifest(manifest) => {
+                    for child in document.children() {
+                        self.take_blob(child);
+                    }
+                    self.note_platform(&descriptor, &manifest.config).await?;
+                }
+                Document::Index(index) => {
+                    for child in &index.manifests {
+                        if self.seen.insert(child.digest) {
+                            let served = self.registry.manifest(self.repository.name(), child.digest).await?;
+                            next.push((child.clone(), served));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {
+        let found = served.bytes.len() as u64;
+        if found != descriptor.size {
+            return Err(ImportError::Size { digest: descriptor.digest, expected: descriptor.size, found });
+        }
+        if served.media_type != descriptor.media_type {
+            return Err(ImportError::Type {
+                digest: descriptor.digest,
+                expected: descriptor.media_type,
+                found: served.media_type.clone(),
+            });
+        }
+        let document = Document::parse(&descriptor.media_type, &served.bytes)
+            .map_err(|source| ImportError::Document { digest: descriptor.digest, source })?;
+        self.bytes.insert(descriptor.digest, served.bytes.clone());
+        self.closure.documents.push(plain(&descriptor));
+        if self.closure.documents.len() > MAX_DOCUMENTS {
+            return Err(ImportError::TooMany);
+        }
+        Ok(document)
+    }
+
+    fn take_blob(&mut self, child: &Descriptor) {
+        let child = plain(child);
+        if !self.closure.blobs.contains(&child) {
+            self.closure.blobs.push(child);
+        }
+    }
+
+    /// A manifest's platform is what its index says, or else what its configuration says.
+    async fn note_platform(&mut self, manifest: &Descriptor, config: &Descriptor) -> Result<(), ImportError> {
+        let platform = match &manifest.platform {
+            Some(platform) => Some(platform.clone()),
+            None if is_image_config(&config.media_type) => self.platform_of(config).await?,
+            None => None,
+        };
+        if let Some(platform) = platform
+            && platform.is_runnable()
+            && !self.platforms.contains(&platform)
+        {
+            self.platforms.push(platform);
+        }
+        Ok(())
+    }
+
+    async fn platform_of(&self, config: &Descriptor) -> Result<Option<Platform>, ImportError> {
+        let wrong = || ImportError::Config(config.digest);
+        if config.size > MAX_CONFIG_BYTES {
+            return Err(wrong());
+        }
+        let mut stream = self.registry.blob(self.repository.name(), config.digest, 0).await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.next().await? {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 > config.size {
+                return Err(wrong());
+            }
+        }
+        digest::verify(config.digest, &bytes).map_err(|_| wrong())?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
+        Ok(serde_json::from_value(value).ok())
+    }
+}
+
+/// Only what a closure needs: type, digest, length.
+fn plain(descriptor: &Descriptor) -> Descriptor {
+    Descriptor { platform: None, annotations: std::collections::BTreeMap::new(), artifact_type: None, ..descriptor.clone() }
+}
+
+fn is_image_config(media_type: &MediaType) -> bool {
+    matches!(
+        media_type.as_str(),
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    )
+}
+
+/// A digest with two lengths or types would be served in one way and installed in another.
+fn check_unambiguous(closure: &Closure) -> Result<(), ImportError> {
+    let mut lengths: HashMap<Digest, u64> = HashMap::new();
+    let mut documents: BTreeSet<Digest> = BTreeSet::new();
+    for document in &closure.documents {
+        documents.insert(document.digest);
+    }
+    for descriptor in closure.documents.iter().chain(&closure.blobs) {
+        if *lengths.entry(descriptor.digest).or_insert(descriptor.size) != descriptor.size {
+            return Err(ImportError::Ambiguous(descriptor.digest));
+        }
+    }
+    match closure.blobs.iter().find(|blob| documents.contains(&blob.digest)) {
+        Some(blob) => Err(ImportError::Ambiguous(blob.digest)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,162 @@
+//! The HTTP client of the command line: one server, one token.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::CliError;
+use crate::api::problem::{Problem, chain};
+use crate::secret::Secret;
+
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Longest wait for an answer. An import of many tags from a slow registry takes its time.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(30);
+
+pub(super) struct Client {
+    http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    server: String,
+    token: Secret,
+}
+
+impl Client {
+    pub(super) fn new(server: &str, token_file: Option<&Path>, ca_file: Option<&Path>) -> Result<Self, CliError> {
+        let server = server.trim_end_matches('/').to_owned();
+        if !server.starts_with("http://") && !server.starts_with("https://") {
+            return Err(CliError::Usage(format!(
+                "--server {server:?} is not an address (for example http://127.0.0.1:8080)"
+            )));
+        }
+        let token = read_token(token_file)?;
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| CliError::from_error(&error))?
+            .with_root_certificates(roots(ca_file)?)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        Ok(Self { http: HttpClient::builder(TokioExecutor::new()).build(connector), server, token })
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.ask(Method::GET, path, None::<&()>).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CliError> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.ask(Method::DELETE, path, None::<&()>).await
+    }
+
+    /// Every item of a paged list.
+    pub(super) async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CliError> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let mut items = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page: crate::api::types::Page<T> = self.get(&format!("{path}{separator}limit=500{after}")).await?;
+            items.extend(page.items);
+            match page.next {
+                Some(next) => after = format!("&after={}", encode(&next)),
+                None => return Ok(items),
+            }
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, CliError> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|error| CliError::from_error(&error))?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.server))
+            .header("authorization", format!("Bearer {}", self.token.expose()))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|_| CliError::Usage(format!("{}{path} is not an address", self.server)))?;
+        let (status, bytes) = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request))
+            .await
+            .map_err(|_| self.unreachable(format!("no answer within {} minutes", ANSWER_TIMEOUT.as_secs() / 60)))??;
+        if status.is_success() {
+            let body: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+            return serde_json::from_slice(body).map_err(|error| {
+                CliError::Failed(format!("{} does not answer as a facade of this version does: {error}", self.server))
+            });
+        }
+        match serde_json::from_slice::<Problem>(&bytes) {
+            Ok(problem) => Err(CliError::from_problem(problem)),
+            Err(_) => Err(CliError::Failed(format!("{} answers {status}; is it a facade?", self.server))),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CliError> {
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(chain(&error)))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let bytes = body.map_err(|error| self.unreachable(chain(&*error)))?.to_bytes();
+        Ok((status, bytes))
+    }
+
+    fn unreachable(&self, cause: String) -> CliError {
+        CliError::Unreachable { server: self.server.clone(), cause }
+    }
+}
+
+fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {
+    let Some(file) = file else {
+        return Err(CliError::NotAllowed(
+            "no token: name its file with --token-file or FACADE_TOKEN_FILE (facade init leaves the first one in DIR/admin.token)"
+                .to_owned(),
+        ));
+    };
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| CliError::NotAllowed(format!("cannot read the token file {}: {error}", file.display())))?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(CliError::NotAllowed(format!("the token file {} holds no token", file.display())));
+    }
+    Ok(Secret::new(token.to_owned()))
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, CliError> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = ca_file {
+        let failed = |cause: String| CliError::Usage(format!("--ca-file {}: {cause}", file.display()));
+        let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    Ok(roots)
+}
+
+/// A text as one segment of a path, or one value of a query.
+pub(super) fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,195 @@
+//! `facade device …`
+
+use clap::{Args, Subcommand};
+
+use super::CliError;
+use super::client::{Client, encode};
+use super::output::{Output, fields, table};
+use crate::api::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmentToken};
+
+/// Verbs on devices.
+#[derive(Subcommand, Debug)]
+pub(super) enum Verb {
+    /// Make an enrollment token, and print the command that uses it
+    Token(Token),
+    /// List the enrollment tokens
+    Tokens,
+    /// Revoke an enrollment token
+    RevokeToken {
+        /// The token's id
+        id: String,
+    },
+    /// List the devices
+    List {
+        /// Only those of this group
+        #[arg(long)]
+        group: Option<String>,
+    },
+    /// Show one device
+    Show {
+        /// The device's id
+        id: String,
+    },
+    /// Revoke a device for good: its certificate is refused at once
+    Revoke {
+        /// The device's id
+        id: String,
+    },
+    /// Refuse a device until it is restored
+    Suspend {
+        /// The device's id
+        id: String,
+    },
+    /// Take a suspended device back
+    Restore {
+        /// The device's id
+        id: String,
+    },
+    /// Forget a device
+    Delete {
+        /// The device's id
+        id: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Token {
+    /// The device that enrolls with it [default: the facade chooses an id]
+    #[arg(long, value_name = "ID")]
+    device: Option<String>,
+    /// The group its devices are in
+    #[arg(long)]
+    group: Option<String>,
+    /// How long it is valid
+    #[arg(long, default_value = "1h", value_parser = parse_ttl)]
+    ttl: std::time::Duration,
+    /// How many devices can enroll with it
+    #[arg(long, default_value_t = 1)]
+    uses: u32,
+}
+
+fn parse_ttl(text: &str) -> Result<std::time::Duration, String> {
+    crate::config::duration(text)
+}
+
+impl Verb {
+    pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
+        match self {
+            Self::Token(token) => token.run(client, output).await?,
+            Self::Tokens => {
+                let tokens: Vec<EnrollmentToken> = client.all("/api/v1/enrollment-tokens").await?;
+                output.result(&tokens, |tokens| table(["id", "state", "for", "uses left", "expires"], tokens.iter().map(token_row)));
+            }
+            Self::RevokeToken { id } => {
+                let path = format!("/api/v1/enrollment-tokens/{}", encode(&id));
+                let token: EnrollmentToken = client.delete(&path).await?;
+                output.result(&token, |token| format!("revoked token {}", token.id));
+            }
+            Self::List { group } => {
+                let query = group.map(|group| format!("?group={}", encode(&group))).unwrap_or_default();
+                let devices: Vec<Device> = client.all(&format!("/api/v1/devices{query}")).await?;
+                output.result(&devices, |devices| list(devices));
+            }
+            Self::Show { id } => {
+                let device: Device = client.get(&path(&id)).await?;
+                output.result(&device, show);
+            }
+            Self::Revoke { id } => change(client, output, &id, "revoke").await?,
+            Self::Suspend { id } => change(client, output, &id, "suspend").await?,
+            Self::Restore { id } => change(client, output, &id, "restore").await?,
+            Self::Delete { id } => {
+                let device: Device = client.delete(&path(&id)).await?;
+                output.result(&device, |device| format!("deleted {}", device.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn path(id: &str) -> String {
+    format!("/api/v1/devices/{}", encode(id))
+}
+
+async fn change(client: &Client, output: &mut Output, id: &str, verb: &str) -> Result<(), CliError> {
+    let device: Device = client.post(&format!("{}/{verb}", path(id)), &()).await?;
+    output.result(&device, |device| format!("{} is {}", device.id, device.standing));
+    Ok(())
+}
+
+impl Token {
+    async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
+        let request = EnrollmentTokenRequest {
+            device: self.device,
+            group: self.group,
+            ttl_seconds: self.ttl.as_secs(),
+            uses: self.uses,
+        };
+        let token: NewEnrollmentToken = client.post("/api/v1/enrollment-tokens", &request).await?;
+        output.result(&token, |token| token.command.clone());
+        output.note(&format!("valid until {}, for {} device(s); shown only now", token.expires_at, token.uses));
+        Ok(())
+    }
+}
+
+fn token_row(token: &EnrollmentToken) -> [String; 5] {
+    let target = match (&token.device, &token.group) {
+        (Some(device), _) => format!("device {device}"),
+        (None, Some(group)) => format!("group {group}"),
+        (None, None) => String::new(),
+    };
+    [token.id.clone(), token.state.clone(), target, token.uses_left.to_string(), token.expires_at.clone()]
+}
+
+fn list(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "no device is enrolled (facade device token)".to_owned();
+    }
+    let rows = devices.iter().map(|device| {
+        [
+            device.id.clone(),
+            device.standing.clone(),
+            device.groups.join(" "),
+            summary(device),
+            device.last_seen_at.clone().unwrap_or_else(|| "never".to_owned()),
+        ]
+    });
+    table(["device", "standing", "groups", "content", "last seen"], rows)
+}
+
+fn summary(device: &Device) -> String {
+    if let Some(refusal) = device.refused.first() {
+        return format!("refused {}: {}", refusal.what, refusal.code);
+    }
+    let missing = device.wanted.iter().filter(|wanted| !device.running.contains(wanted)).count();
+    match (device.wanted.len(), missing) {
+        (0, _) => "nothing assigned".to_owned(),
+        (wanted, 0) => format!("up to date ({wanted})"),
+        (wanted, missing) => format!("{missing} of {wanted} to come"),
+    }
+}
+
+fn show(device: &Device) -> String {
+    let head = fields([
+        ("device", device.id.clone()),
+        ("standing", device.standing.clone()),
+        ("groups", device.groups.join(" ")),
+        ("platform", device.platform.clone().unwrap_or_default()),
+        ("agent", device.agent_version.clone().unwrap_or_default()),
+        ("enrolled", device.enrolled_at.clone()),
+        ("last seen", device.last_seen_at.clone().unwrap_or_default()),
+        ("certificate until", device.certificate_not_after.clone().unwrap_or_default()),
+        ("doing", device.state.clone().unwrap_or_default()),
+    ]);
+    let mut artifacts: Vec<[String; 2]> = Vec::new();
+    for wanted in &device.wanted {
+        let state = if device.running.contains(wanted) { "has" } else { "to come" };
+        artifacts.push([state.to_owned(), wanted.clone()]);
+    }
+    for running in device.running.iter().filter(|running| !device.wanted.contains(running)) {
+        artifacts.push(["has, not assigned".to_owned(), running.clone()]);
+    }
+    for refusal in &device.refused {
+        artifacts.push([format!("refused: {}", refusal.code), format!("{}: {}", refusal.what, refusal.reason)]);
+    }
+    format!("{head}\n\n{}", table(["state", "artifact"], artifacts))
+}

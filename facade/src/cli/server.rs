@@ -1,0 +1,100 @@
+//! `facade init` and `facade serve`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::CliError;
+use super::output::Output;
+use crate::clock::Clock;
+use crate::{config, facade, init};
+
+/// Make the data directory.
+#[derive(Args, Debug)]
+pub(super) struct Init {
+    /// Where everything is kept
+    #[arg(long, env = "FACADE_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Names and addresses under which devices reach the facade
+    #[arg(long = "hostname", required = true, num_args = 1.., value_name = "NAME")]
+    hostnames: Vec<String>,
+    /// Trust domain of device identities
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Made {
+    data_dir: PathBuf,
+    created: Vec<String>,
+    admin_token_file: PathBuf,
+}
+
+impl Init {
+    pub(super) fn run(self, output: &mut Output) -> Result<(), CliError> {
+        keep_to_ourselves();
+        let options = init::Options {
+            data_dir: self.data_dir.clone(),
+            hostnames: self.hostnames,
+            trust_domain: self.trust_domain,
+            now: Clock::system().now(),
+        };
+        let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
+        let admin_token_file = self.data_dir.join("admin.token");
+        let made = Made { data_dir: self.data_dir, created: outcome.created, admin_token_file };
+        output.result(&made, |made| {
+            if made.created.is_empty() {
+                return format!("{} is already initialised; nothing was changed", made.data_dir.display());
+            }
+            let dir = made.data_dir.display();
+            let token = made.admin_token_file.display();
+            format!(
+                "initialised {dir}: {}\n\nnext: facade serve --data-dir {dir}\nand:  export FACADE_TOKEN_FILE={token}",
+                made.created.join(", ")
+            )
+        });
+        Ok(())
+    }
+}
+
+/// Run the server.
+#[derive(Args, Debug)]
+#[command(after_help = settings_help())]
+pub(super) struct Serve {
+    /// Where everything is kept
+    #[arg(long, env = "FACADE_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Settings; by default DIR/facade.toml, then /etc/facade/facade.toml
+    #[arg(long, env = "FACADE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Whatever libraries create in the data directory (the database does) is for its owner only, whoever started us.
+fn keep_to_ourselves() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
+fn settings_help() -> String {
+    let mut text = "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
+    for setting in config::SETTINGS {
+        text.push_str(&format!("  {:<30}{}\n", setting.key, setting.help));
+    }
+    text
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), CliError> {
+        keep_to_ourselves();
+        let flags = config::Flags { data_dir: self.data_dir, config: self.config };
+        let config = config::load(&flags, &config::environment()).map_err(|error| CliError::Usage(error.to_string()))?;
+        facade::log(&config).map_err(CliError::Usage)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| CliError::from_error(&error))?;
+        runtime
+            .block_on(facade::serve(config, Clock::system(), facade::signal()))
+            .map_err(|error| CliError::from_error(&error))
+    }
+}

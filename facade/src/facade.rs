@@ -1,0 +1,463 @@
+//! The whole facade: its parts, put together once, and its life from start to drain.
+
+use std::io::IsTerminal;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use pki::wire::{FacadeUrl, RootPin};
+use pki::x509::{DeviceId, Fingerprint, ServerName};
+use rustls::pki_types::CertificateDer;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::auth::Tokens;
+use crate::api::{device_door, problem::chain};
+use crate::api::enroll::{self, Est};
+use crate::blobs::fs::FsBlobs;
+use crate::blobs::{Blobs, BlobsError};
+use crate::catalog::access::Access;
+use crate::catalog::artifacts::Artifacts;
+use crate::catalog::closure::{Closure, Kind};
+use crate::catalog::devices::Devices;
+use crate::catalog::imports::Resolved;
+use crate::catalog::registries::{Registries, RegistriesError};
+use crate::catalog::rollouts::Rollouts;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::init::{self, DataDir, InitError};
+use crate::metrics::Metrics;
+use crate::operator_door::OperatorDoor;
+use crate::publish::director::{self, Director};
+use crate::publish::images::{self, Images};
+use crate::publish::{Lifetimes, PublishingError};
+use crate::pull::evict::Policy;
+use crate::pull::{self, Parts, PullError, Puller, Wanted};
+use crate::server::tls::{Tls, TlsError, TlsIdentity};
+use crate::server::{self, DeviceDoor};
+use crate::store::sled::{Opened, SledStore};
+use crate::store::{Store, StoreError};
+use crate::upstream::{self, Upstreams};
+
+/// Between two looks at what is to be signed again, dumped or evicted.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// How many records are read at a time when the facade starts.
+const STEP: usize = 1000;
+
+/// Why the facade does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The data directory is not complete or not safe.
+    #[error(transparent)]
+    DataDir(#[from] InitError),
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cache does not open.
+    #[error("cannot open the cache")]
+    Blobs(#[from] BlobsError),
+    /// A connection does not open.
+    #[error(transparent)]
+    Registries(#[from] RegistriesError),
+    /// Metadata cannot be signed.
+    #[error(transparent)]
+    Publishing(#[from] PublishingError),
+    /// The certificates do not work.
+    #[error("the TLS configuration does not work")]
+    Tls(#[from] TlsError),
+    /// The authorities that registries' certificates come from cannot be used.
+    #[error("TLS to registries cannot be set up")]
+    Roots(#[source] rustls::Error),
+    /// The devices cannot be read.
+    #[error("the devices cannot be read")]
+    Devices(#[from] crate::catalog::devices::DevicesError),
+    /// A door's address is not free.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The certificate of the operator door cannot be used.
+    #[error("the certificate of the operator door ({path}) cannot be used: {reason}")]
+    OperatorTls {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The address that devices would be told is not one.
+    #[error("{0:?} is not an address that devices can be told; set public_url")]
+    PublicUrl(String),
+}
+
+/// Which root metadata new devices begin with.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// Of the images repository.
+    pub images: RootPin,
+    /// Of the director repository.
+    pub director: RootPin,
+}
+
+/// The facade's parts, as handlers see them.
+pub struct Facade {
+    pub(crate) access: Arc<Access>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) ca_fingerprint: Fingerprint,
+    pub(crate) clock: Clock,
+    pub(crate) devices: Devices,
+    pub(crate) director: Director,
+    pub(crate) est: Est,
+    pub(crate) images: Images,
+    pub(crate) metrics: Metrics,
+    pub(crate) public_url: FacadeUrl,
+    pub(crate) puller: Puller,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) rollouts: Rollouts,
+    pub(crate) roots: Roots,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) tokens: Tokens,
+    pub(crate) wait_timeout: Duration,
+}
+
+impl Facade {
+    /// Keeps the manifests that an import has read, so that no device makes us read them again.
+    pub(crate) async fn keep_documents(&self, resolved: &Resolved) -> Result<(), PullError> {
+        for descriptor in &resolved.closure.documents {
+            if let Some(bytes) = resolved.documents.get(&descriptor.digest) {
+                let repository = resolved.closure.name.repository().clone();
+                let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Document };
+                self.puller.keep(&wanted, bytes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches everything an artifact consists of into the cache.
+    pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
+        for descriptor in &closure.blobs {
+            let repository = closure.name.repository().clone();
+            let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Blob };
+            self.puller.prefetch(&wanted).await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes in the cache.
+    pub(crate) async fn cache_bytes(&self) -> Result<u64, BlobsError> {
+        Ok(self.blobs.list().await?.iter().map(|held| held.size_bytes).sum())
+    }
+
+    /// Takes a device's record as it is now into memory.
+    pub(crate) async fn reload_device(&self, id: &DeviceId) {
+        match self.devices.get(id).await {
+            Ok(Some(device)) => self.rollouts.device_changed(&device),
+            Ok(None) => self.rollouts.device_deleted(id),
+            Err(error) => tracing::error!(device.id = %id, error = %chain(&error), "device cannot be read"),
+        }
+    }
+
+    /// Reads every artifact and device into memory, where requests are decided.
+    async fn warm_up(&self) -> Result<(), StartError> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.artifacts.list(None, after.as_deref(), STEP).await?;
+            for artifact in page.iter().filter(|artifact| artifact.revoked_at.is_none()) {
+                self.access.set_artifact(&artifact.closure);
+            }
+            match page.last() {
+                Some(last) if page.len() == STEP => after = Some(last.name().to_string()),
+                _ => break,
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = self.devices.list(after.as_ref(), STEP).await?;
+            page.iter().for_each(|device| self.rollouts.device_changed(device));
+            match page.last() {
+                Some(last) if page.len() == STEP => after = Some(last.id.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Puts a facade together, serves until `shutdown`, and drains.
+pub async fn serve(config: Config, clock: Clock, shutdown: impl Future<Output = ()> + Send) -> Result<(), StartError> {
+    let running = Running::start(config, clock).await?;
+    running.until(shutdown).await;
+    Ok(())
+}
+
+/// A facade with both doors open.
+pub struct Running {
+    facade: Arc<Facade>,
+    device_door: DeviceDoor,
+    device_listener: TcpListener,
+    operator_door: OperatorDoor,
+    store: SledStore,
+    config: Config,
+}
+
+impl Running {
+    /// Opens everything; nothing is served yet.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
+        let (sled, opened) = SledStore::open(&config.data_dir.join("store"), &dumps(&config))?;
+        if let Opened::Restored { moved_to, dump } = &opened {
+            tracing::error!(moved_to = %moved_to.display(), dump = ?dump, "the database was damaged; the newest dump took its place");
+        }
+        let store: Arc<dyn Store> = Arc::new(sled.clone());
+        let address = config.device_listen;
+        let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+        let tls = Tls::new(tls_identity(&data, &config), clock.clone())?;
+        let public_url = public_url(&config, &data, address.port())?;
+        let facade = Arc::new(assemble(&config, &clock, store, data, public_url).await?);
+        facade.warm_up().await?;
+        let operator_door = OperatorDoor::open(&config, crate::api::router(Arc::clone(&facade))).await?;
+        let device_door = DeviceDoor {
+            tls,
+            access: Arc::clone(&facade.access),
+            puller: facade.puller.clone(),
+            handler: device_door::handler(Arc::clone(&facade)),
+            limits: limits(&config),
+            metrics: facade.metrics.clone(),
+            clock,
+        };
+        let operator_address = operator_door.address().unwrap_or(config.operator_listen);
+        tracing::info!(
+            device.address = %address,
+            operator.address = %operator_address,
+            public_url = %facade.public_url,
+            "facade ready"
+        );
+        Ok(Self { facade, device_door, device_listener: listener, operator_door, store: sled, config })
+    }
+
+    /// Serves until `shutdown`, then drains.
+    pub async fn until(self, shutdown: impl Future<Output = ()> + Send) {
+        let stopping = self.facade.stopping.clone();
+        let tasks = TaskTracker::new();
+        tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
+        tasks.spawn(housekeeping(Arc::clone(&self.facade), self.store, self.device_door.tls.clone(), self.config));
+        let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
+        tasks.spawn(devices);
+        tasks.close();
+        shutdown.await;
+        tracing::info!("stopping");
+        stopping.cancel();
+        tasks.wait().await;
+        self.facade.puller.stop().await;
+        tracing::info!("stopped");
+    }
+}
+
+fn dumps(config: &Config) -> PathBuf {
+    config.data_dir.join("dumps")
+}
+
+fn limits(config: &Config) -> server::Limits {
+    server::Limits {
+        connections: config.max_connections,
+        connections_per_address: config.max_connections_per_address,
+        drain: config.drain_timeout,
+        ..server::Limits::default()
+    }
+}
+
+fn tls_identity(data: &DataDir, config: &Config) -> TlsIdentity {
+    let authorities = [data.authority.root(), data.authority.issuing()];
+    TlsIdentity {
+        chain: data.server_chain.clone(),
+        key: data.server_key.clone_key(),
+        device_roots: authorities.map(|der| CertificateDer::from(der.to_vec())).to_vec(),
+        domain: data.trust_domain.clone(),
+        expired_grace: config.device_certificate_grace,
+    }
+}
+
+fn public_url(config: &Config, data: &DataDir, port: u16) -> Result<FacadeUrl, StartError> {
+    let text = match (&config.public_url, data.server_names.first()) {
+        (Some(url), _) => url.clone(),
+        (None, Some(ServerName::Ip(IpAddr::V6(address)))) => format!("https://[{address}]:{port}"),
+        (None, Some(name)) => format!("https://{name}:{port}"),
+        (None, None) => String::new(),
+    };
+    text.parse().map_err(|_| StartError::PublicUrl(text))
+}
+
+async fn assemble(
+    config: &Config,
+    clock: &Clock,
+    store: Arc<dyn Store>,
+    data: DataDir,
+    public_url: FacadeUrl,
+) -> Result<Facade, StartError> {
+    let lifetimes = Lifetimes {
+        timestamp: config.timestamp_lifetime,
+        snapshot: config.snapshot_lifetime,
+        targets: config.targets_lifetime,
+    };
+    let metrics = Metrics::new();
+    let access = Arc::new(Access::new());
+    let artifacts = Artifacts::new(Arc::clone(&store));
+    let keys = images::Keys { targets: data.images.targets, snapshot: data.images.snapshot, timestamp: data.images.timestamp };
+    let images = Images::open(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone()).await?;
+    images.put_root(data.images_root.pin.version.get(), &data.images_root.bytes).await?;
+    let keys = director::Keys { targets: data.director.targets, snapshot: data.director.snapshot, timestamp: data.director.timestamp };
+    let director = Director::new(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone());
+    director.put_root(data.director_root.pin.version.get(), &data.director_root.bytes).await?;
+    let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
+    let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
+    let registries = Arc::new(registries);
+    let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
+    let pinned = Arc::clone(&access);
+    let puller = Puller::new(
+        pull_settings(config),
+        Parts {
+            blobs: Arc::clone(&blobs),
+            fetch: pull::registries(Arc::clone(&registries)),
+            pins: Arc::new(move || pinned.assigned()),
+            events: Arc::new(|event| tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+        },
+    );
+    let devices = Devices::new(Arc::clone(&store));
+    let ca_fingerprint = Fingerprint::of(data.authority.root());
+    let policy = enroll::Policy {
+        trust_domain: data.trust_domain,
+        lifetime: signed(config.device_certificate_lifetime),
+        grace: signed(config.device_certificate_grace),
+    };
+    let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
+    Ok(Facade {
+        rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
+        roots: Roots { images: data.images_root.pin, director: data.director_root.pin },
+        tokens: Tokens::new(store, data.admin_token_hash),
+        stopping: CancellationToken::new(),
+        wait_timeout: config.wait_timeout,
+        clock: clock.clone(),
+        access,
+        artifacts,
+        blobs,
+        ca_fingerprint,
+        devices,
+        director,
+        est,
+        images,
+        metrics,
+        public_url,
+        puller,
+        registries,
+    })
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+fn upstream_settings(config: &Config, clock: &Clock) -> upstream::Settings {
+    upstream::Settings {
+        resolver: upstream::Resolver::System,
+        proxy: upstream::ProxySettings { https: config.https_proxy.clone(), no_proxy: config.no_proxy.clone() },
+        limits: upstream::Limits::default(),
+        endpoints: upstream::Endpoints {
+            google_token: config.google_token_endpoint.clone(),
+            aws_sts: config.aws_sts_endpoint.clone(),
+            aws_ecr: config.aws_ecr_endpoint.clone(),
+            aws_imds: None,
+        },
+        aws_environment: config.aws_environment.clone(),
+        clock: clock.clone(),
+    }
+}
+
+fn pull_settings(config: &Config) -> pull::Settings {
+    let policy = Policy {
+        max_size_bytes: config.cache_max_size_bytes,
+        max_age: config.cache_max_age,
+        min_free_bytes: config.cache_min_free_bytes,
+        ..Policy::default()
+    };
+    pull::Settings { cache: config.cache_enabled, policy, ..pull::Settings::default() }
+}
+
+/// Renews the server's certificate where it is our own and near its end; connections that are open stay open.
+async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
+    let data_dir = config.data_dir.clone();
+    let renewed = tokio::task::spawn_blocking(move || init::renew_server_certificate(&data_dir, now)).await;
+    match renewed {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => match reload_certificates(tls, config) {
+            Ok(()) => tracing::info!("the server certificate was renewed"),
+            Err(error) => tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used"),
+        },
+        Ok(Err(error)) => tracing::error!(error = %chain(&error), "the server certificate could not be renewed"),
+        Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
+    }
+}
+
+fn reload_certificates(tls: &Tls, config: &Config) -> Result<(), StartError> {
+    let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
+    Ok(tls.replace(tls_identity(&data, config))?)
+}
+
+/// Signs again, renews, dumps and evicts, until the facade stops.
+async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: Config) {
+    let mut next_dump = facade.clock.now();
+    loop {
+        if let Err(error) = facade.images.resign().await {
+            tracing::error!(error = %chain(&error), "metadata could not be signed again");
+        }
+        if let Err(error) = facade.puller.evict().await {
+            tracing::error!(error = %chain(&error), "the cache could not be tidied");
+        }
+        let now = facade.clock.now();
+        renew_server_certificate(&tls, &config, now).await;
+        if now >= next_dump {
+            next_dump = now.checked_add(config.dump_interval).unwrap_or(Timestamp::MAX);
+            match store.dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string()).await {
+                Ok(path) => tracing::info!(path = %path.display(), "database dumped"),
+                Err(error) => tracing::error!(error = %chain(&error), "the database could not be dumped"),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HOUSEKEEPING) => {}
+            () = facade.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Resolves when the process is asked to stop.
+pub async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process as they always do.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Starts logging to standard error: for people on a terminal, as JSON elsewhere.
+pub fn log(config: &Config) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
+    let terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let started = if config.log_json || !terminal { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    started.map_err(|error| format!("log: {error}"))
+}

@@ -1,0 +1,224 @@
+//! The data directory as `facade serve` needs it: every part read, and found to fit the others.
+
+use std::num::NonZeroU64;
+use std::path::Path;
+
+use pki::key::SigningKey;
+use pki::metadata::{Limits, trusted};
+use pki::seal::SealingKey;
+use pki::wire::RootPin;
+use pki::x509::{Authority, Fingerprint, PrivateKey, ServerName, TrustDomain, pem};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use super::files::{Files, read_private};
+use super::{ADMIN_HASH, ISSUING, ISSUING_KEY, InitError, ROOT, SEAL_KEY, SERVER, SERVER_KEY, TRUST_DOMAIN};
+
+/// Everything that a facade needs to be itself.
+pub struct DataDir {
+    /// The device CA.
+    pub authority: Authority,
+    /// The server certificate, then the issuing one.
+    pub server_chain: Vec<CertificateDer<'static>>,
+    /// The key of the server certificate.
+    pub server_key: PrivateKeyDer<'static>,
+    /// The names in the server certificate, in its order.
+    pub server_names: Vec<ServerName>,
+    /// The domain of device identities.
+    pub trust_domain: TrustDomain,
+    /// The keys of the images repository.
+    pub images: RepositoryKeys,
+    /// The keys of the director repository.
+    pub director: RepositoryKeys,
+    /// The first root of the images repository.
+    pub images_root: FirstRoot,
+    /// The first root of the director repository.
+    pub director_root: FirstRoot,
+    /// The key that seals secrets.
+    pub sealing_key: SealingKey,
+    /// The SHA-256 of the first admin token's text, in lower-case hexadecimal.
+    pub admin_token_hash: String,
+}
+
+/// The keys of one TUF repository.
+pub struct RepositoryKeys {
+    /// Signs the next root; `None` where it was taken offline, as it should be.
+    pub root: Option<SigningKey>,
+    /// Signs the targets.
+    pub targets: SigningKey,
+    /// Signs which versions belong together.
+    pub snapshot: SigningKey,
+    /// Signs that this is the newest.
+    pub timestamp: SigningKey,
+}
+
+/// The root metadata that `init` signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstRoot {
+    /// What enrollment tokens say of it.
+    pub pin: RootPin,
+    /// The file as it is served.
+    pub bytes: Vec<u8>,
+}
+
+impl DataDir {
+    /// Reads the directory; the sealing key may be kept elsewhere.
+    pub fn open(path: &Path, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
+        Self::read(&Files::open(path)?, seal_key_file)
+    }
+
+    pub(super) fn read(files: &Files, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
+        let (server_chain, server_key) = server(files)?;
+        Ok(Self {
+            authority: authority(files)?,
+            server_names: server_names(files)?,
+            server_chain,
+            server_key,
+            trust_domain: trust_domain(files)?,
+            images: RepositoryKeys::read(files, "images")?,
+            director: RepositoryKeys::read(files, "director")?,
+            images_root: first_root(files, "images")?,
+            director_root: first_root(files, "director")?,
+            sealing_key: sealing_key(files, seal_key_file)?,
+            admin_token_hash: admin_token_hash(files)?,
+        })
+    }
+}
+
+impl RepositoryKeys {
+    fn read(files: &Files, repository: &str) -> Result<Self, InitError> {
+        let key = |role| signing_key(files, &super::key_file(repository, role));
+        let root_file = super::key_file(repository, "root");
+        let root = match files.find(&root_file)? {
+            Some(_) => Some(signing_key(files, &root_file)?),
+            None => None,
+        };
+        Ok(Self {
+            root,
+            targets: key("targets")?,
+            snapshot: key("snapshot")?,
+            timestamp: key("timestamp")?,
+        })
+    }
+}
+
+pub(super) fn trust_domain(files: &Files) -> Result<TrustDomain, InitError> {
+    let text = files.read(TRUST_DOMAIN)?;
+    text.trim()
+        .parse()
+        .map_err(|error| InitError::unusable(&files.path(TRUST_DOMAIN), error))
+}
+
+pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
+    let (root, issuing) = (certificate(files, ROOT)?, certificate(files, ISSUING)?);
+    Authority::load(root, issuing, private_key(files, ISSUING_KEY)?)
+        .map_err(|error| InitError::unusable(&files.path("ca"), error))
+}
+
+/// The first certificate of a file.
+pub(super) fn certificate(files: &Files, name: &str) -> Result<Vec<u8>, InitError> {
+    let unusable = |error: pem::PemError| InitError::unusable(&files.path(name), error);
+    let certificates = pem::certificates(&files.read(name)?).map_err(unusable)?;
+    certificates
+        .into_iter()
+        .next()
+        .ok_or_else(|| unusable(pem::PemError::NoCertificate))
+}
+
+pub(super) fn private_key(files: &Files, name: &str) -> Result<PrivateKey, InitError> {
+    PrivateKey::from_pem(&files.read(name)?).map_err(|error| InitError::unusable(&files.path(name), error))
+}
+
+pub(super) fn signing_key(files: &Files, name: &str) -> Result<SigningKey, InitError> {
+    let seed = pem::ed25519_seed(&files.read(name)?);
+    let seed = seed.map_err(|error| InitError::unusable(&files.path(name), error))?;
+    Ok(SigningKey::from_seed(&seed))
+}
+
+fn server(files: &Files) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), InitError> {
+    let unusable = |reason: &dyn std::fmt::Display| InitError::unusable(&files.path(SERVER), reason);
+    let chain = pem::certificates(&files.read(SERVER)?).map_err(|error| unusable(&error))?;
+    let key = private_key(files, SERVER_KEY)?;
+    let leaf = chain
+        .first()
+        .and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    let pair = leaf.is_some_and(|(_, leaf)| Fingerprint::of(leaf.public_key().raw) == key.fingerprint());
+    if !pair {
+        return Err(unusable(&"its first certificate is not that of tls/server.key"));
+    }
+    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
+    Ok((chain.into_iter().map(CertificateDer::from).collect(), key.into()))
+}
+
+/// The names in the server certificate.
+pub(super) fn server_names(files: &Files) -> Result<Vec<ServerName>, InitError> {
+    let unusable = || InitError::unusable(&files.path(SERVER), "its names cannot be read");
+    let der = certificate(files, SERVER)?;
+    let (_, leaf) = X509Certificate::from_der(&der).map_err(|_| unusable())?;
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|_| unusable())?
+        .ok_or_else(unusable)?;
+    names
+        .value
+        .general_names
+        .iter()
+        .map(|name| server_name(name).ok_or_else(unusable))
+        .collect()
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a server has no other kind of name"
+)]
+fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
+    match name {
+        GeneralName::DNSName(name) => name.parse().ok(),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes)
+                .ok()
+                .map(|octets| ServerName::Ip(octets.into())),
+            _ => <[u8; 16]>::try_from(*bytes)
+                .ok()
+                .map(|octets| ServerName::Ip(octets.into())),
+        },
+        _ => None,
+    }
+}
+
+fn first_root(files: &Files, repository: &str) -> Result<FirstRoot, InitError> {
+    let name = super::root_file(repository);
+    let bytes = files.read(&name)?.as_bytes().to_vec();
+    let root = trusted::first_root(&bytes, &Limits::default())
+        .map_err(|error| InitError::unusable(&files.path(&name), error))?;
+    let version =
+        NonZeroU64::new(root.version).ok_or_else(|| InitError::unusable(&files.path(&name), "version 0"))?;
+    Ok(FirstRoot {
+        pin: RootPin {
+            version,
+            sha256: Fingerprint::of(&bytes),
+        },
+        bytes,
+    })
+}
+
+fn sealing_key(files: &Files, elsewhere: Option<&Path>) -> Result<SealingKey, InitError> {
+    let path = elsewhere.map_or_else(|| files.path(SEAL_KEY), Path::to_owned);
+    let missing = || InitError::Missing {
+        path: path.clone(),
+        data_dir: files.root().to_owned(),
+    };
+    let text = read_private(&path)?.ok_or_else(missing)?;
+    SealingKey::from_text(&text).map_err(|error| InitError::unusable(&path, error))
+}
+
+fn admin_token_hash(files: &Files) -> Result<String, InitError> {
+    let text = files.read(ADMIN_HASH)?;
+    let hash: Fingerprint = text
+        .trim()
+        .parse()
+        .map_err(|error| InitError::unusable(&files.path(ADMIN_HASH), error))?;
+    Ok(hash.to_string())
+}

@@ -1,0 +1,104 @@
+//! Where content comes from: the connected registries, seen as one function.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use pki::oci::RegistryHost;
+
+use super::{PullError, Wanted};
+use crate::catalog::closure::Kind;
+use crate::catalog::registries::Registries;
+use crate::upstream::{BlobStream, Registry, UpstreamError};
+
+/// Content on its way, unverified.
+pub struct Incoming {
+    /// The offset of its first byte: what was asked for, or 0.
+    pub starts_at: u64,
+    /// The length of the whole content, if the registry says.
+    pub total: Option<u64>,
+    /// The bytes.
+    pub pieces: BoxStream<'static, Result<Bytes, UpstreamError>>,
+}
+
+/// Asks a registry for content from an offset on.
+pub type Fetch = Arc<dyn Fn(Wanted, u64) -> BoxFuture<'static, Result<Incoming, PullError>> + Send + Sync>;
+
+impl Incoming {
+    /// Content that is already at hand.
+    pub fn whole(bytes: Bytes) -> Self {
+        let total = Some(bytes.len() as u64);
+        Self {
+            starts_at: 0,
+            total,
+            pieces: stream::once(async { Ok(bytes) }).boxed(),
+        }
+    }
+}
+
+/// The connected registries, seen as one function.
+pub fn registries(registries: Arc<Registries>) -> Fetch {
+    Arc::new(move |wanted, from| {
+        let host = wanted.repository.host().clone();
+        let registry = registries.registry(&host);
+        Box::pin(async move {
+            let registry = registry.map_err(|_| PullError::NotConnected { host })?;
+            let digest = wanted.descriptor.digest;
+            let incoming = ask(&registry, &wanted, from).await;
+            incoming.map_err(|source| PullError::Upstream { digest, source })
+        })
+    })
+}
+
+async fn ask(registry: &Registry, wanted: &Wanted, from: u64) -> Result<Incoming, UpstreamError> {
+    let (name, digest) = (wanted.repository.name(), wanted.descriptor.digest);
+    match wanted.kind {
+        Kind::Document => Ok(Incoming::whole(registry.manifest(name, digest).await?.bytes)),
+        Kind::Blob => {
+            let blob = registry.blob(name, digest, from).await?;
+            let (starts_at, total) = (blob.starts_at, blob.total);
+            Ok(Incoming {
+                starts_at,
+                total,
+                pieces: stream::unfold(Some(blob), next).boxed(),
+            })
+        }
+    }
+}
+
+async fn next(blob: Option<BlobStream>) -> Option<(Result<Bytes, UpstreamError>, Option<BlobStream>)> {
+    let mut blob = blob?;
+    match blob.next().await {
+        Ok(Some(bytes)) => Some((Ok(bytes), Some(blob))),
+        Ok(None) => None,
+        Err(error) => Some((Err(error), None)),
+    }
+}
+
+/// Registries that asked to be left alone: until when. All flights to a registry share one wait, so that a rate limit is
+/// not met with a request per flight.
+#[derive(Default)]
+pub(super) struct Cooldowns(Mutex<HashMap<RegistryHost, Instant>>);
+
+impl Cooldowns {
+    /// Leaves a registry alone for a while.
+    pub(super) fn begin(&self, host: &RegistryHost, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut cooldowns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = cooldowns.entry(host.clone()).or_insert(until);
+        *entry = until.max(*entry);
+    }
+
+    /// How long a registry still wants to be left alone.
+    pub(super) fn remaining(&self, host: &RegistryHost) -> Option<Duration> {
+        let mut cooldowns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let remaining = cooldowns.get(host)?.checked_duration_since(Instant::now());
+        if remaining.is_none() {
+            cooldowns.remove(host);
+        }
+        remaining
+    }
+}

@@ -1,0 +1,87 @@
+//! Upkeep of the cache: what it holds, and whether the disk still has what was put there.
+
+use pki::digest::{Digest, Verifier};
+
+use super::Puller;
+use crate::blobs::{BlobsError, Content, Held};
+
+const READ_BYTES: usize = 256 * 1024;
+
+/// What the cache takes and has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Whole blobs.
+    pub blobs: usize,
+    /// Their bytes.
+    pub size_bytes: u64,
+    /// Bytes of blobs that are not whole yet.
+    pub partial_bytes: u64,
+    /// Bytes that could still be stored.
+    pub free_bytes: u64,
+}
+
+/// What a check of the whole cache found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Blobs that are what they should be.
+    pub good: usize,
+    /// Blobs that were not, and are gone now; they are fetched again when somebody asks.
+    pub bad: Vec<Digest>,
+}
+
+impl Puller {
+    /// What the cache takes and has left.
+    pub async fn usage(&self) -> Result<Usage, BlobsError> {
+        let (held, partial) = (self.0.blobs.list().await?, self.0.blobs.list_partial().await?);
+        let sum = |held: &[Held]| held.iter().map(|blob| blob.size_bytes).sum();
+        Ok(Usage {
+            blobs: held.len(),
+            size_bytes: sum(&held),
+            partial_bytes: sum(&partial),
+            free_bytes: self.0.blobs.free_bytes().await?,
+        })
+    }
+
+    /// What the cache holds.
+    pub async fn list(&self) -> Result<Vec<Held>, BlobsError> {
+        self.0.blobs.list().await
+    }
+
+    /// Reads every byte of the cache and deletes what is no longer what it was.
+    pub async fn verify(&self) -> Result<Checked, BlobsError> {
+        let mut checked = Checked::default();
+        for held in self.0.blobs.list().await? {
+            let Some(content) = self.0.blobs.open(held.digest).await? else {
+                continue;
+            };
+            if is_intact(&content, &held).await {
+                checked.good += 1;
+                continue;
+            }
+            tracing::error!(blob.digest = %held.digest, "cached blob is damaged; deleted");
+            self.0.blobs.delete(held.digest).await?;
+            checked.bad.push(held.digest);
+        }
+        Ok(checked)
+    }
+}
+
+/// A blob that cannot be read is as good as damaged.
+async fn is_intact(content: &Content, held: &Held) -> bool {
+    let mut verifier = Verifier::new(held.digest, held.size_bytes);
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let Ok((read, count)) = content.read_at(verifier.received_bytes(), buffer).await else {
+            return false;
+        };
+        if count == 0 {
+            return verifier.finish().is_ok();
+        }
+        if verifier.update(read.get(..count).unwrap_or_default()).is_err() {
+            return false;
+        }
+        buffer = read;
+        // Hashing is long work for a thread that also serves.
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,119 @@
+//! One line per pull for an auditor: who had what, from where, how much, how long, how it ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use pki::digest::Digest;
+use pki::x509::DeviceId;
+
+use crate::metrics::Metrics;
+use crate::pull::{Origin, PullError};
+
+/// What a connection does, for whoever decides that it does nothing any more.
+#[derive(Default)]
+pub(super) struct Activity {
+    /// Rises with every request and every chunk.
+    pub(super) progress: AtomicU64,
+    /// Requests that have not been answered in full.
+    pub(super) open: AtomicU64,
+}
+
+impl Activity {
+    pub(super) fn note(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A request under way on a connection.
+pub(super) struct Open(Arc<Activity>);
+
+impl Open {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+        activity.note();
+        activity.open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A pull that is being answered; writes its line when it is dropped.
+pub(super) struct Serving {
+    pub(super) device: DeviceId,
+    pub(super) digest: Digest,
+    pub(super) origin: Origin,
+    pub(super) request_id: Box<str>,
+    expected_bytes: u64,
+    sent_bytes: u64,
+    started: Instant,
+    failed: bool,
+    metrics: Metrics,
+    open: Open,
+}
+
+impl Serving {
+    pub(super) fn begin(
+        device: DeviceId,
+        digest: Digest,
+        origin: Origin,
+        request_id: &str,
+        expected_bytes: u64,
+        metrics: Metrics,
+        activity: &Arc<Activity>,
+    ) -> Self {
+        metrics.streams.inc();
+        Self {
+            device,
+            digest,
+            origin,
+            request_id: request_id.into(),
+            expected_bytes,
+            sent_bytes: 0,
+            started: Instant::now(),
+            failed: false,
+            metrics,
+            open: Open::begin(activity),
+        }
+    }
+
+    pub(super) fn sent(&mut self, count: u64) {
+        self.sent_bytes += count;
+        self.open.0.note();
+    }
+
+    pub(super) fn failed(&mut self, error: &PullError) {
+        self.failed = true;
+        tracing::warn!(device.id = %self.device, blob.digest = %self.digest, %error, "stream cut");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.metrics.streams.dec();
+        self.metrics.served_bytes.inc_by(self.sent_bytes);
+        let outcome = match self.sent_bytes == self.expected_bytes {
+            _ if self.failed => "cut",
+            true => "served",
+            // containerd drops its parallel open-ended ranges half-way: this is no failure.
+            false => "left",
+        };
+        tracing::info!(
+            target: "access",
+            {
+                device.id = %self.device,
+                blob.digest = %self.digest,
+                source = self.origin.as_str(),
+                size_bytes = self.sent_bytes,
+                duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                outcome,
+                request_id = %self.request_id,
+            },
+            "pull"
+        );
+    }
+}

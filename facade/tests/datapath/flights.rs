@@ -1,0 +1,388 @@
+//! The flight rules: one fetch for all, at nobody's pace, never a wrong byte.
+
+use std::time::Duration;
+
+use facade::pull::Settings;
+use facade::pull::evict::Policy;
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+
+use crate::client::{Answer, Device, finish};
+use crate::rig::{Rig, Setup, blob, files, noise};
+use crate::script::Fault;
+
+/// Streamed, because longer than what is verified first.
+const LONG: usize = 10_000_000;
+
+async fn herd(rig: &Rig, count: usize, path: &str) -> Vec<Answer> {
+    let credential = rig.fleet.device("board");
+    let pulls = (0..count).map(|_| async {
+        let mut device = Device::http1(rig, Some(&credential)).await;
+        device.get(path).await
+    });
+    futures_util::future::join_all(pulls).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_herd_of_a_hundred_causes_one_fetch() {
+    let rig = Rig::start().await;
+    let layer = noise(1_000_000);
+    rig.assign(&["board"], &[&layer]);
+    for answer in herd(&rig, 100, &blob(&layer)).await {
+        assert!(answer.body == layer && !answer.cut);
+    }
+    assert_eq!(rig.script.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streaming_herd_causes_one_fetch() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    for answer in herd(&rig, 12, &blob(&layer)).await {
+        assert!(answer.body == layer && !answer.cut);
+    }
+    assert_eq!(rig.script.gets(), 1);
+}
+
+#[tokio::test]
+async fn a_cut_is_resumed_where_it_happened() {
+    let rig = Rig::start().await;
+    let (long, short) = (noise(LONG), noise(500_000));
+    rig.assign(&["board"], &[&long, &short]);
+    rig.script
+        .next(&[Fault::CutAt(3_000_000), Fault::CutAt(3_000_001), Fault::FromZero]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    assert!(device.get(&blob(&long)).await.body == long);
+    assert_eq!(rig.script.asked(), [0, 3_000_000, 3_000_001]);
+    rig.script.next(&[Fault::CutAt(400_000)]);
+    assert!(device.get(&blob(&short)).await.body == short);
+    assert_eq!(rig.script.asked()[3..], [0, 400_000]);
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_short_blob_never_go_out() {
+    let rig = Rig::start().await;
+    let layer = noise(500_000);
+    rig.assign(&["board"], &[&layer]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    for fault in [
+        Fault::WrongAt(499_999),
+        Fault::Longer,
+        Fault::Total(1),
+        Fault::Total(u64::MAX),
+    ] {
+        rig.script.next(&[fault]);
+        let answer = device.get(&blob(&layer)).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(files(&rig.cache()), 0);
+    }
+    assert_eq!(rig.events.lock().unwrap().len(), 4);
+    assert!(device.get(&blob(&layer)).await.body == layer);
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_long_blob_never_arrive_whole() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    for http2 in [false, true] {
+        rig.script.next(&[Fault::WrongAt(5)]);
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
+        };
+        let answer = device.get(&blob(&layer)).await;
+        assert!(answer.status == StatusCode::BAD_GATEWAY || answer.cut && answer.body.len() < LONG);
+    }
+    assert_eq!(files(&rig.cache()), 0);
+    assert_eq!(rig.events.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn failure_reaches_every_follower() {
+    let rig = Rig::start().await;
+    let layer = noise(100_000);
+    rig.assign(&["board"], &[&layer]);
+    rig.script.next(&[Fault::Missing]);
+    let gate = rig.script.hold();
+    let path = blob(&layer);
+    let answers = herd(&rig, 20, &path);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        gate.add_permits(10_000);
+    };
+    let (answers, ()) = tokio::join!(answers, release);
+    // Whoever came after the failure began another flight, and got the blob.
+    let served = answers
+        .iter()
+        .filter(|answer| answer.status == StatusCode::OK)
+        .count();
+    let refused = answers
+        .iter()
+        .filter(|answer| answer.status == StatusCode::NOT_FOUND)
+        .count();
+    assert_eq!(served + refused, 20);
+    assert!(refused >= 1);
+}
+
+#[tokio::test]
+async fn a_slow_reader_slows_nobody() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG * 2);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let mut slow = Device::http1(&rig, Some(&credential)).await;
+    let mut unread = slow.begin(Method::GET, &blob(&layer), &[]).await.unwrap();
+    unread.frame().await.unwrap().unwrap();
+    let mut fast = Device::http1(&rig, Some(&credential)).await;
+    let answer = tokio::time::timeout(Duration::from_secs(20), fast.get(&blob(&layer)))
+        .await
+        .unwrap();
+    assert!(answer.body == layer);
+    assert!(!finish(unread).await.cut);
+    assert_eq!(rig.script.gets(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_cancels_nothing() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    let gate = rig.script.hold();
+    let credential = rig.fleet.device("board");
+    let mut first = Device::http1(&rig, Some(&credential)).await;
+    gate.add_permits(10);
+    let mut response = first.begin(Method::GET, &blob(&layer), &[]).await.unwrap();
+    response.frame().await.unwrap().unwrap();
+    drop((response, first));
+    gate.add_permits(10_000);
+    let mut second = Device::http1(&rig, Some(&credential)).await;
+    assert!(second.get(&blob(&layer)).await.body == layer);
+    assert_eq!(rig.script.gets(), 1);
+}
+
+#[tokio::test]
+async fn a_range_ahead_of_what_has_arrived_waits_for_it() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    let gate = rig.script.hold();
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    let path = blob(&layer);
+    let pull = device.range(&path, "bytes=5000000-5000009");
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Just enough pieces to reach the range, not the end of the blob.
+        gate.add_permits(5_000_010 / (64 * 1024) + 1);
+    };
+    let (answer, ()) = tokio::join!(pull, release);
+    assert_eq!(answer.status, StatusCode::PARTIAL_CONTENT);
+    assert_eq!(answer.body, layer[5_000_000..5_000_010]);
+}
+
+#[tokio::test]
+async fn the_cache_answers_without_any_upstream_and_after_a_crash() {
+    let rig = Rig::start().await;
+    let (whole, partial) = (noise(LONG), noise(LONG + 1));
+    rig.assign(&["board"], &[&whole, &partial]);
+    let credential = rig.fleet.device("board");
+    let mut device = Device::http1(&rig, Some(&credential)).await;
+    assert!(device.get(&blob(&whole)).await.body == whole);
+    let gate = rig.script.hold();
+    gate.add_permits(100);
+    let mut response = device.begin(Method::GET, &blob(&partial), &[]).await.unwrap();
+    response.frame().await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let after = rig.restarted().await;
+    after.assign(&["board"], &[&whole, &partial]);
+    let mut device = Device::http1(&after, Some(&credential)).await;
+    assert!(device.get(&blob(&whole)).await.body == whole);
+    assert_eq!(after.script.gets(), 0);
+    assert!(device.get(&blob(&partial)).await.body == partial);
+    assert_eq!(after.script.asked(), [100 * 64 * 1024]);
+}
+
+#[tokio::test]
+async fn a_short_rate_limit_is_waited_out_and_a_long_one_is_passed_on() {
+    let rig = Rig::start().await;
+    let (first, second) = (noise(1000), noise(2000));
+    rig.assign(&["board"], &[&first, &second]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    rig.script
+        .next(&[Fault::RateLimited(Some(Duration::from_millis(300)))]);
+    assert!(device.get(&blob(&first)).await.body == first);
+    assert_eq!(rig.script.gets(), 2);
+    rig.script
+        .next(&[Fault::RateLimited(Some(Duration::from_mins(1)))]);
+    for _ in 0..3 {
+        let answer = device.get(&blob(&second)).await;
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!((58..70).contains(&answer.header("retry-after").parse::<u64>().unwrap()));
+    }
+    // The registry was asked once and then left alone.
+    assert_eq!(rig.script.gets(), 3);
+}
+
+#[tokio::test]
+async fn a_device_is_not_kept_waiting_longer_than_its_patience() {
+    let pull = Settings {
+        patience: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    rig.script.next(&[Fault::Delay(Duration::from_secs(1))]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    let answer = device.get(&blob(&layer)).await;
+    assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
+    assert!(!answer.header("retry-after").is_empty());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(device.get(&blob(&layer)).await.body == layer);
+    assert_eq!(rig.script.gets(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_cache_there_is_still_one_flight_and_nothing_stays() {
+    let pull = Settings {
+        cache: false,
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    let gate = rig.script.hold();
+    let path = blob(&layer);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        gate.add_permits(10_000);
+    };
+    let (answers, ()) = tokio::join!(herd(&rig, 5, &path), release);
+    assert!(answers.iter().all(|answer| answer.body == layer));
+    assert_eq!(rig.script.gets(), 1);
+    assert_eq!(files(&rig.cache()), 0);
+}
+
+/// The most memory this process has had, in kibibytes.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Reads an answer to its end without keeping it.
+async fn drain(response: http::Response<hyper::body::Incoming>) -> u64 {
+    let (mut body, mut length) = (response.into_body(), 0);
+    while let Some(frame) = body.frame().await {
+        length += frame.unwrap().into_data().unwrap().len() as u64;
+    }
+    length
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow_with_the_size_of_a_blob() {
+    const SIZE: u64 = 128 * 1024 * 1024;
+    let rig = Rig::start().await;
+    let mut closure = rig.assign(&["board"], &[]);
+    let mut made = closure.root.clone();
+    (made.digest, made.size) = (rig.script.make(SIZE), SIZE);
+    let path = format!("/v2/{}/blobs/{}", crate::rig::REPOSITORY, made.digest);
+    closure.blobs.push(made);
+    rig.access.set_artifact(&closure);
+    let credential = rig.fleet.device("board");
+    let before = peak_kib();
+    let pulls = (0..4).map(|_| async {
+        let mut device = Device::http1(&rig, Some(&credential)).await;
+        drain(device.begin(Method::GET, &path, &[]).await.unwrap()).await
+    });
+    assert_eq!(futures_util::future::join_all(pulls).await, [SIZE; 4]);
+    // Facade and four clients together; under one process per test this is all there is.
+    let grown = peak_kib() - before;
+    eprintln!("grown by {grown} KiB from {before} KiB");
+    assert!(grown < 40 * 1024, "grown by {grown} KiB");
+}
+
+#[tokio::test]
+async fn a_device_gets_no_more_than_its_bandwidth() {
+    let limits = facade::server::Limits {
+        bandwidth_per_device: Some(2_000_000),
+        ..Default::default()
+    };
+    let rig = Rig::with(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    let layer = noise(1_500_000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    for http2 in [false, true] {
+        let mut device = if http2 {
+            Device::http2(&rig, Some(&credential)).await
+        } else {
+            Device::http1(&rig, Some(&credential)).await
+        };
+        let started = std::time::Instant::now();
+        assert!(device.get(&blob(&layer)).await.body == layer);
+        assert!(started.elapsed() > Duration::from_millis(400));
+    }
+}
+
+#[tokio::test]
+async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
+    let policy = Policy {
+        max_size_bytes: Some(2_500_000),
+        min_free_bytes: 0,
+        ..Policy::default()
+    };
+    let pull = Settings {
+        policy,
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
+    rig.assign(&["board"], &layers.iter().collect::<Vec<_>>());
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    for layer in &layers {
+        device.get(&blob(layer)).await;
+        rig.clock.set(rig.clock.now() + Duration::from_secs(10));
+    }
+    rig.puller.evict().await.unwrap();
+    let usage = rig.puller.usage().await.unwrap();
+    assert_eq!(
+        (usage.blobs, usage.size_bytes, usage.partial_bytes),
+        (2, 2_000_003, 0)
+    );
+    assert_eq!(rig.script.gets(), 3);
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
+    assert_eq!(rig.script.gets(), 3);
+
+    let digest = pki::digest::Digest::sha256(&layers[2]);
+    let path = rig
+        .cache()
+        .join("sha256")
+        .join(&digest.hex()[..2])
+        .join(digest.hex());
+    let mut damaged = layers[2].to_vec();
+    damaged[77] ^= 1;
+    std::fs::write(path, damaged).unwrap();
+    let checked = rig.puller.verify().await.unwrap();
+    assert_eq!((checked.good, checked.bad), (1, vec![digest]));
+    assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
+}

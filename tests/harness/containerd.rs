@@ -1,0 +1,155 @@
+//! A real containerd of the test's own: its root, state and socket in a temporary directory, the CRI plugin off.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use pki::digest::Digest;
+use tempfile::TempDir;
+
+use crate::process::{Outcome, Process, as_root, write};
+
+/// A running containerd.
+pub struct Containerd {
+    process: Process,
+    directory: TempDir,
+}
+
+impl Containerd {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        let directory = TempDir::new().expect("make a directory");
+        let config = directory.path().join("config.toml");
+        write(&config, configuration(&directory));
+        let process = launch(&directory);
+        let mut containerd = Self { process, directory };
+        containerd.wait_until_ready();
+        containerd
+    }
+
+    fn wait_until_ready(&mut self) {
+        let mut version = self.ctr_command(&["version"]);
+        self.process
+            .wait_until_ready(|| Outcome::of(&mut version, b"").code == 0);
+    }
+
+    /// The socket clients speak to.
+    pub fn address(&self) -> PathBuf {
+        self.directory.path().join("containerd.sock")
+    }
+
+    /// Kills it and starts it again on the same content, as a reboot would.
+    pub fn restart_after_kill9(&mut self) {
+        self.process.kill9();
+        self.process = launch(&self.directory);
+        self.wait_until_ready();
+    }
+
+    /// The process id, for measuring.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// `ctr` against this containerd, in the namespace images are handed over in.
+    pub fn ctr(&self, args: &[&str]) -> Outcome {
+        Outcome::of(&mut self.ctr_command(args), b"")
+    }
+
+    fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = as_root("ctr");
+        command
+            .arg("--address")
+            .arg(self.address())
+            .args(["--namespace", "drayage"])
+            .args(args);
+        command
+    }
+
+    /// The names of the images it holds.
+    pub fn images(&self) -> Vec<String> {
+        self.lines(&["images", "list", "--quiet"])
+    }
+
+    /// The digests in its content store.
+    pub fn content(&self) -> Vec<Digest> {
+        let lines = self.lines(&["content", "list", "--quiet"]);
+        lines
+            .iter()
+            .map(|line| line.parse().expect("a digest from ctr"))
+            .collect()
+    }
+
+    /// The transfers it has not finished.
+    pub fn ingests(&self) -> Vec<String> {
+        self.lines(&["content", "active"]).into_iter().skip(1).collect()
+    }
+
+    /// The leases in force.
+    pub fn leases(&self) -> Vec<String> {
+        self.lines(&["leases", "list", "--quiet"])
+    }
+
+    fn lines(&self, args: &[&str]) -> Vec<String> {
+        self.ctr(args)
+            .expect_success()
+            .stdout
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Lets containerd collect its garbage now, as `ctr content prune` does.
+    pub fn collect_garbage(&self) {
+        // Deleting a lease in this way waits for a collection to end.
+        self.ctr(&["leases", "create", "--id", "collect"])
+            .expect_success();
+        self.ctr(&["leases", "delete", "--sync", "collect"])
+            .expect_success();
+    }
+
+    /// Runs a container from an image it holds and gives what the container printed.
+    pub fn run(&self, image: &str) -> String {
+        let name = format!("story-{}", self.images().len());
+        // Host network: the story needs no network of its own, and neither do machines without CNI.
+        let run = self.ctr(&["run", "--rm", "--net-host", image, &name]);
+        run.expect_success().stdout
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Shims outlive the daemon that started them: end their tasks while it can still be asked.
+        if self.process.is_running() {
+            for task in self.ctr(&["tasks", "list", "--quiet"]).stdout.lines() {
+                self.ctr(&["tasks", "delete", "--force", task]);
+            }
+            drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.process.terminate()
+            })));
+        }
+        // What root wrote, root removes; a directory that stays behind is only untidy.
+        drop(as_root("rm").arg("-rf").arg(self.directory.path()).status());
+    }
+}
+
+fn launch(directory: &TempDir) -> Process {
+    let mut command = as_root("containerd");
+    command.arg("--config").arg(directory.path().join("config.toml"));
+    Process::start(
+        "containerd",
+        &mut command,
+        &directory.path().join("containerd.log"),
+    )
+}
+
+fn configuration(directory: &TempDir) -> String {
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let group = rustix::process::getgid().as_raw();
+    format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+         [grpc]\naddress = {:?}\ngid = {group}\n[debug]\nlevel = \"info\"\n",
+        at("root"),
+        at("state"),
+        at("containerd.sock"),
+    )
+}

@@ -1,0 +1,208 @@
+//! A device: the agent with a state directory of its own, and the place it hands images to.
+//!
+//! `DRAYAGE_AGENT_COMMAND` replaces the agent's program, so that the same stories run an ARM build under qemu.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use pki::digest::Digest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::containerd::Containerd;
+use crate::facade::{Facade, files_below};
+use crate::image::host_platform;
+use crate::process::{self, Outcome, Process, setting};
+
+/// A device of the rig.
+pub struct Device {
+    id: String,
+    directory: TempDir,
+    sink: Vec<String>,
+}
+
+/// The three files enrollment leaves behind.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The private key.
+    pub key: PathBuf,
+    /// The certificate, its issuer after it.
+    pub cert: PathBuf,
+    /// The facade's CA.
+    pub ca: PathBuf,
+}
+
+impl Identity {
+    /// The identity in `directory`, under the names enrollment gives the files.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            key: directory.join("key.pem"),
+            cert: directory.join("cert.pem"),
+            ca: directory.join("ca.pem"),
+        }
+    }
+}
+
+impl Device {
+    /// A device that hands images to a directory.
+    pub fn new(id: &str) -> Self {
+        let directory = TempDir::new().expect("make a directory");
+        let sink = format!("oci-layout:{}", directory.path().join("images").display());
+        Self {
+            id: id.into(),
+            directory,
+            sink: vec!["--sink".into(), sink],
+        }
+    }
+
+    /// A device that hands images to a containerd.
+    pub fn with_containerd(id: &str, containerd: &Containerd) -> Self {
+        let address = containerd.address().display().to_string();
+        let sink = [
+            "--sink",
+            "containerd",
+            "--namespace",
+            "drayage",
+            "--containerd-address",
+            &address,
+        ];
+        Self {
+            sink: sink.map(str::to_owned).to_vec(),
+            ..Self::new(id)
+        }
+    }
+
+    /// A device that hands images to a directory, enrolled.
+    #[track_caller]
+    pub fn enrolled(id: &str, facade: &Facade) -> Self {
+        let device = Self::new(id);
+        device.enroll(&facade.token(id)).expect_success();
+        device
+    }
+
+    /// A device that hands images to a containerd, enrolled.
+    #[track_caller]
+    pub fn enrolled_with_containerd(id: &str, facade: &Facade, containerd: &Containerd) -> Self {
+        let device = Self::with_containerd(id, containerd);
+        device.enroll(&facade.token(id)).expect_success();
+        device
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The agent's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The directory images are handed to.
+    pub fn layout_dir(&self) -> PathBuf {
+        self.directory.path().join("images")
+    }
+
+    /// What enrollment left behind.
+    pub fn identity(&self) -> Identity {
+        Identity::in_directory(&self.state_dir().join("identity"))
+    }
+
+    /// The agent's command line for `verb`.
+    pub fn command(&self, verb: &[&str]) -> Command {
+        let mut command = agent();
+        command.args(verb).arg("--state-dir").arg(self.state_dir());
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn run(&self, verb: &[&str]) -> Outcome {
+        Outcome::of(&mut self.command(verb), b"")
+    }
+
+    /// `device-agent enroll`.
+    pub fn enroll(&self, token: &str) -> Outcome {
+        self.run(&["enroll", token])
+    }
+
+    /// `device-agent sync`: one round.
+    pub fn sync(&self) -> Outcome {
+        Outcome::of(self.command(&["sync"]).args(&self.sink), b"")
+    }
+
+    /// Starts `device-agent sync` and leaves it running.
+    pub fn start_sync(&self) -> Process {
+        let log = self.directory.path().join("agent.log");
+        Process::start("device-agent", self.command(&["sync"]).args(&self.sink), &log)
+    }
+
+    /// Starts the daemon, `device-agent run`.
+    pub fn start_daemon(&self) -> Process {
+        let log = self.directory.path().join("agent.log");
+        Process::start("device-agent", self.command(&["run"]).args(&self.sink), &log)
+    }
+
+    /// `device-agent status` as JSON.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let mut command = self.command(&["status", "--output", "json"]);
+        Outcome::of(command.args(&self.sink), b"").expect_success().json()
+    }
+
+    /// The digests the layout directory's index names, each once whatever it is called.
+    pub fn delivered(&self) -> BTreeSet<Digest> {
+        let bytes = std::fs::read(self.layout_dir().join("index.json")).unwrap_or_default();
+        let index: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let entries = index
+            .get("manifests")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        let digests = entries
+            .iter()
+            .filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok());
+        digests.collect()
+    }
+
+    /// Whether the layout directory has this content, whole and right.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        let path = self.layout_dir().join("blobs/sha256").join(digest.hex());
+        std::fs::read(path).is_ok_and(|bytes| pki::digest::verify(*digest, &bytes).is_ok())
+    }
+
+    /// Fails the test unless every file the layout directory offers under a digest has that digest.
+    #[track_caller]
+    pub fn assert_nothing_unverified(&self) {
+        let blobs = self.layout_dir().join("blobs/sha256");
+        for path in files_below(&blobs) {
+            let name = path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            // Staged files have other names; what bears a digest's name is offered to readers.
+            let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else {
+                continue;
+            };
+            assert!(
+                self.holds(&digest),
+                "{} holds other bytes than its name says",
+                path.display()
+            );
+        }
+    }
+}
+
+fn agent() -> Command {
+    let Some(words) = setting("DRAYAGE_AGENT_COMMAND") else {
+        return process::command("device-agent");
+    };
+    let words = words.to_string_lossy().into_owned();
+    let mut words = words.split_whitespace();
+    let mut command = Command::new(words.next().expect("a command in DRAYAGE_AGENT_COMMAND"));
+    command.args(words);
+    let mut command = process::in_clean_environment(command);
+    // An ARM build takes itself for an ARM board; the images of the stories run on this machine.
+    command.env("DEVICE_AGENT_PLATFORM", host_platform());
+    command
+}
