@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use pki::wire::{EnrollmentToken, Line, Subject, WaitAnswer};
+use tokio::time::Instant;
 
 use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
 use crate::backoff::{self, Backoff};
@@ -27,6 +28,8 @@ pub(super) struct News {
 
 /// The facade holds the question for at most this long.
 const LONGEST_POLL: Duration = Duration::from_secs(120);
+/// A question that was answered sooner was not held.
+const HELD: Duration = Duration::from_secs(5);
 const MAX_NEWS_BYTES: u64 = 64 * 1024;
 /// A fleet that hears the same news at one moment spreads its questions over this time.
 const NEWS_SPREAD: Duration = Duration::from_secs(1);
@@ -352,12 +355,15 @@ impl Agent {
                 // An older facade: only the poll interval is left.
                 std::future::pending::<()>().await;
             }
+            let asked = Instant::now();
             match self.ask_news(news).await {
                 Ok(true) => {
                     tokio::time::sleep(backoff::within(NEWS_SPREAD, random::number())).await;
                     return;
                 }
-                Ok(false) => failures.reset(),
+                Ok(false) if asked.elapsed() >= HELD => failures.reset(),
+                // A facade that does not hold the question must not be asked without end.
+                Ok(false) => tokio::time::sleep(failures.next(random::number())).await,
                 Err(error) => {
                     tracing::debug!(error = crate::error_chain(&error), "no news");
                     tokio::time::sleep(failures.next(random::number())).await;
@@ -379,11 +385,10 @@ impl Agent {
                     news.unknown = true;
                     return Ok(false);
                 };
-                let first = news.version == 0;
+                // The first answer counts too: what changed since the last check is not known to be in it.
                 let changed = version != news.version;
                 news.version = version;
-                // The first answer only tells where the facade stands: we have just checked.
-                Ok(changed && !first)
+                Ok(changed)
             }
             StatusCode::NO_CONTENT => {
                 answer.whole(MAX_NEWS_BYTES).await?;

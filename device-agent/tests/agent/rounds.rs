@@ -1,7 +1,13 @@
 //! Whole rounds: what is delivered, what is refused, and what a facade's lies cost.
 
+use std::time::Duration;
+
+use device_agent::Agent;
 use device_agent::cli::Exit;
+use device_agent::clock::Clock;
 use device_agent::lifecycle::State;
+use device_agent::state_file::StateError;
+use tokio_util::sync::CancellationToken;
 
 use crate::facade::{Facade, Fault};
 use crate::world::{Device, Sample};
@@ -274,4 +280,47 @@ async fn damage_that_cannot_be_made_good_says_what_is_needed() {
         let text = device_agent::error_chain(&error);
         assert!(text.contains("enroll") || text.contains("root"), "{file}: {text}");
     }
+}
+
+#[tokio::test]
+async fn the_daemon_brings_in_what_is_assigned_while_it_runs() {
+    let (facade, device) = enrolled().await;
+    let sample = Sample::new("app", MIB);
+    let agent = Agent::open(device.config(), Clock::system()).unwrap();
+    let shutdown = CancellationToken::new();
+    let operator = async {
+        while facade.count("/v1/wait") < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sample.assign(&facade);
+        facade.script().news = 2;
+        while !state(&device).standing().current.has(&sample.artifact) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(matches!(device.state().lock(), Err(StateError::Locked(_))));
+        shutdown.cancel();
+    };
+    let (ran, ()) = tokio::join!(agent.run(&shutdown), operator);
+    ran.unwrap();
+    assert!(sample.is_on(&device));
+    device.state().lock().unwrap();
+}
+
+#[tokio::test]
+async fn the_daemon_of_a_new_device_leaves_the_directory_to_enroll() {
+    let (facade, device) = (Facade::start().await, Device::new());
+    let agent = Agent::open(device.config(), Clock::system()).unwrap();
+    let shutdown = CancellationToken::new();
+    let operator = async {
+        while device.state().lock().is_err() || !device.state_path().join("status.json").exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        device.enroll(&facade).await.unwrap();
+        while facade.count("director/timestamp.json") == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        shutdown.cancel();
+    };
+    let (ran, ()) = tokio::join!(agent.run(&shutdown), operator);
+    ran.unwrap();
 }
