@@ -169,8 +169,13 @@ impl Config {
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let mut texts = Texts::default();
-        let mut colour = true;
-        let environment = environment.inspect(|(name, text)| colour &= name != "NO_COLOR" || text.is_empty());
+        let (mut colour, mut no_proxy) = (true, None);
+        let environment = environment.inspect(|(name, text)| {
+            colour &= name != "NO_COLOR" || text.is_empty();
+            if name == "NO_PROXY" || name == "no_proxy" {
+                no_proxy = text.to_str().map(str::to_owned);
+            }
+        });
         let (ours, general) = split_environment(environment, &mut texts.mistakes);
         if let Some(proxy) = general {
             texts.set("proxy", Origin::Environment("HTTPS_PROXY".into()), proxy);
@@ -188,8 +193,12 @@ impl Config {
             let origin = Origin::Flag(format!("--{}", key.replace('_', "-")));
             texts.set(key, origin, text.clone());
         }
-        let config = texts.build()?;
-        Ok(Self { colour, ..config })
+        let mut config = texts.build()?;
+        config.colour = colour;
+        if let Some(list) = no_proxy {
+            config.proxy = config.proxy.map(|proxy| proxy.except(&list));
+        }
+        Ok(config)
     }
 }
 

@@ -10,6 +10,7 @@ pub struct Proxy {
     host: String,
     port: u16,
     authorization: Option<String>,
+    exempt: Vec<String>,
 }
 
 impl Proxy {
@@ -26,6 +27,26 @@ impl Proxy {
     /// The value of `Proxy-Authorization`, where the proxy wants a user; a secret.
     pub fn authorization(&self) -> Option<&str> {
         self.authorization.as_deref()
+    }
+
+    /// The same, but not for the hosts of a `NO_PROXY` list.
+    pub(super) fn except(mut self, list: &str) -> Self {
+        self.exempt = list
+            .split(',')
+            .map(|entry| entry.trim().trim_start_matches('.').to_ascii_lowercase())
+            .filter(|entry| !entry.is_empty())
+            .collect();
+        self
+    }
+
+    /// Whether this host is reached through the proxy. An entry exempts a host and all below it; `*` exempts all.
+    pub fn is_for(&self, host: &str) -> bool {
+        let host = host.to_ascii_lowercase();
+        let below = |entry: &str| {
+            host.strip_suffix(entry)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        !self.exempt.iter().any(|entry| entry == "*" || below(entry))
     }
 
     /// Reads the setting: a URL, or `none` where the environment names a proxy that is not to be used.
@@ -64,6 +85,7 @@ impl Proxy {
             host: host.to_owned(),
             port,
             authorization,
+            exempt: Vec::new(),
         })
     }
 }
@@ -99,6 +121,23 @@ mod tests {
         assert_eq!((proxy.host(), proxy.port()), ("proxy.example", 3128));
         assert_eq!(proxy.authorization(), Some("Basic dTpwQHNz"));
         assert_eq!(Proxy::parse("http://[::1]:3128").unwrap().host(), "::1");
+    }
+
+    #[test]
+    fn leaves_out_the_hosts_of_no_proxy() {
+        let proxy = Proxy::parse("http://proxy:1")
+            .unwrap()
+            .except("127.0.0.1, .corp.example,");
+        for (host, through) in [
+            ("127.0.0.1", false),
+            ("facade.corp.example", false),
+            ("corp.example", false),
+            ("notcorp.example", true),
+            ("facade.example", true),
+        ] {
+            assert_eq!(proxy.is_for(host), through, "{host}");
+        }
+        assert!(!Proxy::parse("http://proxy:1").unwrap().except("*").is_for("x"));
     }
 
     #[test]

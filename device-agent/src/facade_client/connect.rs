@@ -47,7 +47,7 @@ impl Route {
             host: facade.host().to_owned(),
             port: facade.port(),
             name,
-            proxy: proxy.cloned(),
+            proxy: proxy.filter(|proxy| proxy.is_for(facade.host())).cloned(),
             tls: tls.config(),
         })
     }
