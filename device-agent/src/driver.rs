@@ -10,116 +10,34 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pki::oci::Platform;
 use pki::wire::MetadataVersions;
-use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
 use crate::clock::Clock;
 use crate::config::{Config, Sink};
-use crate::facade_client::{Class, ClientError, FacadeClient};
-use crate::fetch::FetchError;
-use crate::handover::HandoverError;
+use crate::facade_client::{ClientError, FacadeClient};
 use crate::identity::{Identity, IdentityError};
 use crate::lifecycle::{Effect, Event, Fault, State};
 use crate::progress::Progress;
 use crate::random;
-use crate::refresh::RefreshError;
 use crate::report::{self, Reporter};
+use crate::runtime::Runtime;
 use crate::runtime::containerd::{Containerd, Settings};
 use crate::runtime::oci_layout::OciLayout;
-use crate::runtime::{Runtime, RuntimeError};
 use crate::state_file::{Lock, StateDir, StateError};
 
 mod aside;
 mod effects;
+mod error;
+mod news;
 pub mod shown;
+
+pub use error::AgentError;
 
 /// Where the life-cycle is stored.
 pub const STATE_FILE: &str = "state.json";
 /// The earliest time it can be, learnt from signatures.
 const CLOCK_FILE: &str = "clock.json";
-
-/// Why a round did not end well.
-#[derive(Debug, Error)]
-pub enum AgentError {
-    /// The state directory cannot be used.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// There is no usable identity.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The metadata could not be refreshed, or is not believed.
-    #[error(transparent)]
-    Refresh(#[from] RefreshError),
-    /// A release could not be brought in.
-    #[error(transparent)]
-    Fetch(Box<FetchError>),
-    /// A release could not be handed over.
-    #[error(transparent)]
-    Handover(Box<HandoverError>),
-    /// The place for images does not work.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// The facade could not be asked.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// Somebody asked us to stop.
-    #[error("stopped before the round was done; it goes on where it was")]
-    Stopped,
-}
-
-impl From<FetchError> for AgentError {
-    fn from(error: FetchError) -> Self {
-        Self::Fetch(Box::new(error))
-    }
-}
-
-impl From<HandoverError> for AgentError {
-    fn from(error: HandoverError) -> Self {
-        Self::Handover(Box::new(error))
-    }
-}
-
-impl AgentError {
-    /// Whether something was refused because it could not be verified.
-    pub fn is_verification(&self) -> bool {
-        match self {
-            Self::Refresh(error) => error.is_verification() || is_impostor(error_client(error)),
-            Self::Fetch(error) => error.is_verification() || error.class() == Some(Class::Impostor),
-            Self::Handover(error) => error.fault() == Fault::Release,
-            Self::Identity(
-                IdentityError::WrongFacade { .. }
-                | IdentityError::WrongRoot { .. }
-                | IdentityError::Answer(_),
-            ) => true,
-            Self::Identity(IdentityError::Client(error)) | Self::Client(error) => is_impostor(Some(error)),
-            Self::Identity(_) | Self::State(_) | Self::Runtime(_) | Self::Stopped => false,
-        }
-    }
-
-    /// What went wrong on the way to the facade, if it was that.
-    pub fn class(&self) -> Option<Class> {
-        match self {
-            Self::Refresh(error) => error_client(error).map(ClientError::class),
-            Self::Fetch(error) => error.class(),
-            Self::Identity(IdentityError::TokenRefused(_)) => Some(Class::NotAllowed),
-            Self::Identity(IdentityError::Client(error)) | Self::Client(error) => Some(error.class()),
-            Self::Identity(_) | Self::State(_) | Self::Handover(_) | Self::Runtime(_) | Self::Stopped => None,
-        }
-    }
-}
-
-fn error_client(error: &RefreshError) -> Option<&ClientError> {
-    if let RefreshError::Client { source, .. } = error {
-        Some(source)
-    } else {
-        None
-    }
-}
-
-fn is_impostor(error: Option<&ClientError>) -> bool {
-    error.is_some_and(|error| error.class() == Class::Impostor)
-}
 
 /// The agent of one device.
 pub struct Agent {
@@ -297,7 +215,7 @@ impl Agent {
         aside::ready();
         let work = async {
             let mut failures = Backoff::default();
-            let mut news = effects::News::default();
+            let mut news = news::News::default();
             loop {
                 if matches!(self.state(), State::Unenrolled { .. }) && !self.can_enroll() {
                     // `device-agent enroll` needs the directory while we have no use for it.
@@ -324,7 +242,7 @@ impl Agent {
     /// One state's effect, and what comes of it.
     async fn turn(
         &self,
-        news: &mut effects::News,
+        news: &mut news::News,
         failures: &mut Backoff,
     ) -> Result<Option<AgentError>, AgentError> {
         self.renew_if_due().await;
@@ -349,12 +267,7 @@ impl Agent {
     }
 
     async fn wait_after(&self, error: &AgentError, failures: &mut Backoff) {
-        let client = if let AgentError::Refresh(error) = error {
-            error_client(error)
-        } else {
-            None
-        };
-        let told = client.and_then(ClientError::retry_after);
+        let told = error.client().and_then(ClientError::retry_after);
         let delay = told.unwrap_or_else(|| failures.next(random::number()));
         tracing::info!(delay_seconds = delay.as_secs(), "waiting before the next try");
         tokio::time::sleep(delay.min(self.config.poll.max(backoff::FIRST))).await;
