@@ -112,7 +112,7 @@ impl Script {
                     });
                 }
                 let missing = UpstreamError::NotFound {
-                    host: host.as_str().into(),
+                    host: host.clone(),
                     what: "it".into(),
                 };
                 let Some(content) = content else {
@@ -125,7 +125,10 @@ impl Script {
                     Some(Fault::CutAt(at)) => cut = Some(at),
                     Some(Fault::WrongAt(at)) => bytes[at] ^= 1,
                     Some(Fault::RateLimited(retry_after)) => {
-                        return Err(upstream(UpstreamError::RateLimited { host: host.as_str().into(), retry_after }));
+                        return Err(upstream(UpstreamError::RateLimited {
+                            host: host.clone(),
+                            retry_after,
+                        }));
                     }
                     Some(Fault::Missing) => return Err(upstream(missing)),
                     Some(Fault::Total(said)) => total = said,
@@ -141,7 +144,7 @@ impl Script {
                 if cut.is_some() {
                     let received_bytes = end as u64;
                     pieces.push(Err(UpstreamError::Interrupted {
-                        host: host.as_str().into(),
+                        host: host.clone(),
                         received_bytes,
                         source: Cause::new("cut"),
                     }));
