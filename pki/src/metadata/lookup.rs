@@ -145,7 +145,7 @@ impl<'a> Lookup<'a> {
                 return Ok(step);
             }
             match (self.asked.take(), self.answer.take()) {
-                (Some(asked), Some(fetched)) => self.judge(asked, fetched)?,
+                (Some(asked), Some(fetched)) => self.judge(&asked, fetched)?,
                 (Some(asked), None) => {
                     let step = Step::Fetch {
                         file: asked.file.clone(),
@@ -193,7 +193,7 @@ impl<'a> Lookup<'a> {
         Ok(())
     }
 
-    fn judge(&mut self, asked: Asked, fetched: Fetched) -> Result<(), MetadataError> {
+    fn judge(&mut self, asked: &Asked, fetched: Fetched) -> Result<(), MetadataError> {
         let bytes = fetched.demand(&asked.file, asked.max_bytes)?;
         let targets = self.verified(&asked.pending, &bytes)?;
         self.enter(&asked.pending, &targets);
