@@ -656,7 +656,7 @@ fn rejects_specifications_of_another_major_version() {
     for version in ["2.0.0", "0.9", "1", "1.", "1.x", "1.0.0.0", "", "11.0", "1.0-rc"] {
         let mut repository = Repository::new();
         tamper(&mut repository, "timestamp.json", |file| {
-            file["signed"]["spec_version"] = version.into()
+            file["signed"]["spec_version"] = version.into();
         });
         let refused = Client::new(&repository).refresh(&repository).unwrap_err();
         assert!(
@@ -767,9 +767,12 @@ fn refused_root(change: impl FnOnce(&mut Value)) -> MetadataError {
 
 #[test]
 fn rejects_roots_that_no_root_may_be() {
-    let flaw = |change: &dyn Fn(&mut Value)| match refused_root(change) {
-        MetadataError::Flawed { source, .. } => source,
-        other => panic!("{other:?}"),
+    let flaw = |change: &dyn Fn(&mut Value)| {
+        let refused = refused_root(change);
+        let MetadataError::Flawed { source, .. } = refused else {
+            panic!("{refused:?}")
+        };
+        source
     };
     for role in ["root", "timestamp", "snapshot", "targets"] {
         let found = flaw(&|signed| signed["roles"][role]["threshold"] = 0.into());
@@ -970,7 +973,7 @@ fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
             .enumerate()
             .map(|(at, value)| (at.to_string(), value))
             .collect(),
-        _ => Vec::new(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     };
     for (name, child) in children {
         let pointer = format!("{at}/{name}");
@@ -984,7 +987,7 @@ fn remove(file: &mut Value, pointer: &str) {
     match file.pointer_mut(parent).unwrap() {
         Value::Object(map) => drop(map.remove(&name.replace("~1", "/").replace("~0", "~"))),
         Value::Array(items) => drop(items.remove(name.parse().unwrap())),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
