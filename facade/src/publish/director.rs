@@ -17,7 +17,7 @@ use serde_json::Map;
 use tokio::sync::Mutex;
 
 use super::images::target_path;
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, versioned};
+use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, signed_at, versioned};
 use crate::catalog::artifacts::Artifacts;
 use crate::clock::Clock;
 use crate::store::{Batch, Store, Table, get_json};
@@ -246,7 +246,7 @@ impl Director {
             version: signed.timestamp_version,
             expires: signed.timestamp_expires,
             meta: TimestampMeta { snapshot },
-            extra: Map::new(),
+            extra: signed_at(now),
         };
         let bytes = sign(&timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
             file: TIMESTAMP_FILE.to_owned(),

@@ -12,7 +12,7 @@ use pki::oci::{ArtifactName, Tag};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, is_ageing, versioned};
+use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, is_ageing, signed_at, versioned};
 use crate::catalog::artifacts::{Artifact, Artifacts};
 use crate::clock::Clock;
 use crate::store::{Batch, Store, Table};
@@ -202,6 +202,7 @@ impl Images {
     ) -> Result<(Current, Batch), PublishingError> {
         next.timestamp.version += 1;
         next.timestamp.expires = end_of(now, self.lifetimes.timestamp);
+        next.timestamp.extra = signed_at(now);
         let bytes =
             sign(&next.timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
                 file: TIMESTAMP_FILE.to_owned(),
