@@ -86,6 +86,9 @@ pub(super) struct Add {
     /// The registry has a private address
     #[arg(long)]
     allow_private: bool,
+    /// Another host that may receive the credentials, because it issues this registry's tokens
+    #[arg(long, value_name = "HOST")]
+    token_host: Option<String>,
     /// Further certificate authorities for this registry, PEM
     #[arg(long, value_name = "FILE")]
     registry_ca_file: Option<PathBuf>,
@@ -161,6 +164,7 @@ impl Add {
             config: self.config_file.as_ref().map(read_file).transpose()?,
             plain_http: self.plain_http,
             allow_private: self.allow_private,
+            token_host: self.token_host,
             ca_pem: self.registry_ca_file.as_ref().map(read_file).transpose()?,
             client_certificate_pem: self.client_certificate_file.as_ref().map(read_file).transpose()?,
         })

@@ -18,6 +18,12 @@ pub(super) struct Import {
     /// Fetch every byte into the cache now, so that the registry may lose them later
     #[arg(long)]
     pin: bool,
+    /// The group they are for: warns of devices that cannot run them, and refuses what none can
+    #[arg(long, value_name = "GROUP")]
+    for_group: Option<String>,
+    /// The device they are for
+    #[arg(long, value_name = "ID")]
+    for_device: Option<String>,
 }
 
 impl Import {
@@ -26,6 +32,8 @@ impl Import {
             repository: self.repository,
             tags: self.tags,
             pin: self.pin,
+            for_group: self.for_group,
+            for_device: self.for_device,
         };
         let report: ImportReport = client.post("/api/v1/imports", &request).await?;
         output.result(&report, |report| {
