@@ -160,7 +160,10 @@ impl Facade {
 
     /// Fetches everything an artifact consists of into the cache.
     pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
-        let documents = closure.documents.iter().map(|descriptor| (descriptor, Kind::Document));
+        let documents = closure
+            .documents
+            .iter()
+            .map(|descriptor| (descriptor, Kind::Document));
         let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
         for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();

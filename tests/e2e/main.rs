@@ -12,6 +12,7 @@ mod faults;
 mod import;
 mod pull;
 mod rig;
+mod secrets;
 mod stock_clients;
 mod tamper;
 mod tidy;

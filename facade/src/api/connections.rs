@@ -12,7 +12,10 @@ use super::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest, Pa
 use super::{Answer, State};
 use crate::catalog::registries::{self, RegistriesError};
 use crate::secret::Secret;
-use crate::upstream::{AwsConfiguration, AwsConfigurationError, Definition, DefinitionError, GoogleAccount, Outcome, Provider, Secrets};
+use crate::upstream::{
+    AwsConfiguration, AwsConfigurationError, Definition, DefinitionError, GoogleAccount, Outcome, Provider,
+    Secrets,
+};
 
 impl From<RegistriesError> for Problem {
     fn from(error: RegistriesError) -> Self {
@@ -29,8 +32,12 @@ impl From<RegistriesError> for Problem {
 fn definition_problem(wrong: &DefinitionError) -> Problem {
     let text = wrong.to_string();
     match (wrong, text.split_once(": ")) {
-        (DefinitionError::Aws(AwsConfigurationError::Host(_)), Some((_, detail))) => Problem::invalid("host", detail),
-        (DefinitionError::Aws(_) | DefinitionError::Google(_), Some((_, detail))) => Problem::invalid("config", detail),
+        (DefinitionError::Aws(AwsConfigurationError::Host(_)), Some((_, detail))) => {
+            Problem::invalid("host", detail)
+        }
+        (DefinitionError::Aws(_) | DefinitionError::Google(_), Some((_, detail))) => {
+            Problem::invalid("config", detail)
+        }
         (_, Some((field, detail))) => Problem::invalid(field, detail),
         (_, None) => Problem::malformed(text),
     }

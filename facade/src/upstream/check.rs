@@ -221,7 +221,9 @@ async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, F
 }
 
 fn is_web_page(answer: &Answer) -> bool {
-    let html = answer.content_type().is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
+    let html = answer
+        .content_type()
+        .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
     html && answer.header("docker-distribution-api-version").is_none()
 }
 
