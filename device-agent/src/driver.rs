@@ -161,6 +161,8 @@ impl Agent {
     pub async fn sync(&self, shutdown: &CancellationToken) -> Result<(), AgentError> {
         let _lock = self.begin()?;
         let round = async {
+            // A device that only ever syncs would otherwise outlive its certificate.
+            self.renew_if_due().await;
             let result = self.round().await;
             self.send_report().await;
             result

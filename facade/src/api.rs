@@ -69,6 +69,7 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))
         .routes(routes!(devices::show, devices::delete))
+        .routes(routes!(devices::approve))
         .routes(routes!(devices::revoke))
         .routes(routes!(devices::suspend))
         .routes(routes!(devices::restore))

@@ -7,6 +7,7 @@ mod connection;
 mod device;
 mod import;
 mod output;
+mod provision;
 mod server;
 mod status;
 mod tags;

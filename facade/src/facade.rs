@@ -221,6 +221,9 @@ impl Running {
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let tls = Tls::new(tls_identity(&data, &config), clock.clone())?;
+        if let Err(error) = data.check_server_certificate(clock.now()) {
+            tracing::error!(error = %chain(&error), "devices cannot connect");
+        }
         let public_url = public_url(&config, &data, address.port())?;
         let facade = Arc::new(assemble(&config, &clock, store, data, public_url).await?);
         facade.warm_up().await?;
@@ -248,8 +251,10 @@ impl Running {
     pub async fn until(self, shutdown: impl Future<Output = ()> + Send) {
         let stopping = self.facade.stopping.clone();
         let tasks = TaskTracker::new();
+        let reloading = self.config.clone();
         tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
         tasks.spawn(housekeeping(Arc::clone(&self.facade), self.store, self.device_door.tls.clone(), self.config));
+        tasks.spawn(reload_on_hangup(self.device_door.tls.clone(), reloading, self.facade.clock.clone(), stopping.clone()));
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
@@ -399,7 +404,7 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
     let renewed = tokio::task::spawn_blocking(move || init::renew_server_certificate(&data_dir, now)).await;
     match renewed {
         Ok(Ok(false)) => {}
-        Ok(Ok(true)) => match reload_certificates(tls, config) {
+        Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
             Err(error) => tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used"),
         },
@@ -408,8 +413,30 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
     }
 }
 
-fn reload_certificates(tls: &Tls, config: &Config) -> Result<(), StartError> {
+/// Takes the server certificate that lies in the data directory whenever the process gets `SIGHUP`. One that cannot be
+/// used changes nothing; connections that are open stay open.
+async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, stopping: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            () = stopping.cancelled() => return,
+        }
+        let (tls, config, now) = (tls.clone(), config.clone(), clock.now());
+        match tokio::task::spawn_blocking(move || reload_certificates(&tls, &config, now)).await {
+            Ok(Ok(())) => tracing::info!("the server certificate was read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %chain(&error), "the server certificate in the data directory is not used");
+            }
+            Err(error) => tracing::error!(%error, "the server certificate could not be read again"),
+        }
+    }
+}
+
+fn reload_certificates(tls: &Tls, config: &Config, now: Timestamp) -> Result<(), StartError> {
     let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
+    data.check_server_certificate(now)?;
     Ok(tls.replace(tls_identity(&data, config))?)
 }
 

@@ -123,6 +123,13 @@ pub enum InitError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The server certificate is none that devices take.
+    #[error("no device of this facade would accept tls/server.pem: it has to lead to ca/root.pem and be valid now")]
+    Untrusted {
+        /// What a device would say.
+        #[source]
+        source: Box<rustls::Error>,
+    },
     /// No name for the server certificate.
     #[error("devices need a name or an address to reach the facade by (--hostname NAME)")]
     NoHostname,

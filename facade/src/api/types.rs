@@ -290,6 +290,9 @@ pub struct EnrollmentTokenRequest {
     /// How many devices can enroll with it.
     #[schema(example = 1)]
     pub uses: u32,
+    /// Whether an operator approves each device before it gets its certificate.
+    #[serde(default)]
+    pub approve: bool,
 }
 
 /// A new enrollment token. This answer is the only place where it appears.
@@ -324,6 +327,9 @@ pub struct EnrollmentToken {
     pub uses_left: u32,
     /// `valid`, `used`, `expired` or `revoked`.
     pub state: String,
+    /// Whether an operator approves each device before it gets its certificate.
+    #[serde(default)]
+    pub approve: bool,
 }
 
 /// A device.
@@ -331,8 +337,11 @@ pub struct EnrollmentToken {
 pub struct Device {
     /// Its id.
     pub id: String,
-    /// `active`, `suspended`, `revoked`, …
+    /// `pending`, `active`, `suspended`, `quarantined` or `revoked`.
     pub standing: String,
+    /// Why it has that standing, where there is a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The groups it is in.
     pub groups: Vec<String>,
     /// When it enrolled (RFC 3339).

@@ -2,13 +2,21 @@
 
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use pki::key::SigningKey;
 use pki::metadata::{Limits, trusted};
 use pki::seal::SealingKey;
 use pki::wire::RootPin;
 use pki::x509::{Authority, Fingerprint, PrivateKey, ServerName, TrustDomain, pem};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -67,6 +75,12 @@ impl DataDir {
     /// Reads the directory; the sealing key may be kept elsewhere.
     pub fn open(path: &Path, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
         Self::read(&Files::open(path)?, seal_key_file)
+    }
+
+    /// Refuses a server certificate that no device would take: whoever puts one in place should hear of it, and not find
+    /// the fleet gone.
+    pub fn check_server_certificate(&self, now: Timestamp) -> Result<(), InitError> {
+        server_is_trusted(self, now).map_err(|source| InitError::Untrusted { source: Box::new(source) })
     }
 
     pub(super) fn read(files: &Files, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
@@ -140,16 +154,33 @@ pub(super) fn signing_key(files: &Files, name: &str) -> Result<SigningKey, InitE
 fn server(files: &Files) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), InitError> {
     let unusable = |reason: &dyn std::fmt::Display| InitError::unusable(&files.path(SERVER), reason);
     let chain = pem::certificates(&files.read(SERVER)?).map_err(|error| unusable(&error))?;
-    let key = private_key(files, SERVER_KEY)?;
-    let leaf = chain
-        .first()
-        .and_then(|leaf| X509Certificate::from_der(leaf).ok());
-    let pair = leaf.is_some_and(|(_, leaf)| Fingerprint::of(leaf.public_key().raw) == key.fingerprint());
-    if !pair {
-        return Err(unusable(&"its first certificate is not that of tls/server.key"));
+    let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
+    // An operator's own key may be of any kind that TLS knows.
+    let key = PrivateKeyDer::from_pem_slice(files.read(SERVER_KEY)?.as_bytes())
+        .map_err(|error| InitError::unusable(&files.path(SERVER_KEY), error))?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider) {
+        Ok(_) => Ok((chain, key)),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(unusable(&"its first certificate is not that of tls/server.key"))
+        }
+        Err(error) => Err(unusable(&error)),
     }
-    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
-    Ok((chain.into_iter().map(CertificateDer::from).collect(), key.into()))
+}
+
+/// Whether a device that trusts only the CA of this facade would take the server certificate, at any of its names.
+fn server_is_trusted(data: &DataDir, now: Timestamp) -> Result<(), rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(data.authority.root().to_vec()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let name = data.server_names.first().map(ToString::to_string).unwrap_or_default();
+    let name = rustls_pki_types::ServerName::try_from(name).map_err(|error| rustls::Error::General(error.to_string()))?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
+    let (leaf, path) = data.server_chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    verifier.verify_server_cert(leaf, path, &name, &[], now).map(drop)
 }
 
 /// The names in the server certificate.

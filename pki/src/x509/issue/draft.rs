@@ -1,13 +1,17 @@
 //! One certificate in the making: serial number, dates and subject, the same way for each kind.
 
 use jiff::{SignedDuration, Timestamp};
-use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, PublicKeyData, SerialNumber, SigningKey};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, Issuer, KeyIdMethod, PublicKeyData, SerialNumber, SigningKey,
+};
 
 use super::{IssueError, Issued};
-use crate::x509::Serial;
+use crate::x509::{Fingerprint, Serial};
 
 /// A device whose clock is a little behind must not find its new certificate not yet valid.
 const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
+/// RFC 7093 2, method 1: the first 160 bits of the SHA-256 of the key.
+const KEY_IDENTIFIER_BYTES: usize = 20;
 
 /// A certificate in the making.
 pub(super) struct Draft {
@@ -64,6 +68,9 @@ impl Draft {
         };
         self.params.not_before = epoch + std::time::Duration::from_secs(seconds(self.not_before)?);
         self.params.not_after = epoch + std::time::Duration::from_secs(seconds(self.not_after)?);
+        let hash = Fingerprint::of(key.der_bytes());
+        let identifier = hash.as_bytes().iter().copied().take(KEY_IDENTIFIER_BYTES);
+        self.params.key_identifier_method = KeyIdMethod::PreSpecified(identifier.collect());
         let certificate = self
             .params
             .signed_by(key, issuer)
