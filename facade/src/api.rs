@@ -51,7 +51,10 @@ struct Security;
 impl utoipa::Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_with(Default::default).add_security_scheme("token", bearer);
+        document
+            .components
+            .get_or_insert_with(Default::default)
+            .add_security_scheme("token", bearer);
     }
 }
 

@@ -47,7 +47,13 @@ Exit codes: 0 success, 1 failed, 2 wrong use, 3 some of a batch failed, 4 server
 #[derive(Args, Debug)]
 struct Global {
     /// Address of the operator door
-    #[arg(long, global = true, env = "FACADE_SERVER", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "FACADE_SERVER",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
     server: String,
     /// File with the operator's token
     #[arg(long, global = true, env = "FACADE_TOKEN_FILE", value_name = "FILE")]
@@ -58,6 +64,9 @@ struct Global {
     /// How to print results
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
+    /// Print results and errors only
+    #[arg(long, short, global = true)]
+    quiet: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -140,7 +149,12 @@ impl CliError {
     }
 
     fn from_problem(problem: Problem) -> Self {
-        let Problem { status, detail, field, .. } = problem;
+        let Problem {
+            status,
+            detail,
+            field,
+            ..
+        } = problem;
         let detail = match field {
             Some(field) => format!("{field}: {detail}"),
             None => detail,
@@ -161,15 +175,23 @@ impl Cli {
 
     /// Does what was asked, and gives the exit code.
     pub fn run(self) -> ExitCode {
-        let mut output = Output::new(self.global.output);
+        let mut output = Output::new(self.global.output, self.global.quiet);
         let result = match self.verb {
             Verb::Init(verb) => verb.run(&mut output),
             Verb::Serve(verb) => verb.run(),
             Verb::Completions { shell } => {
-                output.completions(shell, &mut Self::definition());
+                output::completions(shell, &mut Self::definition());
                 Ok(())
             }
-            verb => talk(&self.global, verb, &mut output),
+            verb @ (Verb::Connection(_)
+            | Verb::Tags(_)
+            | Verb::Import(_)
+            | Verb::Artifact(_)
+            | Verb::Assign(_)
+            | Verb::Unassign(_)
+            | Verb::Assignments(_)
+            | Verb::Device(_)
+            | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -181,13 +203,16 @@ impl Cli {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the verbs without a server are handled by the caller")]
 fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::from_error(&error))?;
-    let client = client::Client::new(&global.server, global.token_file.as_deref(), global.ca_file.as_deref())?;
+    let client = client::Client::new(
+        &global.server,
+        global.token_file.as_deref(),
+        global.ca_file.as_deref(),
+    )?;
     runtime.block_on(async {
         match verb {
             Verb::Connection(verb) => verb.run(&client, output).await,
@@ -199,7 +224,9 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
-            _ => Err(CliError::Usage("this verb needs no server".to_owned())),
+            Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
+                Err(CliError::Usage("this verb needs no server".to_owned()))
+            }
         }
     })
 }

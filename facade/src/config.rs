@@ -236,7 +236,6 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Con
 }
 
 /// The process's environment, as far as it is text.
-#[expect(clippy::disallowed_methods, reason = "this is where the environment is read")]
 pub fn environment() -> BTreeMap<String, String> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -320,7 +319,8 @@ fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>,
 
 fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
     let text = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
-    let relative = text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("http://169.254.170.2{path}"));
+    let relative =
+        text("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("http://169.254.170.2{path}"));
     AwsEnvironment {
         access_key_id: text("AWS_ACCESS_KEY_ID"),
         secret_access_key: text("AWS_SECRET_ACCESS_KEY").map(Secret::new),
@@ -329,13 +329,19 @@ fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
         web_identity_role_arn: text("AWS_ROLE_ARN"),
         container_credentials_url: relative.or_else(|| text("AWS_CONTAINER_CREDENTIALS_FULL_URI")),
         container_authorization: text("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new),
-        use_instance_metadata: text("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true")),
+        use_instance_metadata: text("AWS_EC2_METADATA_DISABLED")
+            .is_none_or(|value| !value.eq_ignore_ascii_case("true")),
     }
 }
 
 /// Variables of the command line's other verbs; the server ignores them.
-const OPERATOR_VARIABLES: [&str; 5] =
-    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
+const OPERATOR_VARIABLES: [&str; 5] = [
+    "FACADE_SERVER",
+    "FACADE_TOKEN_FILE",
+    "FACADE_CA_FILE",
+    "FACADE_DATA_DIR",
+    "FACADE_CONFIG",
+];
 
 fn check(config: &Config, errors: &mut Vec<String>) {
     let with_certificate = config.operator_tls_certificate.is_some();
@@ -531,7 +537,7 @@ mod tests {
     fn reads_sizes_and_durations() {
         assert_eq!(size("50GiB"), Ok(50 << 30));
         assert_eq!(size("12"), Ok(12));
-        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("15m"), Ok(Duration::from_mins(15)));
         for text in ["", "0s", "1", "-1s", "1w", "s", "99999999999999999999d"] {
             assert!(duration(text).is_err(), "{text}");
         }

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::auth::Tokens;
-use crate::api::{device_door, problem::chain};
 use crate::api::enroll::{self, Est};
+use crate::api::{device_door, problem::chain};
 use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
@@ -44,7 +44,7 @@ use crate::store::{Store, StoreError};
 use crate::upstream::{self, Upstreams};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
-const HOUSEKEEPING: Duration = Duration::from_secs(60);
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// How many records are read at a time when the facade starts.
 const STEP: usize = 1000;
@@ -135,7 +135,11 @@ impl Facade {
         for descriptor in &resolved.closure.documents {
             if let Some(bytes) = resolved.documents.get(&descriptor.digest) {
                 let repository = resolved.closure.name.repository().clone();
-                let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Document };
+                let wanted = Wanted {
+                    repository,
+                    descriptor: descriptor.clone(),
+                    kind: Kind::Document,
+                };
                 self.puller.keep(&wanted, bytes).await?;
             }
         }
@@ -146,7 +150,11 @@ impl Facade {
     pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
         for descriptor in &closure.blobs {
             let repository = closure.name.repository().clone();
-            let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Blob };
+            let wanted = Wanted {
+                repository,
+                descriptor: descriptor.clone(),
+                kind: Kind::Blob,
+            };
             self.puller.prefetch(&wanted).await?;
         }
         Ok(())
@@ -182,7 +190,9 @@ impl Facade {
         let mut after = None;
         loop {
             let page = self.devices.list(after.as_ref(), STEP).await?;
-            page.iter().for_each(|device| self.rollouts.device_changed(device));
+            for device in &page {
+                self.rollouts.device_changed(device);
+            }
             match page.last() {
                 Some(last) if page.len() == STEP => after = Some(last.id.clone()),
                 _ => return Ok(()),
@@ -192,8 +202,13 @@ impl Facade {
 }
 
 /// Puts a facade together, serves until `shutdown`, and drains.
-pub async fn serve(config: Config, clock: Clock, shutdown: impl Future<Output = ()> + Send) -> Result<(), StartError> {
-    let running = Running::start(config, clock).await?;
+pub async fn serve(
+    config: Config,
+    clock: Clock,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), StartError> {
+    // The future of a start holds every part at once: too much for a stack frame of somebody else's.
+    let running = Box::pin(Running::start(config, clock)).await?;
     running.until(shutdown).await;
     Ok(())
 }
@@ -218,8 +233,12 @@ impl Running {
         }
         let store: Arc<dyn Store> = Arc::new(sled.clone());
         let address = config.device_listen;
-        let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
-        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Listen { address, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Listen { address, source })?;
         let tls = Tls::new(tls_identity(&data, &config), clock.clone())?;
         if let Err(error) = data.check_server_certificate(clock.now()) {
             tracing::error!(error = %chain(&error), "devices cannot connect");
@@ -244,7 +263,14 @@ impl Running {
             public_url = %facade.public_url,
             "facade ready"
         );
-        Ok(Self { facade, device_door, device_listener: listener, operator_door, store: sled, config })
+        Ok(Self {
+            facade,
+            device_door,
+            device_listener: listener,
+            operator_door,
+            store: sled,
+            config,
+        })
     }
 
     /// Serves until `shutdown`, then drains.
@@ -253,9 +279,21 @@ impl Running {
         let tasks = TaskTracker::new();
         let reloading = self.config.clone();
         tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
-        tasks.spawn(housekeeping(Arc::clone(&self.facade), self.store, self.device_door.tls.clone(), self.config));
-        tasks.spawn(reload_on_hangup(self.device_door.tls.clone(), reloading, self.facade.clock.clone(), stopping.clone()));
-        let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
+        tasks.spawn(housekeeping(
+            Arc::clone(&self.facade),
+            self.store,
+            self.device_door.tls.clone(),
+            self.config,
+        ));
+        tasks.spawn(reload_on_hangup(
+            self.device_door.tls.clone(),
+            reloading,
+            self.facade.clock.clone(),
+            stopping.clone(),
+        ));
+        let devices = self
+            .device_door
+            .run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
         shutdown.await;
@@ -316,12 +354,37 @@ async fn assemble(
     let metrics = Metrics::new();
     let access = Arc::new(Access::new());
     let artifacts = Artifacts::new(Arc::clone(&store));
-    let keys = images::Keys { targets: data.images.targets, snapshot: data.images.snapshot, timestamp: data.images.timestamp };
-    let images = Images::open(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone()).await?;
-    images.put_root(data.images_root.pin.version.get(), &data.images_root.bytes).await?;
-    let keys = director::Keys { targets: data.director.targets, snapshot: data.director.snapshot, timestamp: data.director.timestamp };
-    let director = Director::new(Arc::clone(&store), artifacts.clone(), keys, lifetimes, clock.clone());
-    director.put_root(data.director_root.pin.version.get(), &data.director_root.bytes).await?;
+    let keys = images::Keys {
+        targets: data.images.targets,
+        snapshot: data.images.snapshot,
+        timestamp: data.images.timestamp,
+    };
+    let images = Images::open(
+        Arc::clone(&store),
+        artifacts.clone(),
+        keys,
+        lifetimes,
+        clock.clone(),
+    )
+    .await?;
+    images
+        .put_root(data.images_root.pin.version.get(), &data.images_root.bytes)
+        .await?;
+    let keys = director::Keys {
+        targets: data.director.targets,
+        snapshot: data.director.snapshot,
+        timestamp: data.director.timestamp,
+    };
+    let director = Director::new(
+        Arc::clone(&store),
+        artifacts.clone(),
+        keys,
+        lifetimes,
+        clock.clone(),
+    );
+    director
+        .put_root(data.director_root.pin.version.get(), &data.director_root.bytes)
+        .await?;
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
     let registries = Arc::new(registries);
@@ -333,7 +396,9 @@ async fn assemble(
             blobs: Arc::clone(&blobs),
             fetch: pull::registries(Arc::clone(&registries)),
             pins: Arc::new(move || pinned.assigned()),
-            events: Arc::new(|event| tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")),
+            events: Arc::new(|event| {
+                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")
+            }),
             clock: clock.clone(),
             metrics: metrics.clone(),
         },
@@ -348,7 +413,10 @@ async fn assemble(
     let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
-        roots: Roots { images: data.images_root.pin, director: data.director_root.pin },
+        roots: Roots {
+            images: data.images_root.pin,
+            director: data.director_root.pin,
+        },
         tokens: Tokens::new(store, data.admin_token_hash),
         stopping: CancellationToken::new(),
         wait_timeout: config.wait_timeout,
@@ -375,7 +443,10 @@ fn signed(duration: Duration) -> SignedDuration {
 fn upstream_settings(config: &Config, clock: &Clock) -> upstream::Settings {
     upstream::Settings {
         resolver: upstream::Resolver::System,
-        proxy: upstream::ProxySettings { https: config.https_proxy.clone(), no_proxy: config.no_proxy.clone() },
+        proxy: upstream::ProxySettings {
+            https: config.https_proxy.clone(),
+            no_proxy: config.no_proxy.clone(),
+        },
         limits: upstream::Limits::default(),
         endpoints: upstream::Endpoints {
             google_token: config.google_token_endpoint.clone(),
@@ -395,7 +466,11 @@ fn pull_settings(config: &Config) -> pull::Settings {
         min_free_bytes: config.cache_min_free_bytes,
         ..Policy::default()
     };
-    pull::Settings { cache: config.cache_enabled, policy, ..pull::Settings::default() }
+    pull::Settings {
+        cache: config.cache_enabled,
+        policy,
+        ..pull::Settings::default()
+    }
 }
 
 /// Renews the server's certificate where it is our own and near its end; connections that are open stay open.
@@ -406,9 +481,13 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
         Ok(Ok(false)) => {}
         Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
-            Err(error) => tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used"),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used")
+            }
         },
-        Ok(Err(error)) => tracing::error!(error = %chain(&error), "the server certificate could not be renewed"),
+        Ok(Err(error)) => {
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed")
+        }
         Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
     }
 }
@@ -417,7 +496,9 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
 /// used changes nothing; connections that are open stay open.
 async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, stopping: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
     loop {
         tokio::select! {
             _ = hangup.recv() => {}
@@ -454,7 +535,10 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
         renew_server_certificate(&tls, &config, now).await;
         if now >= next_dump {
             next_dump = now.checked_add(config.dump_interval).unwrap_or(Timestamp::MAX);
-            match store.dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string()).await {
+            match store
+                .dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string())
+                .await
+            {
                 Ok(path) => tracing::info!(path = %path.display(), "database dumped"),
                 Err(error) => tracing::error!(error = %chain(&error), "the database could not be dumped"),
             }
@@ -469,7 +553,8 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
 /// Resolves when the process is asked to stop.
 pub async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         // Without handlers the signals end the process as they always do.
         return std::future::pending().await;
@@ -482,9 +567,17 @@ pub async fn signal() {
 
 /// Starts logging to standard error: for people on a terminal, as JSON elsewhere.
 pub fn log(config: &Config) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    let started = if config.log_json || !terminal { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal);
+    let started = if config.log_json || !terminal {
+        builder.json().flatten_event(true).try_init()
+    } else {
+        builder.try_init()
+    };
     started.map_err(|error| format!("log: {error}"))
 }

@@ -124,7 +124,9 @@ pub enum InitError {
         reason: String,
     },
     /// The server certificate is none that devices take.
-    #[error("no device of this facade would accept tls/server.pem: it has to lead to ca/root.pem and be valid now")]
+    #[error(
+        "no device of this facade would accept tls/server.pem: it has to lead to ca/root.pem and be valid now"
+    )]
     Untrusted {
         /// What a device would say.
         #[source]

@@ -39,12 +39,19 @@ impl OperatorDoor {
     /// Listens.
     pub(crate) async fn open(config: &Config, router: Router) -> Result<Self, StartError> {
         let address = config.operator_listen;
-        let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Listen { address, source })?;
         let tls = match (&config.operator_tls_certificate, &config.operator_tls_key) {
             (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
             _ => None,
         };
-        Ok(Self { listener, tls, router, drain: config.drain_timeout })
+        Ok(Self {
+            listener,
+            tls,
+            router,
+            drain: config.drain_timeout,
+        })
     }
 
     /// Where it listens.
@@ -67,7 +74,9 @@ impl OperatorDoor {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                continue;
+            };
             let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
             tasks.spawn(async move {
                 connection(tcp, tls, router, watcher).await;
@@ -85,7 +94,9 @@ impl OperatorDoor {
 }
 
 async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Router, watcher: Watcher) {
-    let Some(tls) = tls else { return serve(tcp, router, watcher).await };
+    let Some(tls) = tls else {
+        return serve(tcp, router, watcher).await;
+    };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
         Ok(Ok(stream)) => serve(stream, router, watcher).await,
         Ok(Err(error)) => tracing::debug!(%error, "operator handshake failed"),
@@ -93,10 +104,20 @@ async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Router, wa
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, watcher: Watcher) {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    watcher: Watcher,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Err(error) = watcher.watch(connection.into_owned()).await {
         tracing::debug!(%error, "operator connection ended");
@@ -104,9 +125,11 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, rou
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, StartError> {
-    let failed = |path: &Path, reason: String| StartError::OperatorTls { path: path.to_owned(), reason };
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let failed = |path: &Path, reason: String| StartError::OperatorTls {
+        path: path.to_owned(),
+        reason,
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
     let chain = chain.map_err(|error| failed(certificate, error.to_string()))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

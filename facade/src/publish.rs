@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use pki::metadata::publish::PublishError;
 use pki::metadata::roles::Document;
 use pki::metadata::verify::Signed;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::store::StoreError;
@@ -64,15 +65,27 @@ const MAX_STORED_BYTES: u64 = 1 << 30;
 /// Reads a document out of a file that this facade signed.
 fn read<T: Document + Clone>(role: &str, file: &str, bytes: &[u8]) -> Result<T, PublishingError> {
     let signed = Signed::<T>::parse(role, bytes, MAX_STORED_BYTES);
-    signed.map(|signed| signed.document().clone()).map_err(|_| PublishingError::Unreadable { file: file.to_owned() })
+    signed
+        .map(|signed| signed.document().clone())
+        .map_err(|_| PublishingError::Unreadable {
+            file: file.to_owned(),
+        })
 }
 
 const TIMESTAMP_FILE: &str = "timestamp.json";
 
 /// When metadata that is signed now ends: whole seconds, as TUF writes times.
 fn end_of(now: Timestamp, lifetime: Duration) -> Timestamp {
-    let end = now.as_second().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
+    let end = now
+        .as_second()
+        .saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
     Timestamp::from_second(end).unwrap_or(Timestamp::MAX)
+}
+
+/// What a timestamp says of its own time: the floor below which a device with a wrong clock does not go.
+fn signed_at(now: Timestamp) -> Map<String, Value> {
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    Map::from_iter([("signed_at".to_owned(), now.to_string().into())])
 }
 
 /// Whether more than half of a document's life is over: time to sign it again, long before a device would refuse it.

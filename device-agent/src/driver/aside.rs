@@ -42,6 +42,10 @@ impl Agent {
 
     /// Tells the facade where we stand; what goes wrong is only logged, for the next report says it all again.
     pub(super) async fn send_report(&self) -> Duration {
+        // Without an identity the state directory may be in the hands of `device-agent enroll` just now.
+        if matches!(self.state(), State::Unenrolled { .. }) {
+            return REPORT_PATIENCE;
+        }
         let Ok(session) = self.session() else {
             return REPORT_PATIENCE;
         };

@@ -79,7 +79,9 @@ impl Agent {
             return None;
         }
         let (shown, floor) = (self.clock.unchecked(), self.clock.floor());
-        Some(format!("a sane clock: it shows {shown}, but it is at least {floor}"))
+        Some(format!(
+            "a sane clock: it shows {shown}, but it is at least {floor}"
+        ))
     }
 }
 

@@ -13,12 +13,22 @@ use crate::catalog::rollouts::{self, Change, Target};
 /// Lists what is assigned
 #[utoipa::path(get, path = "/api/v1/assignments", params(Paging), tag = "assignments",
     responses((status = 200, body = Page<Assignment>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn list(state: State, caller: Caller, Query(paging): Query<Paging>) -> Answer<Page<Assignment>> {
+pub(super) async fn list(
+    state: State,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<Assignment>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
     let assignments = state.rollouts.list(paging.after.as_deref(), limit).await?;
-    let next = assignments.last().filter(|_| assignments.len() == limit).map(|(key, _)| key.clone());
-    let items = assignments.into_iter().map(|(_, assignment)| view(assignment, None)).collect();
+    let next = assignments
+        .last()
+        .filter(|_| assignments.len() == limit)
+        .map(|(key, _)| key.clone());
+    let items = assignments
+        .into_iter()
+        .map(|(_, assignment)| view(assignment, None))
+        .collect();
     Ok(Json(Page { items, next }))
 }
 
@@ -59,11 +69,15 @@ pub(super) async fn unassign(
 ) -> Answer<AssignmentReport> {
     caller.require(Role::Operator)?;
     let (target, artifacts) = parse(&state, &request).await?;
-    let wanted: Vec<_> =
-        artifacts.iter().map(|artifact| (target.clone(), artifact.name().clone())).collect();
+    let wanted: Vec<_> = artifacts
+        .iter()
+        .map(|artifact| (target.clone(), artifact.name().clone()))
+        .collect();
     let (changes, devices) = state.rollouts.unassign(&wanted).await?;
     if changes.is_empty() {
-        return Err(Problem::not_found(format!("none of these artifacts is assigned to {target}")));
+        return Err(Problem::not_found(format!(
+            "none of these artifacts is assigned to {target}"
+        )));
     }
     tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "unassigned");
     Ok(Json(report(changes, devices)))
@@ -74,7 +88,9 @@ async fn parse(state: &State, request: &AssignmentRequest) -> Result<(Target, Ve
         (Some(device), None) => {
             let device = field("device", device)?;
             if state.devices.get(&device).await?.is_none() {
-                return Err(Problem::not_found(format!("no device {device} (facade device list)")));
+                return Err(Problem::not_found(format!(
+                    "no device {device} (facade device list)"
+                )));
             }
             Target::Device(device)
         }
@@ -93,9 +109,15 @@ async fn parse(state: &State, request: &AssignmentRequest) -> Result<(Target, Ve
 
 fn report(changes: Vec<Change>, devices: usize) -> AssignmentReport {
     let assignments = changes.into_iter().map(|change| {
-        view(change.assignment, change.replaces.map(|replaced| replaced.to_string()))
+        view(
+            change.assignment,
+            change.replaces.map(|replaced| replaced.to_string()),
+        )
     });
-    AssignmentReport { assignments: assignments.collect(), devices: devices as u64 }
+    AssignmentReport {
+        assignments: assignments.collect(),
+        devices: devices as u64,
+    }
 }
 
 fn view(assignment: rollouts::Assignment, replaces: Option<String>) -> Assignment {

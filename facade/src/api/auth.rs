@@ -57,11 +57,17 @@ impl Tokens {
         // Finding a token by its hash tells nothing about any token, whatever time it takes.
         let hash = HEXLOWER.encode(&Sha256::digest(token.as_bytes()));
         if hash == self.first_admin {
-            return Ok(Some(Caller { name: "admin".to_owned(), role: Role::Admin }));
+            return Ok(Some(Caller {
+                name: "admin".to_owned(),
+                role: Role::Admin,
+            }));
         }
         let record: Option<Record> = get_json(&*self.store, TABLE, &hash).await?;
         let record = record.filter(|record| record.expires_at.is_none_or(|end| now < end));
-        Ok(record.map(|record| Caller { name: record.name, role: record.role }))
+        Ok(record.map(|record| Caller {
+            name: record.name,
+            role: record.role,
+        }))
     }
 }
 
@@ -80,8 +86,13 @@ impl Caller {
             return Ok(());
         }
         let needed = serde_json::to_value(role).ok();
-        let needed = needed.as_ref().and_then(serde_json::Value::as_str).unwrap_or("higher");
-        Err(Problem::forbidden(format!("this needs a token with the role {needed}")))
+        let needed = needed
+            .as_ref()
+            .and_then(serde_json::Value::as_str)
+            .unwrap_or("higher");
+        Err(Problem::forbidden(format!(
+            "this needs a token with the role {needed}"
+        )))
     }
 }
 
@@ -89,7 +100,10 @@ impl FromRequestParts<Arc<Facade>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, facade: &Arc<Facade>) -> Result<Self, Problem> {
-        let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let header = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         let token = header.and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
@@ -106,7 +120,10 @@ mod tests {
 
     #[test]
     fn a_role_does_what_is_below_it_and_nothing_above() {
-        let caller = |role| Caller { name: String::new(), role };
+        let caller = |role| Caller {
+            name: String::new(),
+            role,
+        };
         assert!(caller(Role::Admin).require(Role::Operator).is_ok());
         assert!(caller(Role::Operator).require(Role::Operator).is_ok());
         assert!(caller(Role::Viewer).require(Role::Operator).is_err());

@@ -33,22 +33,40 @@ impl From<RegistriesError> for Problem {
 /// Lists the connected registries
 #[utoipa::path(get, path = "/api/v1/connections", params(Paging), tag = "connections",
     responses((status = 200, body = Page<Connection>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn list(state: State, caller: Caller, Query(paging): Query<Paging>) -> Answer<Page<Connection>> {
+pub(super) async fn list(
+    state: State,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<Connection>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
     let connections = state.registries.list(paging.after.as_deref(), limit).await?;
-    let next = (connections.len() == limit).then(|| connections.last().map(|last| last.definition.host.to_string()));
-    let items = connections.iter().map(|connection| view(&state, connection)).collect();
-    Ok(Json(Page { items, next: next.flatten() }))
+    let next =
+        (connections.len() == limit).then(|| connections.last().map(|last| last.definition.host.to_string()));
+    let items = connections
+        .iter()
+        .map(|connection| view(&state, connection))
+        .collect();
+    Ok(Json(Page {
+        items,
+        next: next.flatten(),
+    }))
 }
 
 /// Connects a registry, or replaces its connection
 #[utoipa::path(post, path = "/api/v1/connections", request_body = ConnectionRequest, tag = "connections",
     responses((status = 200, body = Connection), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn add(state: State, caller: Caller, Body(request): Body<ConnectionRequest>) -> Answer<Connection> {
+pub(super) async fn add(
+    state: State,
+    caller: Caller,
+    Body(request): Body<ConnectionRequest>,
+) -> Answer<Connection> {
     caller.require(Role::Operator)?;
     let (definition, secrets) = parse(request)?;
-    let connection = state.registries.add(definition, secrets, &caller.name, state.clock.now()).await?;
+    let connection = state
+        .registries
+        .add(definition, secrets, &caller.name, state.clock.now())
+        .await?;
     tracing::info!(registry.host = %connection.definition.host, by = %caller.name, "registry connected");
     Ok(Json(view(&state, &connection)))
 }
@@ -92,15 +110,29 @@ pub(super) async fn test(
     caller.require(Role::Operator)?;
     let host = parse_host(&host)?;
     let registry = state.registries.registry(&host)?;
-    let repository = query.repository.as_deref().map(|text| repository_of(&host, text)).transpose()?;
+    let repository = query
+        .repository
+        .as_deref()
+        .map(|text| repository_of(&host, text))
+        .transpose()?;
     let report = registry.check(repository.as_ref()).await;
-    state.registries.record_check(&host, &report, state.clock.now()).await?;
+    state
+        .registries
+        .record_check(&host, &report, state.clock.now())
+        .await?;
     let steps = report.steps.iter().map(|step| CheckStep {
-        step: serde_json::to_value(step.step).ok().and_then(|step| step.as_str().map(str::to_owned)).unwrap_or_default(),
+        step: serde_json::to_value(step.step)
+            .ok()
+            .and_then(|step| step.as_str().map(str::to_owned))
+            .unwrap_or_default(),
         ok: !matches!(step.outcome, Outcome::Failed),
         detail: step.detail.clone(),
     });
-    Ok(Json(ConnectionCheck { ok: report.ok, verdict: report.verdict.clone(), steps: steps.collect() }))
+    Ok(Json(ConnectionCheck {
+        ok: report.ok,
+        verdict: report.verdict.clone(),
+        steps: steps.collect(),
+    }))
 }
 
 fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
@@ -109,19 +141,26 @@ fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
 
 /// `team/app`, or the same behind its registry's host.
 fn repository_of(host: &RegistryHost, text: &str) -> Result<RepositoryName, Problem> {
-    let name = text.strip_prefix(host.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
+    let name = text
+        .strip_prefix(host.as_str())
+        .and_then(|rest| rest.strip_prefix('/'))
+        .unwrap_or(text);
     field("repository", name)
 }
 
 fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
     let host = parse_host(&request.host)?;
-    let missing = |field: &str, provider: &str| {
-        Problem::invalid(field, format!("the {provider} provider needs it"))
+    let missing =
+        |field: &str, provider: &str| Problem::invalid(field, format!("the {provider} provider needs it"));
+    let mut secrets = Secrets {
+        credential: request.password.map(Secret::new),
+        client_key_pem: None,
     };
-    let mut secrets = Secrets { credential: request.password.map(Secret::new), client_key_pem: None };
     let provider = match request.provider.as_str() {
         "anonymous" => Provider::Anonymous {},
-        "static" => Provider::Static { username: request.username.ok_or_else(|| missing("username", "static"))? },
+        "static" => Provider::Static {
+            username: request.username.ok_or_else(|| missing("username", "static"))?,
+        },
         "google" => {
             let key_file = Secret::new(request.config.ok_or_else(|| missing("config", "google"))?);
             let (account, key) = GoogleAccount::from_key_file(&key_file)
@@ -140,7 +179,11 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
             return Err(Problem::invalid("provider", detail));
         }
     };
-    let (certificate, key) = request.client_certificate_pem.as_deref().map(split_pem).unwrap_or_default();
+    let (certificate, key) = request
+        .client_certificate_pem
+        .as_deref()
+        .map(split_pem)
+        .unwrap_or_default();
     secrets.client_key_pem = key;
     let definition = Definition {
         plain_http: request.plain_http,
@@ -173,7 +216,8 @@ fn parse_aws(config: Option<String>) -> Result<(AwsConfiguration, Option<Secret>
     let text = config.unwrap_or_else(|| "{}".to_owned());
     let wrong = |error: String| Problem::invalid("config", error);
     let mut value: serde_json::Map<String, serde_json::Value> = if text.trim_start().starts_with('{') {
-        pki::json::parse_as(text.as_bytes(), 64 * 1024).map_err(|error| wrong(super::problem::chain(&error)))?
+        pki::json::parse_as(text.as_bytes(), 64 * 1024)
+            .map_err(|error| wrong(super::problem::chain(&error)))?
     } else {
         toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?
     };

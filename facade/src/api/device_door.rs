@@ -34,27 +34,52 @@ async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         (Action::CaCerts, _) => est(facade, facade.est.cacerts()),
         (Action::CsrAttrs, _) => est(facade, facade.est.csrattrs()),
         (Action::Enroll | Action::Reenroll, _) => enroll(facade, request).await,
-        (Action::Metadata { repository, file }, Some(device)) => metadata(facade, device, *repository, file).await,
+        (Action::Metadata { repository, file }, Some(device)) => {
+            metadata(facade, device, *repository, file).await
+        }
         (Action::Wait { since }, Some(device)) => wait(facade, device, *since).await,
         (Action::Report, Some(_)) => report(facade, request).await,
-        (Action::Ping | Action::Content(_) | Action::Metadata { .. } | Action::Wait { .. } | Action::Report, _) => {
-            Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
-        }
+        (
+            Action::Ping
+            | Action::Content(_)
+            | Action::Metadata { .. }
+            | Action::Wait { .. }
+            | Action::Report,
+            _,
+        ) => Dialect::Problem.error(
+            StatusCode::NOT_FOUND,
+            "NOT_FOUND",
+            "there is nothing at this path",
+        ),
     }
 }
 
 /// A first certificate for a token, or the next one for a device.
 async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
-    let DeviceRequest { device, headers, body, remote, .. } = request;
+    let DeviceRequest {
+        device,
+        headers,
+        body,
+        remote,
+        ..
+    } = request;
     let body = match body.read(enroll::MAX_BODY_BYTES).await {
         Ok(body) => body,
         Err(error) => return error.response(),
     };
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
+    let asked = enroll::Request {
+        content_type: text(header::CONTENT_TYPE),
+        body: &body,
+    };
     let now = facade.clock.now();
     let answer = match &device {
-        None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
+        None => {
+            facade
+                .est
+                .enroll(remote.ip(), text(header::AUTHORIZATION), asked, now)
+                .await
+        }
         Some(device) => {
             let answer = facade.est.reenroll(device.identity(), asked, now).await;
             if answer.changed.is_none() {
@@ -73,7 +98,9 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     }
     let mut response = Response::new(Body::full(answer.body));
     *response.status_mut() = answer.status;
-    let kind = answer.content_type.map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
+    let kind = answer
+        .content_type
+        .map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
     for (name, value) in kind.into_iter().chain(answer.headers) {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(name, value);
@@ -82,7 +109,12 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     response
 }
 
-async fn metadata(facade: &Facade, device: &Device, repository: MetadataRepository, file: &str) -> Response<Body> {
+async fn metadata(
+    facade: &Facade,
+    device: &Device,
+    repository: MetadataRepository,
+    file: &str,
+) -> Response<Body> {
     let found = match repository {
         MetadataRepository::Images => facade.images.file(file).await,
         MetadataRepository::Director => {
@@ -94,7 +126,9 @@ async fn metadata(facade: &Facade, device: &Device, repository: MetadataReposito
         Ok(Some(bytes)) => {
             let mut response = respond::bytes("application/json", Body::full(bytes));
             // A device must see the newest timestamp, whatever stands between it and us.
-            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+                .headers_mut()
+                .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             response
         }
         Ok(None) => Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is no such metadata"),
@@ -104,7 +138,11 @@ async fn metadata(facade: &Facade, device: &Device, repository: MetadataReposito
 
 fn failed(error: &PublishingError) -> Response<Body> {
     tracing::error!(error = %chain(error), "metadata could not be served");
-    Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again")
+    Dialect::Problem.error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "UNAVAILABLE",
+        "the facade failed; try again",
+    )
 }
 
 /// Returns when there is something newer than `since` for the device, or with 204 when there was not for a while.
@@ -135,7 +173,11 @@ async fn wait(facade: &Facade, device: &Device, since: u64) -> Response<Body> {
 
 async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     let Some(device) = &request.device else {
-        return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "a client certificate of this facade is needed");
+        return Dialect::Problem.error(
+            StatusCode::FORBIDDEN,
+            "DENIED",
+            "a client certificate of this facade is needed",
+        );
     };
     let bytes = match request.body.read(MAX_REPORT_BYTES).await {
         Ok(bytes) => bytes,
@@ -143,7 +185,13 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     };
     let report = match Report::parse(&bytes) {
         Ok(report) => report,
-        Err(error) => return Dialect::Problem.error(StatusCode::UNPROCESSABLE_ENTITY, "MALFORMED_REPORT", &chain(&error)),
+        Err(error) => {
+            return Dialect::Problem.error(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "MALFORMED_REPORT",
+                &chain(&error),
+            );
+        }
     };
     // The session says who reports. A report about another device is a lie.
     if report.device != *device.id() {
@@ -155,7 +203,11 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     }
     let now = facade.clock.now();
     // The first report under a new certificate shows that the device has it: the one before is refused from here on.
-    match facade.devices.confirm(device.id(), device.identity().serial(), now).await {
+    match facade
+        .devices
+        .confirm(device.id(), device.identity().serial(), now)
+        .await
+    {
         Ok(Some(changed)) => facade.rollouts.device_changed(&changed),
         Ok(None) => {}
         Err(error) => return report_refused(facade, device, error).await,
@@ -169,7 +221,11 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
 async fn report_refused(facade: &Facade, device: &Device, error: CertificateError) -> Response<Body> {
     if let CertificateError::Store(error) = error {
         tracing::error!(error = %chain(&error), "report could not be kept");
-        return Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again");
+        return Dialect::Problem.error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "UNAVAILABLE",
+            "the facade failed; try again",
+        );
     }
     tracing::warn!(device.id = %device.id(), error = %chain(&error), "report refused");
     // A refusal may have quarantined the device; requests are decided from memory.

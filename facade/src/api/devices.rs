@@ -22,11 +22,14 @@ const MAX_BOUND_TTL_SECONDS: u64 = 2 * 366 * 86_400;
 impl From<DevicesError> for Problem {
     fn from(error: DevicesError) -> Self {
         match error {
-            DevicesError::NoSuchDevice(_) | DevicesError::NoSuchToken(_) => Self::not_found(error.to_string()),
+            DevicesError::NoSuchDevice(_) | DevicesError::NoSuchToken(_) => {
+                Self::not_found(error.to_string())
+            }
             DevicesError::Uses(_) | DevicesError::UsesOfOne(_) => Self::invalid("uses", error.to_string()),
             DevicesError::Expiry(_) => Self::invalid("ttl_seconds", error.to_string()),
             DevicesError::Store(error) => error.into(),
-            other => Self::conflict(other.to_string()),
+            DevicesError::Standing { .. } => Self::conflict(error.to_string()),
+            DevicesError::NoRandomness => Self::internal(&error),
         }
     }
 }
@@ -49,8 +52,16 @@ pub(super) async fn list(
     Query(paging): Query<Paging>,
 ) -> Answer<Page<Device>> {
     caller.require(Role::Viewer)?;
-    let group: Option<Group> = query.group.as_deref().map(|text| field("group", text)).transpose()?;
-    let after: Option<DeviceId> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
+    let group: Option<Group> = query
+        .group
+        .as_deref()
+        .map(|text| field("group", text))
+        .transpose()?;
+    let after: Option<DeviceId> = paging
+        .after
+        .as_deref()
+        .map(|text| field("after", text))
+        .transpose()?;
     let limit = paging.limit()?;
     let devices = match &group {
         None => state.devices.list(after.as_ref(), limit).await?,
@@ -62,7 +73,10 @@ pub(super) async fn list(
             devices
         }
     };
-    let next = devices.last().filter(|_| devices.len() == limit).map(|last| last.id.to_string());
+    let next = devices
+        .last()
+        .filter(|_| devices.len() == limit)
+        .map(|last| last.id.to_string());
     let mut items = Vec::new();
     for device in devices {
         items.push(view(&state, device).await?);
@@ -101,7 +115,10 @@ pub(super) async fn delete(state: State, caller: Caller, Path(id): Path<String>)
 pub(super) async fn revoke(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Operator)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state.devices.revoke(&id, Some(format!("revoked by {}", caller.name))).await?;
+    let device = state
+        .devices
+        .revoke(&id, Some(format!("revoked by {}", caller.name)))
+        .await?;
     changed(&state, &caller, device).await
 }
 
@@ -111,7 +128,10 @@ pub(super) async fn revoke(state: State, caller: Caller, Path(id): Path<String>)
 pub(super) async fn suspend(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Operator)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state.devices.suspend(&id, Some(format!("suspended by {}", caller.name))).await?;
+    let device = state
+        .devices
+        .suspend(&id, Some(format!("suspended by {}", caller.name)))
+        .await?;
     changed(&state, &caller, device).await
 }
 
@@ -155,7 +175,11 @@ pub(super) async fn make_token(
     Body(request): Body<EnrollmentTokenRequest>,
 ) -> Answer<NewEnrollmentToken> {
     caller.require(Role::Operator)?;
-    let longest = if request.device.is_some() { MAX_BOUND_TTL_SECONDS } else { MAX_TTL_SECONDS };
+    let longest = if request.device.is_some() {
+        MAX_BOUND_TTL_SECONDS
+    } else {
+        MAX_TTL_SECONDS
+    };
     if !(1..=longest).contains(&request.ttl_seconds) {
         let reason = "must be between one second and 90 days, or two years where the token names its device";
         return Err(Problem::invalid("ttl_seconds", reason));
@@ -164,8 +188,16 @@ pub(super) async fn make_token(
     let ttl = i64::try_from(request.ttl_seconds).unwrap_or(i64::MAX);
     let expires_at = Timestamp::from_second(now.as_second().saturating_add(ttl)).unwrap_or(Timestamp::MAX);
     let request = TokenRequest {
-        device: request.device.as_deref().map(|text| field("device", text)).transpose()?,
-        group: request.group.as_deref().map(|text| field("group", text)).transpose()?,
+        device: request
+            .device
+            .as_deref()
+            .map(|text| field("device", text))
+            .transpose()?,
+        group: request
+            .group
+            .as_deref()
+            .map(|text| field("group", text))
+            .transpose()?,
         expires_at,
         uses: request.uses,
         approval: request.approve,
@@ -175,8 +207,8 @@ pub(super) async fn make_token(
     let token = Token {
         url: state.public_url.clone(),
         ca: state.ca_fingerprint,
-        images_root: state.roots.images.clone(),
-        director_root: state.roots.director.clone(),
+        images_root: state.roots.images,
+        director_root: state.roots.director,
         id: record.id,
         secret,
     };
@@ -193,20 +225,38 @@ pub(super) async fn make_token(
 /// Lists the enrollment tokens
 #[utoipa::path(get, path = "/api/v1/enrollment-tokens", params(Paging), tag = "devices",
     responses((status = 200, body = Page<EnrollmentToken>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn list_tokens(state: State, caller: Caller, Query(paging): Query<Paging>) -> Answer<Page<EnrollmentToken>> {
+pub(super) async fn list_tokens(
+    state: State,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<EnrollmentToken>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
-    let after = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
+    let after = paging
+        .after
+        .as_deref()
+        .map(|text| field("after", text))
+        .transpose()?;
     let records = state.devices.tokens(after, limit).await?;
-    let next = records.last().filter(|_| records.len() == limit).map(|last| last.id.to_string());
+    let next = records
+        .last()
+        .filter(|_| records.len() == limit)
+        .map(|last| last.id.to_string());
     let now = state.clock.now();
-    Ok(Json(Page { items: records.iter().map(|record| token_view(record, now)).collect(), next }))
+    Ok(Json(Page {
+        items: records.iter().map(|record| token_view(record, now)).collect(),
+        next,
+    }))
 }
 
 /// Revokes an enrollment token
 #[utoipa::path(delete, path = "/api/v1/enrollment-tokens/{id}", params(("id" = String, Path, description = "The token's id")), tag = "devices",
     responses((status = 200, body = EnrollmentToken), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn revoke_token(state: State, caller: Caller, Path(id): Path<String>) -> Answer<EnrollmentToken> {
+pub(super) async fn revoke_token(
+    state: State,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Answer<EnrollmentToken> {
     caller.require(Role::Operator)?;
     let record = state.devices.revoke_token(field("id", &id)?).await?;
     tracing::info!(token.id = %record.id, by = %caller.name, "enrollment token revoked");
@@ -235,7 +285,10 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
         groups: device.groups.iter().map(ToString::to_string).collect(),
         enrolled_at: device.enrolled_at.to_string(),
         last_seen_at: None,
-        certificate_not_after: device.certificate.as_ref().map(|certificate| certificate.not_after.to_string()),
+        certificate_not_after: device
+            .certificate
+            .as_ref()
+            .map(|certificate| certificate.not_after.to_string()),
         wanted: wanted.iter().map(ToString::to_string).collect(),
         running: Vec::new(),
         refused: Vec::new(),
@@ -246,18 +299,28 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
     if let Some(received) = received {
         let report = received.report;
         shown.last_seen_at = Some(received.at.to_string());
-        shown.running = report.running.iter().map(|running| running.artifact.to_string()).collect();
-        shown.state = serde_json::to_value(report.state).ok().and_then(|state| state.as_str().map(str::to_owned));
+        shown.running = report
+            .running
+            .iter()
+            .map(|running| running.artifact.to_string())
+            .collect();
+        shown.state = serde_json::to_value(report.state)
+            .ok()
+            .and_then(|state| state.as_str().map(str::to_owned));
         shown.platform = Some(report.platform.to_string());
         shown.agent_version = Some(report.agent_version.as_str().to_owned());
-        shown.refused = report.refused.iter().map(|refusal| Refusal {
-            what: match &refusal.subject {
-                Subject::Artifact(name) => name.to_string(),
-                Subject::Metadata(file) => file.as_str().to_owned(),
-            },
-            code: refusal.code.as_str().to_owned(),
-            reason: refusal.reason.as_str().to_owned(),
-        }).collect();
+        shown.refused = report
+            .refused
+            .iter()
+            .map(|refusal| Refusal {
+                what: match &refusal.subject {
+                    Subject::Artifact(name) => name.to_string(),
+                    Subject::Metadata(file) => file.as_str().to_owned(),
+                },
+                code: refusal.code.as_str().to_owned(),
+                reason: refusal.reason.as_str().to_owned(),
+            })
+            .collect();
     }
     Ok(shown)
 }

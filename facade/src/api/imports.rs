@@ -24,15 +24,29 @@ const AT_A_TIME: usize = 4;
 /// Imports tags as signed artifacts, each with its own outcome
 #[utoipa::path(post, path = "/api/v1/imports", request_body = ImportRequest, tag = "import",
     responses((status = 200, body = ImportReport), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
-pub(super) async fn import(state: State, caller: Caller, Body(request): Body<ImportRequest>) -> Answer<ImportReport> {
+pub(super) async fn import(
+    state: State,
+    caller: Caller,
+    Body(request): Body<ImportRequest>,
+) -> Answer<ImportReport> {
     caller.require(Role::Operator)?;
     let repository: Repository = field("repository", &request.repository)?;
     if request.tags.is_empty() || request.tags.len() > MAX_TAGS {
         return Err(Problem::invalid("tags", format!("must be 1 to {MAX_TAGS} tags")));
     }
     let registry = state.registries.registry(repository.host())?;
-    let import = Import { state: &state, registry: &registry, repository: &repository, by: &caller.name, pin: request.pin };
-    let results = stream::iter(request.tags).map(|tag| import.one(tag)).buffered(AT_A_TIME).collect().await;
+    let import = Import {
+        state: &state,
+        registry: &registry,
+        repository: &repository,
+        by: &caller.name,
+        pin: request.pin,
+    };
+    let results = stream::iter(request.tags)
+        .map(|tag| import.one(tag))
+        .buffered(AT_A_TIME)
+        .collect()
+        .await;
     Ok(Json(ImportReport { results }))
 }
 
@@ -59,17 +73,41 @@ impl Import<'_> {
 
     async fn sign(&self, tag: &Tag) -> Result<ImportResult, Failure> {
         let resolved = imports::resolve(self.registry, self.repository, tag).await?;
-        let before = self.state.artifacts.last_import(self.repository, tag).await.map_err(|error| internal(&error))?;
+        let before = self
+            .state
+            .artifacts
+            .last_import(self.repository, tag)
+            .await
+            .map_err(|error| internal(&error))?;
         let before = before.filter(|before| *before != resolved.closure.name);
         let artifact = self.artifact(&resolved, tag);
-        if let Some(old) = self.state.artifacts.get(artifact.name()).await.map_err(|error| internal(&error))?
+        if let Some(old) = self
+            .state
+            .artifacts
+            .get(artifact.name())
+            .await
+            .map_err(|error| internal(&error))?
             && old.revoked_at.is_some()
         {
-            let reason = format!("{} was revoked; a revoked artifact is not signed again", old.name());
-            return Err(Failure { outcome: ImportOutcome::Denied, reason });
+            let reason = format!(
+                "{} was revoked; a revoked artifact is not signed again",
+                old.name()
+            );
+            return Err(Failure {
+                outcome: ImportOutcome::Denied,
+                reason,
+            });
         }
-        self.state.keep_documents(&resolved).await.map_err(|error| internal(&error))?;
-        let signed = self.state.images.add(&artifact, tag).await.map_err(|error| internal(&error))?;
+        self.state
+            .keep_documents(&resolved)
+            .await
+            .map_err(|error| internal(&error))?;
+        let signed = self
+            .state
+            .images
+            .add(&artifact, tag)
+            .await
+            .map_err(|error| internal(&error))?;
         self.state.access.set_artifact(&artifact.closure);
         let outcome = match (signed, &before) {
             (Outcome::Unchanged, _) => ImportOutcome::Unchanged,
@@ -120,9 +158,11 @@ impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Self {
         let outcome = match &error {
             ImportError::Upstream(upstream) => upstream_outcome(upstream),
-            ImportError::Document { source: DocumentError::TooLarge, .. } | ImportError::TooMany => {
-                ImportOutcome::TooLarge
+            ImportError::Document {
+                source: DocumentError::TooLarge,
+                ..
             }
+            | ImportError::TooMany => ImportOutcome::TooLarge,
             ImportError::Document { .. }
             | ImportError::Size { .. }
             | ImportError::Type { .. }
@@ -130,16 +170,19 @@ impl From<ImportError> for Failure {
             | ImportError::TooDeep
             | ImportError::Config(_) => ImportOutcome::Unsupported,
         };
-        Self { outcome, reason: chain(&error) }
+        Self {
+            outcome,
+            reason: chain(&error),
+        }
     }
 }
 
 fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
     match error {
         UpstreamError::NotFound { .. } => ImportOutcome::Missing,
-        UpstreamError::Unauthenticated { .. } | UpstreamError::Denied { .. } | UpstreamError::Forbidden { .. } => {
-            ImportOutcome::Denied
-        }
+        UpstreamError::Unauthenticated { .. }
+        | UpstreamError::Denied { .. }
+        | UpstreamError::Forbidden { .. } => ImportOutcome::Denied,
         UpstreamError::RateLimited { .. } => ImportOutcome::RateLimited,
         UpstreamError::TooLarge { .. } => ImportOutcome::TooLarge,
         _ => ImportOutcome::Failed,
@@ -147,7 +190,10 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure { outcome: ImportOutcome::Failed, reason: Problem::internal(error).detail }
+    Failure {
+        outcome: ImportOutcome::Failed,
+        reason: Problem::internal(error).detail,
+    }
 }
 
 fn failed(tag: String, outcome: ImportOutcome, reason: String) -> ImportResult {

@@ -24,22 +24,34 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
     let artifacts = state.artifacts.list(None, None, usize::MAX).await?;
     let mut warnings = Vec::new();
     for connection in &connections {
-        let health = state.registries.health(&connection.definition.host).unwrap_or_default();
+        let health = state
+            .registries
+            .health(&connection.definition.host)
+            .unwrap_or_default();
         if let Some(error) = health.last_error {
             warnings.push(format!("{}: {error}", connection.definition.host));
         }
     }
     let (devices, up_to_date) = count_devices(&state, &mut warnings).await?;
     let expires = state.images.expires().await;
-    let expires = expires.into_iter().map(|(role, at)| (format!("images/{role}"), at.to_string())).collect();
+    let expires = expires
+        .into_iter()
+        .map(|(role, at)| (format!("images/{role}"), at.to_string()))
+        .collect();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         connections: connections.len() as u64,
-        artifacts: artifacts.iter().filter(|artifact| artifact.revoked_at.is_none()).count() as u64,
+        artifacts: artifacts
+            .iter()
+            .filter(|artifact| artifact.revoked_at.is_none())
+            .count() as u64,
         devices,
         devices_up_to_date: up_to_date,
         metadata_expires: expires,
-        cache_bytes: state.cache_bytes().await.map_err(|error| Problem::internal(&error))?,
+        cache_bytes: state
+            .cache_bytes()
+            .await
+            .map_err(|error| Problem::internal(&error))?,
         warnings,
     }))
 }
@@ -59,11 +71,16 @@ async fn count_devices(
             if device.standing != Standing::Active {
                 continue;
             }
-            let Some(received) = state.devices.report(&device.id).await? else { continue };
+            let Some(received) = state.devices.report(&device.id).await? else {
+                continue;
+            };
             refusing += u64::from(!received.report.refused.is_empty());
             let running = &received.report.running;
             let wanted = state.rollouts.wanted(&device.id);
-            if wanted.iter().all(|wanted| running.iter().any(|running| running.artifact == *wanted)) {
+            if wanted
+                .iter()
+                .all(|wanted| running.iter().any(|running| running.artifact == *wanted))
+            {
                 up_to_date += 1;
             }
         }
@@ -76,7 +93,9 @@ async fn count_devices(
         warnings.push(format!("{count} devices are quarantined (facade device list)"));
     }
     if refusing > 0 {
-        warnings.push(format!("{refusing} devices refuse something (facade device list)"));
+        warnings.push(format!(
+            "{refusing} devices refuse something (facade device list)"
+        ));
     }
     Ok((counts, up_to_date))
 }

@@ -48,10 +48,16 @@ pub(super) async fn list(state: State, caller: Caller, Query(query): Query<TagsQ
     caller.require(Role::Viewer)?;
     let repository: Repository = field("repository", &query.repository)?;
     if !(1..=MAX_TAGS).contains(&query.limit) {
-        return Err(Problem::invalid("limit", format!("must be between 1 and {MAX_TAGS}")));
+        return Err(Problem::invalid(
+            "limit",
+            format!("must be between 1 and {MAX_TAGS}"),
+        ));
     }
     let registry = state.registries.registry(repository.host())?;
-    let limits = BrowseLimits { tags: query.limit, ..BrowseLimits::default() };
+    let limits = BrowseLimits {
+        tags: query.limit,
+        ..BrowseLimits::default()
+    };
     let found = registry.tags(repository.name(), &limits).await?;
     Ok(Json(Tags {
         repository: repository.to_string(),
@@ -65,7 +71,9 @@ pub(super) async fn list(state: State, caller: Caller, Query(query): Query<TagsQ
 fn reason(clipped: &Clipped) -> String {
     match clipped {
         Clipped::Pages { limit } => format!("the registry has more than {limit} pages"),
-        Clipped::Tags { limit } => format!("the repository has more than {limit} tags (raise the limit to see more)"),
+        Clipped::Tags { limit } => {
+            format!("the repository has more than {limit} tags (raise the limit to see more)")
+        }
         Clipped::Bytes { limit } => format!("the list is longer than {limit} bytes"),
         Clipped::Time { limit_seconds } => format!("the registry took longer than {limit_seconds} s"),
         Clipped::Loop {} => "the registry leads from page to page in a circle".to_owned(),

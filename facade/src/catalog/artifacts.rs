@@ -61,7 +61,9 @@ pub enum ArtifactsError {
     #[error("{0:?} is ambiguous: {1}")]
     Ambiguous(String, String),
     /// Neither a name nor a prefix of a digest.
-    #[error("{0:?} is neither REPOSITORY@sha256:… nor the beginning of a digest (at least 4 hexadecimal digits)")]
+    #[error(
+        "{0:?} is neither REPOSITORY@sha256:… nor the beginning of a digest (at least 4 hexadecimal digits)"
+    )]
     Malformed(String),
     /// The store failed.
     #[error(transparent)]
@@ -84,7 +86,11 @@ impl Artifacts {
     pub fn put(&self, batch: &mut Batch, artifact: &Artifact) -> Result<(), StoreError> {
         let name = artifact.name().to_string();
         batch.put_json(TABLE, &name, artifact)?;
-        batch.put(BY_DIGEST, &format!("{} {name}", artifact.name().digest().hex()), Vec::new());
+        batch.put(
+            BY_DIGEST,
+            &format!("{} {name}", artifact.name().digest().hex()),
+            Vec::new(),
+        );
         Ok(())
     }
 
@@ -94,7 +100,11 @@ impl Artifacts {
     }
 
     /// What a tag pointed at when it was last imported.
-    pub async fn last_import(&self, repository: &Repository, tag: &Tag) -> Result<Option<ArtifactName>, StoreError> {
+    pub async fn last_import(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<ArtifactName>, StoreError> {
         get_json(&*self.store, TAGS, &format!("{repository}:{tag}")).await
     }
 
@@ -107,17 +117,36 @@ impl Artifacts {
     pub async fn find(&self, text: &str) -> Result<Artifact, ArtifactsError> {
         let not_found = || ArtifactsError::NotFound(text.chars().take(300).collect());
         if text.contains('@') {
-            let name: ArtifactName =
-                text.parse().map_err(|_| ArtifactsError::Malformed(text.chars().take(300).collect()))?;
+            let name: ArtifactName = text
+                .parse()
+                .map_err(|_| ArtifactsError::Malformed(text.chars().take(300).collect()))?;
             return self.get(&name).await?.ok_or_else(not_found);
         }
         let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.len() < 4 || !prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        if prefix.len() < 4
+            || !prefix
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(ArtifactsError::Malformed(text.chars().take(300).collect()));
         }
-        let names = self.store.scan(BY_DIGEST, Scan { prefix, after: None, limit: 5 }).await?;
-        let mut names = names.iter().filter_map(|entry| entry.key.split_once(' ').map(|(_, name)| name));
-        let Some(first) = names.next() else { return Err(not_found()) };
+        let names = self
+            .store
+            .scan(
+                BY_DIGEST,
+                Scan {
+                    prefix,
+                    after: None,
+                    limit: 5,
+                },
+            )
+            .await?;
+        let mut names = names
+            .iter()
+            .filter_map(|entry| entry.key.split_once(' ').map(|(_, name)| name));
+        let Some(first) = names.next() else {
+            return Err(not_found());
+        };
         let others: Vec<&str> = names.collect();
         if !others.is_empty() {
             let all = [&[first], others.as_slice()].concat().join(", ");
@@ -133,8 +162,19 @@ impl Artifacts {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Artifact>, StoreError> {
-        let prefix = repository.map(|repository| format!("{repository}@")).unwrap_or_default();
-        let page = scan_json(&*self.store, TABLE, Scan { prefix: &prefix, after, limit }).await?;
+        let prefix = repository
+            .map(|repository| format!("{repository}@"))
+            .unwrap_or_default();
+        let page = scan_json(
+            &*self.store,
+            TABLE,
+            Scan {
+                prefix: &prefix,
+                after,
+                limit,
+            },
+        )
+        .await?;
         Ok(page.into_iter().map(|(_, artifact)| artifact).collect())
     }
 }

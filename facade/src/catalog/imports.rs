@@ -84,16 +84,31 @@ pub struct Resolved {
 }
 
 /// Resolves a tag and reads everything that its closure needs.
-pub async fn resolve(registry: &Registry, repository: &Repository, tag: &Tag) -> Result<Resolved, ImportError> {
+pub async fn resolve(
+    registry: &Registry,
+    repository: &Repository,
+    tag: &Tag,
+) -> Result<Resolved, ImportError> {
     let served = registry.resolve(repository.name(), tag).await?;
-    let mut walk = Walk { registry, repository, closure: empty_closure(repository, &served)?, bytes: HashMap::new(), platforms: Vec::new(), seen: HashSet::new() };
+    let mut walk = Walk {
+        registry,
+        repository,
+        closure: empty_closure(repository, &served)?,
+        bytes: HashMap::new(),
+        platforms: Vec::new(),
+        seen: HashSet::new(),
+    };
     let root = walk.closure.root.clone();
     let mut level = vec![(root, served)];
     for _ in 0..=MAX_DEPTH {
         level = walk.read(level).await?;
         if level.is_empty() {
             check_unambiguous(&walk.closure)?;
-            return Ok(Resolved { closure: walk.closure, platforms: walk.platforms, documents: walk.bytes });
+            return Ok(Resolved {
+                closure: walk.closure,
+                platforms: walk.platforms,
+                documents: walk.bytes,
+            });
         }
     }
     Err(ImportError::TooDeep)
@@ -101,7 +116,12 @@ pub async fn resolve(registry: &Registry, repository: &Repository, tag: &Tag) ->
 
 fn empty_closure(repository: &Repository, served: &Served) -> Result<Closure, ImportError> {
     let root = descriptor(served)?;
-    Ok(Closure { name: ArtifactName::new(repository.clone(), served.digest), root, documents: Vec::new(), blobs: Vec::new() })
+    Ok(Closure {
+        name: ArtifactName::new(repository.clone(), served.digest),
+        root,
+        documents: Vec::new(),
+        blobs: Vec::new(),
+    })
 }
 
 fn descriptor(served: &Served) -> Result<Descriptor, ImportError> {
@@ -128,7 +148,10 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Takes one level of documents into the closure, and gives the next.
-    async fn read(&mut self, level: Vec<(Descriptor, Served)>) -> Result<Vec<(Descriptor, Served)>, ImportError> {
+    async fn read(
+        &mut self,
+        level: Vec<(Descriptor, Served)>,
+    ) -> Result<Vec<(Descriptor, Served)>, ImportError> {
         let mut next = Vec::new();
         for (descriptor, served) in level {
             let document = self.take(descriptor.clone(), &served)?;
@@ -142,7 +165,10 @@ impl Walk<'_> {
                 Document::Index(index) => {
                     for child in &index.manifests {
                         if self.seen.insert(child.digest) {
-                            let served = self.registry.manifest(self.repository.name(), child.digest).await?;
+                            let served = self
+                                .registry
+                                .manifest(self.repository.name(), child.digest)
+                                .await?;
                             next.push((child.clone(), served));
                         }
                     }
@@ -155,7 +181,11 @@ impl Walk<'_> {
     fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {
         let found = served.bytes.len() as u64;
         if found != descriptor.size {
-            return Err(ImportError::Size { digest: descriptor.digest, expected: descriptor.size, found });
+            return Err(ImportError::Size {
+                digest: descriptor.digest,
+                expected: descriptor.size,
+                found,
+            });
         }
         if served.media_type != descriptor.media_type {
             return Err(ImportError::Type {
@@ -164,8 +194,12 @@ impl Walk<'_> {
                 found: served.media_type.clone(),
             });
         }
-        let document = Document::parse(&descriptor.media_type, &served.bytes)
-            .map_err(|source| ImportError::Document { digest: descriptor.digest, source })?;
+        let document = Document::parse(&descriptor.media_type, &served.bytes).map_err(|source| {
+            ImportError::Document {
+                digest: descriptor.digest,
+                source,
+            }
+        })?;
         self.bytes.insert(descriptor.digest, served.bytes.clone());
         self.closure.documents.push(plain(&descriptor));
         if self.closure.documents.len() > MAX_DOCUMENTS {
@@ -202,7 +236,10 @@ impl Walk<'_> {
         if config.size > MAX_CONFIG_BYTES {
             return Err(wrong());
         }
-        let mut stream = self.registry.blob(self.repository.name(), config.digest, 0).await?;
+        let mut stream = self
+            .registry
+            .blob(self.repository.name(), config.digest, 0)
+            .await?;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.next().await? {
             bytes.extend_from_slice(&piece);
@@ -218,7 +255,12 @@ impl Walk<'_> {
 
 /// Only what a closure needs: type, digest, length.
 fn plain(descriptor: &Descriptor) -> Descriptor {
-    Descriptor { platform: None, annotations: std::collections::BTreeMap::new(), artifact_type: None, ..descriptor.clone() }
+    Descriptor {
+        platform: None,
+        annotations: std::collections::BTreeMap::new(),
+        artifact_type: None,
+        ..descriptor.clone()
+    }
 }
 
 fn is_image_config(media_type: &MediaType) -> bool {

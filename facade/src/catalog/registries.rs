@@ -87,7 +87,12 @@ impl Registries {
         sealing_key: Arc<SealingKey>,
         upstreams: Upstreams,
     ) -> Result<Self, RegistriesError> {
-        let registries = Self { store, sealing_key, upstreams, live: RwLock::default() };
+        let registries = Self {
+            store,
+            sealing_key,
+            upstreams,
+            live: RwLock::default(),
+        };
         for (_, connection) in scan_json::<Connection>(&*registries.store, TABLE, Scan::ALL).await? {
             let secrets = registries.open(&connection)?;
             registries.connect(connection.definition, secrets)?;
@@ -125,7 +130,10 @@ impl Registries {
         }
         batch.put_json(TABLE, &key, &connection)?;
         self.store.commit(batch).await?;
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(host, registry);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(host, registry);
         Ok(connection)
     }
 
@@ -137,7 +145,16 @@ impl Registries {
 
     /// A page of connections, by host.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<Connection>, RegistriesError> {
-        let page = scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await?;
+        let page = scan_json(
+            &*self.store,
+            TABLE,
+            Scan {
+                prefix: "",
+                after,
+                limit,
+            },
+        )
+        .await?;
         Ok(page.into_iter().map(|(_, connection)| connection).collect())
     }
 
@@ -147,7 +164,10 @@ impl Registries {
         let mut batch = Batch::new();
         batch.delete(TABLE, host.as_str());
         self.store.commit(batch).await?;
-        self.live.write().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(host);
         Ok(connection)
     }
 
@@ -159,7 +179,11 @@ impl Registries {
         now: Timestamp,
     ) -> Result<(), RegistriesError> {
         let mut connection = self.get(host).await?;
-        connection.last_check = Some(LastCheck { at: now, ok: report.ok, verdict: report.verdict.clone() });
+        connection.last_check = Some(LastCheck {
+            at: now,
+            ok: report.ok,
+            verdict: report.verdict.clone(),
+        });
         let mut batch = Batch::new();
         batch.put_json(TABLE, host.as_str(), &connection)?;
         Ok(self.store.commit(batch).await?)
@@ -168,7 +192,9 @@ impl Registries {
     /// The client of a connected registry.
     pub fn registry(&self, host: &RegistryHost) -> Result<Registry, RegistriesError> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        live.get(host).cloned().ok_or_else(|| RegistriesError::NotConnected(host.clone()))
+        live.get(host)
+            .cloned()
+            .ok_or_else(|| RegistriesError::NotConnected(host.clone()))
     }
 
     /// How a connection has been doing since the facade started.
@@ -179,7 +205,10 @@ impl Registries {
     fn connect(&self, definition: Definition, secrets: Secrets) -> Result<(), RegistriesError> {
         let host = definition.host.clone();
         let registry = self.upstreams.connect(definition, secrets)?;
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(host, registry);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(host, registry);
         Ok(())
     }
 
@@ -189,13 +218,23 @@ impl Registries {
         version: u64,
         secrets: &Secrets,
     ) -> Result<BTreeMap<String, Sealed>, RegistriesError> {
-        let fields = [(CREDENTIAL, &secrets.credential), (CLIENT_KEY, &secrets.client_key_pem)];
+        let fields = [
+            (CREDENTIAL, &secrets.credential),
+            (CLIENT_KEY, &secrets.client_key_pem),
+        ];
         let mut sealed = BTreeMap::new();
         for (field, secret) in fields {
             if let Some(secret) = secret {
-                let context = Context { host: host.as_str(), field, version };
+                let context = Context {
+                    host: host.as_str(),
+                    field,
+                    version,
+                };
                 let value = self.sealing_key.seal(secret.expose().as_bytes(), context);
-                let value = value.map_err(|source| RegistriesError::Seal { host: host.clone(), source })?;
+                let value = value.map_err(|source| RegistriesError::Seal {
+                    host: host.clone(),
+                    source,
+                })?;
                 sealed.insert(field.to_owned(), value);
             }
         }
@@ -205,14 +244,26 @@ impl Registries {
     fn open(&self, connection: &Connection) -> Result<Secrets, RegistriesError> {
         let host = &connection.definition.host;
         let open = |field: &str| -> Result<Option<Secret>, RegistriesError> {
-            let Some(sealed) = connection.sealed.get(field) else { return Ok(None) };
-            let context = Context { host: host.as_str(), field, version: connection.version };
+            let Some(sealed) = connection.sealed.get(field) else {
+                return Ok(None);
+            };
+            let context = Context {
+                host: host.as_str(),
+                field,
+                version: connection.version,
+            };
             let opened = self
                 .sealing_key
                 .open(sealed, context)
-                .map_err(|source| RegistriesError::Seal { host: host.clone(), source })?;
+                .map_err(|source| RegistriesError::Seal {
+                    host: host.clone(),
+                    source,
+                })?;
             Ok(Some(Secret::new(String::from_utf8_lossy(&opened).into_owned())))
         };
-        Ok(Secrets { credential: open(CREDENTIAL)?, client_key_pem: open(CLIENT_KEY)? })
+        Ok(Secrets {
+            credential: open(CREDENTIAL)?,
+            client_key_pem: open(CLIENT_KEY)?,
+        })
     }
 }

@@ -94,7 +94,11 @@ struct Member {
 
 impl State {
     fn wanted(&self, device: &DeviceId) -> BTreeSet<ArtifactName> {
-        let groups = self.members.get(device).into_iter().flat_map(|member| &member.groups);
+        let groups = self
+            .members
+            .get(device)
+            .into_iter()
+            .flat_map(|member| &member.groups);
         let mut newest: BTreeMap<&Repository, &Assignment> = BTreeMap::new();
         for (repository, assignment) in groups
             .filter_map(|group| self.assignments.get(&Target::Group(group.clone())))
@@ -105,8 +109,16 @@ impl State {
                 *held = assignment;
             }
         }
-        newest.extend(self.assignments.get(&Target::Device(device.clone())).into_iter().flatten());
-        newest.into_values().map(|assignment| assignment.artifact.clone()).collect()
+        newest.extend(
+            self.assignments
+                .get(&Target::Device(device.clone()))
+                .into_iter()
+                .flatten(),
+        );
+        newest
+            .into_values()
+            .map(|assignment| assignment.artifact.clone())
+            .collect()
     }
 
     fn reached(&self, target: &Target) -> Vec<DeviceId> {
@@ -123,9 +135,17 @@ impl Rollouts {
         let mut state = State::default();
         for (_, assignment) in scan_json::<Assignment>(&*store, TABLE, Scan::ALL).await? {
             let repository = assignment.artifact.repository().clone();
-            state.assignments.entry(assignment.target.clone()).or_default().insert(repository, assignment);
+            state
+                .assignments
+                .entry(assignment.target.clone())
+                .or_default()
+                .insert(repository, assignment);
         }
-        Ok(Self { store, access, state: RwLock::new(state) })
+        Ok(Self {
+            store,
+            access,
+            state: RwLock::new(state),
+        })
     }
 
     /// Assigns artifacts, and gives the changes and how many devices they reach.
@@ -140,16 +160,24 @@ impl Rollouts {
         for assignment in assignments {
             let held = state.assignments.entry(assignment.target.clone()).or_default();
             let before = held.insert(assignment.artifact.repository().clone(), assignment.clone());
-            let replaces = before.map(|before| before.artifact).filter(|before| *before != assignment.artifact);
+            let replaces = before
+                .map(|before| before.artifact)
+                .filter(|before| *before != assignment.artifact);
             changes.push(Change { assignment, replaces });
         }
-        let targets = changes.iter().map(|change| change.assignment.target.clone()).collect();
+        let targets = changes
+            .iter()
+            .map(|change| change.assignment.target.clone())
+            .collect();
         let reached = self.apply(&state, &targets);
         Ok((changes, reached))
     }
 
     /// Takes assignments back; what was not assigned is passed over.
-    pub async fn unassign(&self, wanted: &[(Target, ArtifactName)]) -> Result<(Vec<Change>, usize), StoreError> {
+    pub async fn unassign(
+        &self,
+        wanted: &[(Target, ArtifactName)],
+    ) -> Result<(Vec<Change>, usize), StoreError> {
         let found: Vec<Assignment> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let find = |(target, artifact): &(Target, ArtifactName)| {
@@ -171,7 +199,16 @@ impl Rollouts {
         }
         let targets = found.iter().map(|assignment| assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);
-        Ok((found.into_iter().map(|assignment| Change { assignment, replaces: None }).collect(), reached))
+        Ok((
+            found
+                .into_iter()
+                .map(|assignment| Change {
+                    assignment,
+                    replaces: None,
+                })
+                .collect(),
+            reached,
+        ))
     }
 
     /// Takes back every assignment of an artifact.
@@ -179,19 +216,37 @@ impl Rollouts {
         let wanted: Vec<(Target, ArtifactName)> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let all = state.assignments.values().flat_map(BTreeMap::values);
-            all.filter(|held| held.artifact == *artifact).map(|held| (held.target.clone(), artifact.clone())).collect()
+            all.filter(|held| held.artifact == *artifact)
+                .map(|held| (held.target.clone(), artifact.clone()))
+                .collect()
         };
         self.unassign(&wanted).await.map(|(changes, _)| changes.len())
     }
 
     /// A page of assignments, ordered by target and repository, after the one with key `after`.
-    pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Assignment)>, StoreError> {
-        scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await
+    pub async fn list(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Assignment)>, StoreError> {
+        scan_json(
+            &*self.store,
+            TABLE,
+            Scan {
+                prefix: "",
+                after,
+                limit,
+            },
+        )
+        .await
     }
 
     /// What a device should have now.
     pub fn wanted(&self, device: &DeviceId) -> BTreeSet<ArtifactName> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).wanted(device)
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wanted(device)
     }
 
     /// Wakes when something changes for the device. Ask for it before looking at what there is.
@@ -203,9 +258,15 @@ impl Rollouts {
     /// A page of a group's devices, by id.
     pub fn members(&self, group: &Group, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceId> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(members) = state.groups.get(group) else { return Vec::new() };
+        let Some(members) = state.groups.get(group) else {
+            return Vec::new();
+        };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        members.range::<DeviceId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
+        members
+            .range::<DeviceId, _>((from, Bound::Unbounded))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// Takes over a device that is new or has changed. Call it after the change is durable.
@@ -225,7 +286,14 @@ impl Rollouts {
         for group in &groups {
             state.groups.entry(group.clone()).or_default().insert(id.clone());
         }
-        state.members.insert(id.clone(), Member { groups, entry: device.access(), news });
+        state.members.insert(
+            id.clone(),
+            Member {
+                groups,
+                entry: device.access(),
+                news,
+            },
+        );
         self.refresh(&state, &id);
     }
 
@@ -252,9 +320,17 @@ impl Rollouts {
     }
 
     fn refresh(&self, state: &State, device: &DeviceId) {
-        let Some(member) = state.members.get(device) else { return };
+        let Some(member) = state.members.get(device) else {
+            return;
+        };
         let artifacts = state.wanted(device).into_iter().collect();
-        self.access.set_device(device.clone(), DeviceEntry { artifacts, ..member.entry.clone() });
+        self.access.set_device(
+            device.clone(),
+            DeviceEntry {
+                artifacts,
+                ..member.entry.clone()
+            },
+        );
         member.news.notify_waiters();
     }
 }

@@ -38,7 +38,9 @@ impl Verb {
                 output.result(&artifacts, |artifacts| list(artifacts));
             }
             Self::Show { artifact } => {
-                let artifact: Artifact = client.get(&format!("/api/v1/artifacts/{}", encode(&artifact))).await?;
+                let artifact: Artifact = client
+                    .get(&format!("/api/v1/artifacts/{}", encode(&artifact)))
+                    .await?;
                 output.result(&artifact, show);
             }
             Self::Revoke { artifact } => {
@@ -56,7 +58,11 @@ fn list(artifacts: &[Artifact]) -> String {
         return "nothing is imported (facade import REPOSITORY TAG)".to_owned();
     }
     let rows = artifacts.iter().map(|artifact| {
-        let state = if artifact.revoked_at.is_some() { "revoked" } else { "signed" };
+        let state = if artifact.revoked_at.is_some() {
+            "revoked"
+        } else {
+            "signed"
+        };
         [
             artifact.name.clone(),
             artifact.tag.clone(),
@@ -66,7 +72,10 @@ fn list(artifacts: &[Artifact]) -> String {
             artifact.imported_at.clone(),
         ]
     });
-    table(["artifact", "tag", "state", "size", "platforms", "imported"], rows)
+    table(
+        ["artifact", "tag", "state", "size", "platforms", "imported"],
+        rows,
+    )
 }
 
 fn show(artifact: &Artifact) -> String {
@@ -76,11 +85,18 @@ fn show(artifact: &Artifact) -> String {
         ("platforms", artifact.platforms.join(" ")),
         ("size", size(artifact.size_bytes)),
         ("tag", artifact.tag.clone()),
-        ("imported", format!("{} by {}", artifact.imported_at, artifact.imported_by)),
+        (
+            "imported",
+            format!("{} by {}", artifact.imported_at, artifact.imported_by),
+        ),
         ("revoked", artifact.revoked_at.clone().unwrap_or_default()),
     ]);
-    let rows = artifact.content.iter().map(|Content { digest, media_type, size_bytes }| {
-        [digest.clone(), size(*size_bytes), media_type.clone()]
-    });
+    let rows = artifact.content.iter().map(
+        |Content {
+             digest,
+             media_type,
+             size_bytes,
+         }| { [digest.clone(), size(*size_bytes), media_type.clone()] },
+    );
     format!("{head}\n\n{}", table(["content", "size", "media type"], rows))
 }

@@ -32,7 +32,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(server: &str, token_file: Option<&Path>, ca_file: Option<&Path>) -> Result<Self, CliError> {
+    pub(super) fn new(
+        server: &str,
+        token_file: Option<&Path>,
+        ca_file: Option<&Path>,
+    ) -> Result<Self, CliError> {
         let server = server.trim_end_matches('/').to_owned();
         if !server.starts_with("http://") && !server.starts_with("https://") {
             return Err(CliError::Usage(format!(
@@ -40,20 +44,34 @@ impl Client {
             )));
         }
         let token = read_token(token_file)?;
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| CliError::from_error(&error))?
-            .with_root_certificates(roots(ca_file)?)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        Ok(Self { http: HttpClient::builder(TokioExecutor::new()).build(connector), server, token })
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CliError::from_error(&error))?
+        .with_root_certificates(roots(ca_file)?)
+        .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self {
+            http: HttpClient::builder(TokioExecutor::new()).build(connector),
+            server,
+            token,
+        })
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.ask(Method::GET, path, None::<&()>).await
     }
 
-    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, CliError> {
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CliError> {
         self.ask(Method::POST, path, Some(body)).await
     }
 
@@ -67,7 +85,8 @@ impl Client {
         let mut items = Vec::new();
         let mut after = String::new();
         loop {
-            let page: crate::api::types::Page<T> = self.get(&format!("{path}{separator}limit=500{after}")).await?;
+            let page: crate::api::types::Page<T> =
+                self.get(&format!("{path}{separator}limit=500{after}")).await?;
             items.extend(page.items);
             match page.next {
                 Some(next) => after = format!("&after={}", encode(&next)),
@@ -95,29 +114,49 @@ impl Client {
             .map_err(|_| CliError::Usage(format!("{}{path} is not an address", self.server)))?;
         let (status, bytes) = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request))
             .await
-            .map_err(|_| self.unreachable(format!("no answer within {} minutes", ANSWER_TIMEOUT.as_secs() / 60)))??;
+            .map_err(|_| {
+                self.unreachable(format!(
+                    "no answer within {} minutes",
+                    ANSWER_TIMEOUT.as_secs() / 60
+                ))
+            })??;
         if status.is_success() {
             let body: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
             return serde_json::from_slice(body).map_err(|error| {
-                CliError::Failed(format!("{} does not answer as a facade of this version does: {error}", self.server))
+                CliError::Failed(format!(
+                    "{} does not answer as a facade of this version does: {error}",
+                    self.server
+                ))
             });
         }
         match serde_json::from_slice::<Problem>(&bytes) {
             Ok(problem) => Err(CliError::from_problem(problem)),
-            Err(_) => Err(CliError::Failed(format!("{} answers {status}; is it a facade?", self.server))),
+            Err(_) => Err(CliError::Failed(format!(
+                "{} answers {status}; is it a facade?",
+                self.server
+            ))),
         }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CliError> {
-        let response = self.http.request(request).await.map_err(|error| self.unreachable(chain(&error)))?;
+        let response = self
+            .http
+            .request(request)
+            .await
+            .map_err(|error| self.unreachable(chain(&error)))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await;
         let bytes = body.map_err(|error| self.unreachable(chain(&*error)))?.to_bytes();
         Ok((status, bytes))
     }
 
     fn unreachable(&self, cause: String) -> CliError {
-        CliError::Unreachable { server: self.server.clone(), cause }
+        CliError::Unreachable {
+            server: self.server.clone(),
+            cause,
+        }
     }
 }
 
@@ -128,11 +167,15 @@ fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {
                 .to_owned(),
         ));
     };
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| CliError::NotAllowed(format!("cannot read the token file {}: {error}", file.display())))?;
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        CliError::NotAllowed(format!("cannot read the token file {}: {error}", file.display()))
+    })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::NotAllowed(format!("the token file {} holds no token", file.display())));
+        return Err(CliError::NotAllowed(format!(
+            "the token file {} holds no token",
+            file.display()
+        )));
     }
     Ok(Secret::new(token.to_owned()))
 }
@@ -145,7 +188,9 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, CliError> {
         let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+            roots
+                .add(certificate)
+                .map_err(|error| failed(error.to_string()))?;
         }
     }
     Ok(roots)
@@ -155,7 +200,9 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, CliError> {
 pub(super) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()

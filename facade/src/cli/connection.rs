@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::CliError;
 use super::client::{Client, encode};
 use super::output::{Output, fields, table};
-use super::CliError;
 use crate::api::types::{Connection, ConnectionCheck, ConnectionRequest};
 
 /// Verbs on registry connections.
@@ -111,7 +111,9 @@ impl Verb {
             Self::Test { host, repository } => test(client, output, &host, repository.as_deref()).await,
             Self::Remove { host } => {
                 let connection: Connection = client.delete(&path(&host)).await?;
-                output.result(&connection, |connection| format!("disconnected {}", connection.host));
+                output.result(&connection, |connection| {
+                    format!("disconnected {}", connection.host)
+                });
                 Ok(())
             }
         }
@@ -126,7 +128,9 @@ impl Add {
     async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         let request = self.request()?;
         let connection: Connection = client.post("/api/v1/connections", &request).await?;
-        output.result(&connection, |connection| format!("connected {} ({})", connection.host, connection.provider));
+        output.result(&connection, |connection| {
+            format!("connected {} ({})", connection.host, connection.provider)
+        });
         Ok(())
     }
 
@@ -173,19 +177,35 @@ fn read_stdin() -> Result<String, CliError> {
 }
 
 fn read_file(path: &PathBuf) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| CliError::Usage(format!("cannot read {}: {error}", path.display())))
+    std::fs::read_to_string(path)
+        .map_err(|error| CliError::Usage(format!("cannot read {}: {error}", path.display())))
 }
 
-async fn test(client: &Client, output: &mut Output, host: &str, repository: Option<&str>) -> Result<(), CliError> {
-    let query = repository.map(|repository| format!("?repository={}", encode(repository))).unwrap_or_default();
+async fn test(
+    client: &Client,
+    output: &mut Output,
+    host: &str,
+    repository: Option<&str>,
+) -> Result<(), CliError> {
+    let query = repository
+        .map(|repository| format!("?repository={}", encode(repository)))
+        .unwrap_or_default();
     let check: ConnectionCheck = client.post(&format!("{}/test{query}", path(host)), &()).await?;
     output.result(&check, |check| {
         let steps = check.steps.iter().map(|step| {
-            [if step.ok { "ok" } else { "failed" }.to_owned(), step.step.clone(), step.detail.clone()]
+            [
+                if step.ok { "ok" } else { "failed" }.to_owned(),
+                step.step.clone(),
+                step.detail.clone(),
+            ]
         });
         format!("{}\n{}", table(["", "step", "seen"], steps), check.verdict)
     });
-    if check.ok { Ok(()) } else { Err(CliError::Failed(check.verdict)) }
+    if check.ok {
+        Ok(())
+    } else {
+        Err(CliError::Failed(check.verdict))
+    }
 }
 
 fn list(connections: &[Connection]) -> String {
@@ -209,10 +229,27 @@ fn show(connection: &Connection) -> String {
         ("host", connection.host.clone()),
         ("provider", connection.provider.clone()),
         ("username", connection.username.clone().unwrap_or_default()),
-        ("plain http", if connection.plain_http { "yes".to_owned() } else { String::new() }),
-        ("private addresses", if connection.allow_private { "allowed".to_owned() } else { String::new() }),
+        (
+            "plain http",
+            if connection.plain_http {
+                "yes".to_owned()
+            } else {
+                String::new()
+            },
+        ),
+        (
+            "private addresses",
+            if connection.allow_private {
+                "allowed".to_owned()
+            } else {
+                String::new()
+            },
+        ),
         ("connected", connection.created_at.clone()),
-        ("last success", connection.last_success_at.clone().unwrap_or_default()),
+        (
+            "last success",
+            connection.last_success_at.clone().unwrap_or_default(),
+        ),
         ("last error", connection.last_error.clone().unwrap_or_default()),
         ("budget", budget(connection)),
     ])

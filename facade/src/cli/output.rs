@@ -20,11 +20,17 @@ pub enum Format {
 /// The way out for everything that is printed.
 pub(super) struct Output {
     format: Format,
+    quiet: bool,
+    colours: bool,
 }
 
 impl Output {
-    pub(super) fn new(format: Format) -> Self {
-        Self { format }
+    pub(super) fn new(format: Format, quiet: bool) -> Self {
+        Self {
+            format,
+            quiet,
+            colours: colours(),
+        }
     }
 
     /// Prints a result: as JSON, or as what `table` makes of it.
@@ -38,19 +44,26 @@ impl Output {
 
     /// Tells people something beside the result.
     pub(super) fn note(&mut self, text: &str) {
-        write_err(text);
+        if !self.quiet {
+            write_err(text);
+        }
     }
 
     pub(super) fn error(&mut self, text: &str) {
-        let label = if colours() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
+        let label = if self.colours {
+            "\x1b[1;31merror:\x1b[0m"
+        } else {
+            "error:"
+        };
         write_err(&format!("{label} {text}"));
     }
+}
 
-    pub(super) fn completions(&mut self, shell: clap_complete::Shell, command: &mut clap::Command) {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, command, "facade", &mut script);
-        write_out(String::from_utf8_lossy(&script).trim_end());
-    }
+/// Prints the completions for a shell.
+pub(super) fn completions(shell: clap_complete::Shell, command: &mut clap::Command) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, "facade", &mut script);
+    write_out(String::from_utf8_lossy(&script).trim_end());
 }
 
 fn write_out(text: &str) {
@@ -64,7 +77,10 @@ fn write_err(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-#[expect(clippy::disallowed_methods, reason = "NO_COLOR and TERM concern the terminal alone, not the configuration")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "NO_COLOR and TERM concern the terminal alone, not the configuration"
+)]
 fn colours() -> bool {
     io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -72,9 +88,14 @@ fn colours() -> bool {
 }
 
 /// Columns under a heading.
-pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(TableStyle::new())
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(heading.map(|name| Cell::new(name.to_uppercase())));
     for row in rows {
         table.add_row(row.map(|text| printable(&text)));
@@ -85,7 +106,9 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
 /// Name and value pairs, one a line.
 pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
     let mut table = Table::new();
-    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(TableStyle::new())
+        .set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([format!("{name}:"), printable(&value)]);
     }
@@ -93,12 +116,23 @@ pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
 }
 
 fn lines(text: &str) -> String {
-    text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// A text from elsewhere, without the control characters that would let a registry or device write on the terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                '\u{fffd}'
+            } else {
+                character
+            }
+        })
+        .collect()
 }
 
 /// Bytes in the unit that reads best.
@@ -119,7 +153,12 @@ mod tests {
 
     #[test]
     fn prints_sizes_as_people_read_them() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_610_612_736, "1.5 GiB")] {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_610_612_736, "1.5 GiB"),
+        ] {
             assert_eq!(size(bytes), text);
         }
     }

@@ -1,5 +1,6 @@
 //! `facade init` and `facade serve`
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -42,7 +43,11 @@ impl Init {
         };
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
         let admin_token_file = self.data_dir.join("admin.token");
-        let made = Made { data_dir: self.data_dir, created: outcome.created, admin_token_file };
+        let made = Made {
+            data_dir: self.data_dir,
+            created: outcome.created,
+            admin_token_file,
+        };
         output.result(&made, |made| {
             if made.created.is_empty() {
                 return format!("{} is already initialised; nothing was changed", made.data_dir.display());
@@ -76,9 +81,10 @@ fn keep_to_ourselves() {
 }
 
 fn settings_help() -> String {
-    let mut text = "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
+    let mut text =
+        "Settings (key in facade.toml; FACADE_ and the key in capitals in the environment):\n".to_owned();
     for setting in config::SETTINGS {
-        text.push_str(&format!("  {:<30}{}\n", setting.key, setting.help));
+        let _ = writeln!(text, "  {:<30}{}", setting.key, setting.help);
     }
     text
 }
@@ -86,8 +92,12 @@ fn settings_help() -> String {
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
         keep_to_ourselves();
-        let flags = config::Flags { data_dir: self.data_dir, config: self.config };
-        let config = config::load(&flags, &config::environment()).map_err(|error| CliError::Usage(error.to_string()))?;
+        let flags = config::Flags {
+            data_dir: self.data_dir,
+            config: self.config,
+        };
+        let config = config::load(&flags, &config::environment())
+            .map_err(|error| CliError::Usage(error.to_string()))?;
         facade::log(&config).map_err(CliError::Usage)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

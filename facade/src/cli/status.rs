@@ -15,8 +15,16 @@ impl Status {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         let status: types::Status = client.get("/api/v1/status").await?;
         output.result(&status, |status| {
-            let devices: Vec<String> = status.devices.iter().map(|(standing, count)| format!("{count} {standing}")).collect();
-            let expires: Vec<String> = status.metadata_expires.iter().map(|(role, at)| format!("{role} {at}")).collect();
+            let devices: Vec<String> = status
+                .devices
+                .iter()
+                .map(|(standing, count)| format!("{count} {standing}"))
+                .collect();
+            let expires: Vec<String> = status
+                .metadata_expires
+                .iter()
+                .map(|(role, at)| format!("{role} {at}"))
+                .collect();
             let head = fields([
                 ("facade", status.version.clone()),
                 ("connections", status.connections.to_string()),
@@ -26,7 +34,11 @@ impl Status {
                 ("cache", size(status.cache_bytes)),
                 ("metadata until", expires.join(", ")),
             ]);
-            let verdict = if status.warnings.is_empty() { "all is well".to_owned() } else { status.warnings.join("\n") };
+            let verdict = if status.warnings.is_empty() {
+                "all is well".to_owned()
+            } else {
+                status.warnings.join("\n")
+            };
             format!("{head}\n\n{verdict}")
         });
         Ok(())

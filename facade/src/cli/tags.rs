@@ -22,17 +22,29 @@ pub(super) struct Tags {
 
 impl Tags {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let path = format!("/api/v1/tags?repository={}&limit={}", encode(&self.repository), self.limit);
+        let path = format!(
+            "/api/v1/tags?repository={}&limit={}",
+            encode(&self.repository),
+            self.limit
+        );
         let tags: types::Tags = client.get(&path).await?;
         output.result(&tags, |tags| {
             let hidden = if self.all { tags.hidden.as_slice() } else { &[] };
-            tags.tags.iter().chain(hidden).cloned().collect::<Vec<_>>().join("\n")
+            tags.tags
+                .iter()
+                .chain(hidden)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("\n")
         });
         if let Some(clipped) = &tags.clipped {
             output.note(&format!("clipped: {clipped}; the list is not complete"));
         }
         if !tags.hidden.is_empty() && !self.all {
-            output.note(&format!("{} signatures, attestations and digests not shown (--all)", tags.hidden.len()));
+            output.note(&format!(
+                "{} signatures, attestations and digests not shown (--all)",
+                tags.hidden.len()
+            ));
         }
         Ok(())
     }

@@ -80,7 +80,9 @@ impl DataDir {
     /// Refuses a server certificate that no device would take: whoever puts one in place should hear of it, and not find
     /// the fleet gone.
     pub fn check_server_certificate(&self, now: Timestamp) -> Result<(), InitError> {
-        server_is_trusted(self, now).map_err(|source| InitError::Untrusted { source: Box::new(source) })
+        server_is_trusted(self, now).map_err(|source| InitError::Untrusted {
+            source: Box::new(source),
+        })
     }
 
     pub(super) fn read(files: &Files, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
@@ -176,10 +178,20 @@ fn server_is_trusted(data: &DataDir, now: Timestamp) -> Result<(), rustls::Error
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let name = data.server_names.first().map(ToString::to_string).unwrap_or_default();
-    let name = rustls_pki_types::ServerName::try_from(name).map_err(|error| rustls::Error::General(error.to_string()))?;
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
-    let (leaf, path) = data.server_chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    let name = data
+        .server_names
+        .first()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let name = rustls_pki_types::ServerName::try_from(name)
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(
+        u64::try_from(now.as_second()).unwrap_or_default(),
+    ));
+    let (leaf, path) = data
+        .server_chain
+        .split_first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
     verifier.verify_server_cert(leaf, path, &name, &[], now).map(drop)
 }
 

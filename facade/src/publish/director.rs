@@ -17,7 +17,7 @@ use serde_json::Map;
 use tokio::sync::Mutex;
 
 use super::images::target_path;
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, versioned};
+use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, signed_at, versioned};
 use crate::catalog::artifacts::Artifacts;
 use crate::clock::Clock;
 use crate::store::{Batch, Store, Table, get_json};
@@ -71,7 +71,14 @@ impl Director {
         lifetimes: Lifetimes,
         clock: Clock,
     ) -> Self {
-        Self { store, artifacts, keys, lifetimes, clock, turn: Mutex::new(()) }
+        Self {
+            store,
+            artifacts,
+            keys,
+            lifetimes,
+            clock,
+            turn: Mutex::new(()),
+        }
     }
 
     /// Keeps a root that was signed elsewhere, to be served to devices.
@@ -105,9 +112,12 @@ impl Director {
     ) -> Result<u64, PublishingError> {
         let _turn = self.turn.lock().await;
         let now = self.clock.now();
-        let signed: Signed = get_json(&*self.store, SIGNED, device.as_str()).await?.unwrap_or_default();
+        let signed: Signed = get_json(&*self.store, SIGNED, device.as_str())
+            .await?
+            .unwrap_or_default();
         let ageing = |expires: Time, lifetime: std::time::Duration| {
-            expires.as_second().saturating_sub(now.as_second()) < i64::try_from(lifetime.as_secs() / 2).unwrap_or(0)
+            expires.as_second().saturating_sub(now.as_second())
+                < i64::try_from(lifetime.as_secs() / 2).unwrap_or(0)
         };
         let mut batch = Batch::new();
         let next = if signed.artifacts != *wanted
@@ -130,7 +140,9 @@ impl Director {
     /// enrolls again may have seen them.
     pub async fn forget(&self, device: &DeviceId) -> Result<(), PublishingError> {
         let _turn = self.turn.lock().await;
-        let Some(mut signed) = get_json::<Signed>(&*self.store, SIGNED, device.as_str()).await? else { return Ok(()) };
+        let Some(mut signed) = get_json::<Signed>(&*self.store, SIGNED, device.as_str()).await? else {
+            return Ok(());
+        };
         signed.snapshot = None;
         let mut batch = Batch::new();
         for version in signed.version.saturating_sub(2)..=signed.version {
@@ -153,8 +165,13 @@ impl Director {
     ) -> Result<Signed, PublishingError> {
         let version = signed.version + 1;
         let expires = end_of(now, self.lifetimes.snapshot);
-        let mut targets =
-            Targets { version, expires, targets: BTreeMap::new(), delegations: None, extra: Map::new() };
+        let mut targets = Targets {
+            version,
+            expires,
+            targets: BTreeMap::new(),
+            delegations: None,
+            extra: Map::new(),
+        };
         targets.set_device(device.as_str());
         for name in wanted {
             if let Some(target) = self.target(device, name).await? {
@@ -162,14 +179,23 @@ impl Director {
             }
         }
         let file = versioned(version, "targets");
-        let bytes = sign(&targets, &[&self.keys.targets])
-            .map_err(|source| PublishingError::Sign { file: file.clone(), source })?;
+        let bytes = sign(&targets, &[&self.keys.targets]).map_err(|source| PublishingError::Sign {
+            file: file.clone(),
+            source,
+        })?;
         let meta = BTreeMap::from([("targets.json".to_owned(), FileMeta::of(version, &bytes))]);
         batch.put(FILES, &format!("{device}/{file}"), bytes);
-        let snapshot = Snapshot { version, expires, meta, extra: Map::new() };
+        let snapshot = Snapshot {
+            version,
+            expires,
+            meta,
+            extra: Map::new(),
+        };
         let file = versioned(version, "snapshot");
-        let bytes = sign(&snapshot, &[&self.keys.snapshot])
-            .map_err(|source| PublishingError::Sign { file: file.clone(), source })?;
+        let bytes = sign(&snapshot, &[&self.keys.snapshot]).map_err(|source| PublishingError::Sign {
+            file: file.clone(),
+            source,
+        })?;
         let meta = FileMeta::of(version, &bytes);
         batch.put(FILES, &format!("{device}/{file}"), bytes);
         if let Some(old) = version.checked_sub(3) {
@@ -186,7 +212,11 @@ impl Director {
         })
     }
 
-    async fn target(&self, device: &DeviceId, name: &ArtifactName) -> Result<Option<Target>, PublishingError> {
+    async fn target(
+        &self,
+        device: &DeviceId,
+        name: &ArtifactName,
+    ) -> Result<Option<Target>, PublishingError> {
         let artifact = self.artifacts.get(name).await?;
         let artifact = artifact.filter(|artifact| artifact.revoked_at.is_none());
         Ok(artifact.map(|artifact| {
@@ -206,7 +236,9 @@ impl Director {
         batch: &mut Batch,
     ) -> Result<Signed, PublishingError> {
         let Some(snapshot) = signed.snapshot.clone() else {
-            return Err(PublishingError::Unreadable { file: format!("{device}/{TIMESTAMP_FILE}") });
+            return Err(PublishingError::Unreadable {
+                file: format!("{device}/{TIMESTAMP_FILE}"),
+            });
         };
         signed.timestamp_version += 1;
         signed.timestamp_expires = end_of(now, self.lifetimes.timestamp);
@@ -214,10 +246,12 @@ impl Director {
             version: signed.timestamp_version,
             expires: signed.timestamp_expires,
             meta: TimestampMeta { snapshot },
-            extra: Map::new(),
+            extra: signed_at(now),
         };
-        let bytes = sign(&timestamp, &[&self.keys.timestamp])
-            .map_err(|source| PublishingError::Sign { file: TIMESTAMP_FILE.to_owned(), source })?;
+        let bytes = sign(&timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
+            file: TIMESTAMP_FILE.to_owned(),
+            source,
+        })?;
         batch.put(FILES, &format!("{device}/{TIMESTAMP_FILE}"), bytes);
         Ok(signed)
     }

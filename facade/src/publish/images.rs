@@ -12,7 +12,7 @@ use pki::oci::{ArtifactName, Tag};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, is_ageing, versioned};
+use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, is_ageing, signed_at, versioned};
 use crate::catalog::artifacts::{Artifact, Artifacts};
 use crate::clock::Clock;
 use crate::store::{Batch, Store, Table};
@@ -69,7 +69,14 @@ impl Images {
         let stored = load(&*store).await?;
         let first = stored.is_none();
         let current = Mutex::new(stored.unwrap_or_else(|| empty(&clock, lifetimes)));
-        let images = Self { store, artifacts, keys, lifetimes, clock, current };
+        let images = Self {
+            store,
+            artifacts,
+            keys,
+            lifetimes,
+            clock,
+            current,
+        };
         if first {
             let mut current = images.current.lock().await;
             let next = current.clone();
@@ -159,17 +166,25 @@ impl Images {
             next.targets.version += 1;
             next.targets.expires = end_of(now, self.lifetimes.targets);
             let file = versioned(next.targets.version, "targets");
-            let bytes = sign(&next.targets, &[&self.keys.targets])
-                .map_err(|source| PublishingError::Sign { file: file.clone(), source })?;
-            next.snapshot.meta.insert("targets.json".to_owned(), FileMeta::of(next.targets.version, &bytes));
+            let bytes =
+                sign(&next.targets, &[&self.keys.targets]).map_err(|source| PublishingError::Sign {
+                    file: file.clone(),
+                    source,
+                })?;
+            next.snapshot.meta.insert(
+                "targets.json".to_owned(),
+                FileMeta::of(next.targets.version, &bytes),
+            );
             batch.put(FILES, &file, bytes);
             forget(&mut batch, next.targets.version, "targets");
         }
         next.snapshot.version += 1;
         next.snapshot.expires = end_of(now, self.lifetimes.snapshot);
         let file = versioned(next.snapshot.version, "snapshot");
-        let bytes = sign(&next.snapshot, &[&self.keys.snapshot])
-            .map_err(|source| PublishingError::Sign { file: file.clone(), source })?;
+        let bytes = sign(&next.snapshot, &[&self.keys.snapshot]).map_err(|source| PublishingError::Sign {
+            file: file.clone(),
+            source,
+        })?;
         next.timestamp.meta.snapshot = FileMeta::of(next.snapshot.version, &bytes);
         batch.put(FILES, &file, bytes);
         forget(&mut batch, next.snapshot.version, "snapshot");
@@ -187,8 +202,12 @@ impl Images {
     ) -> Result<(Current, Batch), PublishingError> {
         next.timestamp.version += 1;
         next.timestamp.expires = end_of(now, self.lifetimes.timestamp);
-        let bytes = sign(&next.timestamp, &[&self.keys.timestamp])
-            .map_err(|source| PublishingError::Sign { file: TIMESTAMP_FILE.to_owned(), source })?;
+        next.timestamp.extra = signed_at(now);
+        let bytes =
+            sign(&next.timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
+                file: TIMESTAMP_FILE.to_owned(),
+                source,
+            })?;
         batch.put(FILES, TIMESTAMP_FILE, bytes);
         Ok((next, batch))
     }
@@ -203,7 +222,12 @@ fn forget(batch: &mut Batch, version: u64, role: &str) {
 
 fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
     let now = clock.now();
-    let nothing = FileMeta { version: 1, length: None, hashes: None, extra: Map::new() };
+    let nothing = FileMeta {
+        version: 1,
+        length: None,
+        hashes: None,
+        extra: Map::new(),
+    };
     Current {
         targets: Targets {
             version: 0,
@@ -228,15 +252,25 @@ fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
 }
 
 async fn load(store: &dyn Store) -> Result<Option<Current>, PublishingError> {
-    let Some(timestamp) = store.get(FILES, TIMESTAMP_FILE).await? else { return Ok(None) };
+    let Some(timestamp) = store.get(FILES, TIMESTAMP_FILE).await? else {
+        return Ok(None);
+    };
     let timestamp: Timestamp = super::read("timestamp", TIMESTAMP_FILE, &timestamp)?;
     let snapshot: Snapshot = stored(store, "snapshot", timestamp.meta.snapshot.version).await?;
     let version = snapshot.file("targets").map_or(0, |meta| meta.version);
     let targets = stored(store, "targets", version).await?;
-    Ok(Some(Current { targets, snapshot, timestamp }))
+    Ok(Some(Current {
+        targets,
+        snapshot,
+        timestamp,
+    }))
 }
 
-async fn stored<T: Document + Clone>(store: &dyn Store, role: &str, version: u64) -> Result<T, PublishingError> {
+async fn stored<T: Document + Clone>(
+    store: &dyn Store,
+    role: &str,
+    version: u64,
+) -> Result<T, PublishingError> {
     let file = versioned(version, role);
     let bytes = store.get(FILES, &file).await?;
     let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
@@ -245,7 +279,9 @@ async fn stored<T: Document + Clone>(store: &dyn Store, role: &str, version: u64
 
 /// The name of an artifact as the path of a target.
 pub(super) fn target_path(name: &ArtifactName) -> Result<TargetPath, PublishingError> {
-    name.to_string().parse().map_err(|_| PublishingError::Name(name.to_string()))
+    name.to_string()
+        .parse()
+        .map_err(|_| PublishingError::Name(name.to_string()))
 }
 
 fn target(artifact: &Artifact) -> Target {

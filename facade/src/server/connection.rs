@@ -220,7 +220,11 @@ async fn supervise(
                 if seen != progress {
                     (progress, since) = (seen, now);
                 } else if activity.open.load(Ordering::Relaxed) == 0 {
-                    return;
+                    // Said goodbye already, and the peer did not listen.
+                    if leave.is_cancelled() {
+                        return;
+                    }
+                    leave.cancel();
                 } else if now.duration_since(since) >= lifetime.stuck {
                     tracing::debug!("connection made no progress");
                     return;

@@ -125,7 +125,10 @@ impl Script {
                     Some(Fault::CutAt(at)) => cut = Some(at),
                     Some(Fault::WrongAt(at)) => bytes[at] ^= 1,
                     Some(Fault::RateLimited(retry_after)) => {
-                        return Err(upstream(UpstreamError::RateLimited { host: host.clone(), retry_after }));
+                        return Err(upstream(UpstreamError::RateLimited {
+                            host: host.clone(),
+                            retry_after,
+                        }));
                     }
                     Some(Fault::Missing) => return Err(upstream(missing)),
                     Some(Fault::Total(said)) => total = said,

@@ -237,7 +237,7 @@ impl Client {
                     self.requests.push(file);
                 }
                 Step::Done => return refresh.into_trusted(),
-                step => self.keep(step),
+                step @ (Step::Store { .. } | Step::Remove { .. }) => self.keep(step),
             }
         }
     }
@@ -258,7 +258,7 @@ impl Client {
                     self.requests.push(file);
                 }
                 Step::Done => return lookup.into_target(),
-                step => self.keep(step),
+                step @ (Step::Store { .. } | Step::Remove { .. }) => self.keep(step),
             }
         }
     }

@@ -145,7 +145,7 @@ impl<'a> Lookup<'a> {
                 return Ok(step);
             }
             match (self.asked.take(), self.answer.take()) {
-                (Some(asked), Some(fetched)) => self.judge(asked, fetched)?,
+                (Some(asked), Some(fetched)) => self.judge(&asked, fetched)?,
                 (Some(asked), None) => {
                     let step = Step::Fetch {
                         file: asked.file.clone(),
@@ -193,7 +193,7 @@ impl<'a> Lookup<'a> {
         Ok(())
     }
 
-    fn judge(&mut self, asked: Asked, fetched: Fetched) -> Result<(), MetadataError> {
+    fn judge(&mut self, asked: &Asked, fetched: Fetched) -> Result<(), MetadataError> {
         let bytes = fetched.demand(&asked.file, asked.max_bytes)?;
         let targets = self.verified(&asked.pending, &bytes)?;
         self.enter(&asked.pending, &targets);
@@ -284,5 +284,332 @@ impl Pending {
             threshold: role.threshold,
             depth,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::*;
+    use super::super::roles::Scope;
+    use super::*;
+
+    /// Delegator, role, path pattern.
+    type Edge<'a> = (&'a str, &'a str, &'a str);
+
+    struct Graph {
+        repository: Repository,
+        documents: BTreeMap<String, Targets>,
+    }
+
+    impl Graph {
+        /// Every role has one key of its own.
+        fn new(edges: &[Edge]) -> Self {
+            let mut graph = Self {
+                repository: Repository::new(),
+                documents: BTreeMap::new(),
+            };
+            for (delegator, role, paths) in edges {
+                graph
+                    .documents
+                    .entry((*role).to_owned())
+                    .or_insert_with(empty_targets);
+                delegate(graph.of(delegator), role, &role_key(role), &[paths]);
+            }
+            graph
+        }
+
+        fn of(&mut self, role: &str) -> &mut Targets {
+            match role {
+                "targets" => &mut self.repository.targets,
+                other => self.documents.get_mut(other).unwrap(),
+            }
+        }
+
+        fn list(&mut self, role: &str, target_path: &str) {
+            let entry = target(role.as_bytes());
+            self.of(role).targets.insert(path(target_path), entry);
+        }
+
+        fn publish(&mut self) {
+            for (role, document) in &self.documents {
+                self.repository.put_delegated(role, document, &[role_key(role)]);
+            }
+            self.repository.publish();
+        }
+
+        /// The role that answers for a path, and the files that were asked for on the way.
+        fn seek(&self, sought: &str) -> (Result<Option<String>, MetadataError>, Vec<String>) {
+            let mut client = Client::new(&self.repository);
+            let mut set = client.refresh(&self.repository).unwrap();
+            let found = client.seek(&mut set, &self.repository.files, sought);
+            (
+                found.map(|found| found.map(|target| target.role().to_owned())),
+                client.requests,
+            )
+        }
+    }
+
+    fn role_key(role: &str) -> crate::key::SigningKey {
+        key(role.bytes().fold(50, u8::wrapping_add))
+    }
+
+    #[test]
+    fn visits_roles_in_pre_order_and_depth_first() {
+        let cases: [(&[Edge], &[&str]); 6] = [
+            (&[("targets", "A", "*"), ("targets", "B", "*")], &["A", "B"]),
+            (
+                &[
+                    ("targets", "A", "*"),
+                    ("targets", "B", "*"),
+                    ("A", "C", "*"),
+                    ("A", "D", "*"),
+                ],
+                &["A", "C", "D", "B"],
+            ),
+            (
+                &[
+                    ("targets", "A", "*"),
+                    ("targets", "B", "*"),
+                    ("A", "C", "*"),
+                    ("C", "D", "*"),
+                ],
+                &["A", "C", "D", "B"],
+            ),
+            (
+                &[("targets", "A", "*.py"), ("targets", "B", "*"), ("A", "C", "*")],
+                &["B"],
+            ),
+            // A cycle is entered once.
+            (
+                &[
+                    ("targets", "A", "*"),
+                    ("A", "B", "*"),
+                    ("B", "C", "*"),
+                    ("C", "A", "*"),
+                ],
+                &["A", "B", "C"],
+            ),
+            // A shared role is reached by whoever comes first.
+            (
+                &[
+                    ("targets", "A", "*"),
+                    ("targets", "B", "*"),
+                    ("B", "C", "*"),
+                    ("A", "C", "*"),
+                ],
+                &["A", "C", "B"],
+            ),
+        ];
+        for (edges, order) in cases {
+            let mut graph = Graph::new(edges);
+            graph.publish();
+            let (found, requests) = graph.seek("missing");
+            assert!(matches!(found, Ok(None)));
+            let expected: Vec<String> = order.iter().map(|role| format!("1.{role}.json")).collect();
+            assert_eq!(requests, expected);
+        }
+    }
+
+    // tough CVE-2025-2886, go-tuf CVE-2024-47534.
+    #[test]
+    fn stops_at_a_terminating_role_and_its_descendants() {
+        let edges = [
+            ("targets", "A", "*"),
+            ("targets", "B", "*"),
+            ("A", "C", "*"),
+            ("A", "D", "*"),
+            ("C", "E", "*"),
+        ];
+        let mut graph = Graph::new(&edges);
+        graph.of("A").delegations.as_mut().unwrap().roles[0].terminating = true;
+        graph.list("B", "x");
+        graph.list("D", "x");
+        graph.publish();
+        let (found, requests) = graph.seek("x");
+        assert!(matches!(found, Ok(None)));
+        assert_eq!(requests, ["1.A.json", "1.C.json", "1.E.json"]);
+    }
+
+    #[test]
+    fn takes_the_target_of_the_most_trusted_role() {
+        let mut graph = Graph::new(&[("targets", "A", "*"), ("targets", "B", "*")]);
+        graph.list("A", "x");
+        graph.list("B", "x");
+        graph.list("targets", "y");
+        graph.list("A", "y");
+        graph.publish();
+        assert_eq!(graph.seek("x").0.unwrap().as_deref(), Some("A"));
+        assert_eq!(graph.seek("y").0.unwrap().as_deref(), Some("targets"));
+    }
+
+    #[test]
+    fn does_not_take_a_target_that_its_role_was_not_given() {
+        let mut graph = Graph::new(&[("targets", "B", "releases/*/*"), ("B", "C", "releases/x/*")]);
+        graph.list("C", "releases/z/1");
+        graph.list("C", "releases/x/1");
+        graph.publish();
+        assert_eq!(graph.seek("releases/z/1").0.unwrap(), None);
+        assert_eq!(graph.seek("releases/x/1").0.unwrap().as_deref(), Some("C"));
+    }
+
+    #[test]
+    fn finds_targets_by_hash_prefix() {
+        let mut graph = Graph::new(&[("targets", "bin", "")]);
+        let digest = crate::digest::Digest::sha256(b"app/web").hex();
+        graph.repository.targets.delegations.as_mut().unwrap().roles[0].scope =
+            Scope::PathHashPrefixes(vec![digest[..2].to_owned()]);
+        graph.list("bin", "app/web");
+        graph.list("bin", "app/other");
+        graph.publish();
+        assert_eq!(graph.seek("app/web").0.unwrap().as_deref(), Some("bin"));
+        assert_eq!(graph.seek("app/other").0.unwrap(), None);
+    }
+
+    // python-tuf #2977, sigstore-rust TOB-SIGSTORE-14.
+    #[test]
+    fn rejects_a_shared_role_that_only_another_delegator_has_the_keys_of() {
+        let mut graph = Graph::new(&[
+            ("targets", "A", "a/*"),
+            ("targets", "B", "b/*"),
+            ("A", "C", "*/*"),
+            ("B", "C", "*/*"),
+        ]);
+        let delegations = graph.of("B").delegations.as_mut().unwrap();
+        delegations.roles[0].keyids = vec![key(99).public().id()];
+        delegations
+            .keys
+            .insert(key(99).public().id(), key(99).public().clone());
+        graph.list("C", "a/x");
+        graph.list("C", "b/x");
+        graph.publish();
+        let mut client = Client::new(&graph.repository);
+        let mut set = client.refresh(&graph.repository).unwrap();
+        assert!(
+            client
+                .seek(&mut set, &graph.repository.files, "a/x")
+                .unwrap()
+                .is_some()
+        );
+        let refused = client.seek(&mut set, &graph.repository.files, "b/x").unwrap_err();
+        assert!(matches!(&refused, MetadataError::UnmetThreshold { delegator, .. } if delegator == "B"));
+        assert_eq!(graph.seek("a/x").0.unwrap().as_deref(), Some("C"));
+    }
+
+    // tough CVE-2025-2887 and CVE-2026-6967.
+    #[test]
+    fn rejects_a_delegated_role_by_every_check_of_a_top_level_one() {
+        type Spoil = fn(&mut Graph);
+        let spoils: [Spoil; 5] = [
+            |graph| graph.of("A").expires = time(NOW),
+            |graph| graph.of("A").version = 0,
+            |graph| graph.repository.put_delegated("A", &empty_targets(), &[key(1)]),
+            |graph| drop(graph.repository.snapshot.meta.remove("A.json")),
+            |graph| {
+                graph.repository.snapshot.meta.get_mut("A.json").unwrap().hashes =
+                    Some(super::super::Hashes::of(Digest::sha256(b"")));
+            },
+        ];
+        for (number, spoil) in spoils.into_iter().enumerate() {
+            let mut graph = Graph::new(&[("targets", "A", "*"), ("targets", "B", "*")]);
+            graph.list("B", "x");
+            graph.publish();
+            match number {
+                0 => {
+                    spoil(&mut graph);
+                    graph.publish();
+                }
+                1 => {
+                    // Version 1 is served where version 2 is listed.
+                    graph.of("A").version = 2;
+                    graph.publish();
+                    let meta = graph.repository.snapshot.meta.get_mut("A.json").unwrap();
+                    (meta.length, meta.hashes) = (None, None);
+                    let old = graph.repository.files["1.A.json"].clone();
+                    graph.repository.files.insert("2.A.json".into(), old);
+                    graph.repository.publish_snapshot();
+                }
+                _ => {
+                    spoil(&mut graph);
+                    graph.repository.publish_snapshot();
+                }
+            }
+            let (found, _) = graph.seek("x");
+            let refused = found.unwrap_err();
+            let expected = match number {
+                0 => matches!(refused, MetadataError::Expired { .. }),
+                1 => matches!(
+                    refused,
+                    MetadataError::MixAndMatch {
+                        listed: 2,
+                        found: 1,
+                        ..
+                    }
+                ),
+                2 => matches!(refused, MetadataError::UnmetThreshold { .. }),
+                3 => matches!(refused, MetadataError::NotInSnapshot { .. }),
+                _ => matches!(refused, MetadataError::Hashes { .. }),
+            };
+            assert!(expected, "{number}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_role_ends_the_search() {
+        let mut graph = Graph::new(&[("targets", "A", "*"), ("targets", "B", "*")]);
+        graph.list("B", "x");
+        graph.publish();
+        graph.repository.files.remove("1.A.json");
+        let (found, requests) = graph.seek("x");
+        assert!(matches!(found, Err(MetadataError::Missing { .. })));
+        assert_eq!(requests, ["1.A.json"]);
+    }
+
+    #[test]
+    fn rejects_searches_that_are_too_wide_or_too_deep() {
+        let names: Vec<String> = (0..40).map(|number| format!("role-{number}")).collect();
+        let wide: Vec<_> = names.iter().map(|name| ("targets", name.as_str(), "*")).collect();
+        let mut graph = Graph::new(&wide);
+        graph.publish();
+        let (found, requests) = graph.seek("x");
+        assert!(matches!(
+            found,
+            Err(MetadataError::SearchTooWide { limit: 32, .. })
+        ));
+        assert_eq!(requests.len(), 32);
+        let mut deep = vec![("targets", names[0].as_str(), "*")];
+        deep.extend(
+            names
+                .windows(2)
+                .map(|pair| (pair[0].as_str(), pair[1].as_str(), "*")),
+        );
+        let mut graph = Graph::new(&deep);
+        graph.publish();
+        let (found, requests) = graph.seek("x");
+        assert!(matches!(
+            found,
+            Err(MetadataError::SearchTooDeep { limit: 16, .. })
+        ));
+        assert_eq!(requests.len(), 16);
+    }
+
+    #[test]
+    fn a_second_search_asks_for_nothing_that_is_there() {
+        let mut graph = Graph::new(&[("targets", "../A b", "*")]);
+        graph.list("../A b", "x");
+        graph.publish();
+        let mut client = Client::new(&graph.repository);
+        let mut set = client.refresh(&graph.repository).unwrap();
+        client
+            .seek(&mut set, &graph.repository.files, "x")
+            .unwrap()
+            .unwrap();
+        assert_eq!(client.requests, ["1...%2FA%20b.json"]);
+        assert!(client.stored.delegated.contains_key("..%2FA%20b.json"));
+        let mut set = client.refresh(&graph.repository).unwrap();
+        client
+            .seek(&mut set, &graph.repository.files, "x")
+            .unwrap()
+            .unwrap();
+        assert!(client.requests.is_empty());
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::HEXUPPER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -15,6 +16,8 @@ use crate::digest::{Digest, Mismatch};
 
 /// Longest name of a delegated role.
 pub const MAX_ROLE_NAME: usize = 128;
+/// Longest name of a delegated role once it is quoted for a file name.
+const MAX_QUOTED_ROLE_NAME: usize = 224;
 /// Longest path of a target.
 pub const MAX_TARGET_PATH: usize = 512;
 
@@ -69,7 +72,8 @@ impl FromStr for RoleName {
         if TOP_LEVEL.contains(&text) {
             return Err(NameError::Reserved(text.to_owned()));
         }
-        if !is_name(text, MAX_ROLE_NAME) {
+        // The quoted name is a file name, and file systems end at 255 bytes.
+        if !is_name(text, MAX_ROLE_NAME) || quote(text).len() > MAX_QUOTED_ROLE_NAME {
             return Err(NameError::Role(shown(text)));
         }
         Ok(Self(text.to_owned()))
@@ -162,7 +166,8 @@ pub fn quote(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             quoted.push(char::from(byte));
         } else {
-            quoted.push_str(&format!("%{byte:02X}"));
+            quoted.push('%');
+            quoted.push_str(&HEXUPPER.encode(&[byte]));
         }
     }
     quoted

@@ -165,3 +165,99 @@ impl Envelope {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::fixture::*;
+    use super::super::verify::{Authority, Signed};
+    use super::*;
+
+    #[test]
+    fn several_signers_sign_one_file_one_after_another() {
+        let repository = Repository::new();
+        let keys = [1, 2, 3].map(key);
+        let mut file = sign(&repository.targets, &[]).unwrap();
+        for key in [&keys[0], &keys[1], &keys[0]] {
+            file = add_signature(&file, key).unwrap();
+        }
+        let public = keys
+            .iter()
+            .map(|key| (key.public().id(), key.public().clone()))
+            .collect();
+        let keyids: Vec<_> = keys.iter().map(|key| key.public().id()).collect();
+        let authority = Authority {
+            delegator: "test",
+            keys: &public,
+            keyids: &keyids,
+            threshold: 3,
+        };
+        let count = |file: &[u8]| {
+            Signed::<Targets>::parse("targets", file, 1 << 20)
+                .unwrap()
+                .count_signers(authority)
+        };
+        assert_eq!(count(&file), 2);
+        file = add_signature(&file, &keys[2]).unwrap();
+        assert_eq!(count(&file), 3);
+        assert!(
+            Signed::<Targets>::parse("targets", &file, 1 << 20)
+                .unwrap()
+                .verify(authority)
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn rejects_a_signature_from_elsewhere_that_does_not_verify() {
+        let repository = Repository::new();
+        let file = sign(&repository.targets, &[]).unwrap();
+        let (one, other) = (key(1), key(2));
+        let good = one.sign(&message(&file).unwrap());
+        assert!(attach_signature(&file, one.public(), good.clone()).is_ok());
+        assert!(matches!(
+            attach_signature(&file, other.public(), good),
+            Err(PublishError::BadSignature(_))
+        ));
+        let over_other_bytes = one.sign(b"something else");
+        let refused = attach_signature(&file, one.public(), over_other_bytes);
+        assert!(matches!(refused, Err(PublishError::BadSignature(_))));
+    }
+
+    #[test]
+    fn rejects_to_sign_what_no_client_accepts() {
+        let mut repository = Repository::new();
+        repository.root.roles.targets.threshold = 0;
+        assert!(matches!(
+            sign(&repository.root, &[&key(1)]),
+            Err(PublishError::Flawed { .. })
+        ));
+        repository.targets.version = 0;
+        assert!(matches!(
+            sign(&repository.targets, &[]),
+            Err(PublishError::Flawed { .. })
+        ));
+        repository.targets.version = 1;
+        repository.targets.extra.insert("ratio".into(), json!(0.5));
+        assert!(matches!(
+            sign(&repository.targets, &[]),
+            Err(PublishError::NotCanonical(_))
+        ));
+    }
+
+    #[test]
+    fn a_successor_differs_in_version_and_expiry_only() {
+        let repository = Repository::new();
+        let next = repository.root.successor(time(NOW));
+        assert_eq!((next.version, next.expires), (2, time(NOW)));
+        assert_eq!(
+            Root {
+                version: 1,
+                expires: repository.root.expires,
+                ..next
+            },
+            repository.root
+        );
+    }
+}

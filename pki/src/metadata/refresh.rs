@@ -340,22 +340,4 @@ impl Refresh {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fixture::*;
-
-    #[test]
-    fn first_refresh_asks_for_each_file_once_and_in_order() {
-        let repository = Repository::new();
-        let mut client = Client::new(&repository);
-        client.refresh(&repository).unwrap();
-        assert_eq!(
-            client.requests,
-            [
-                "2.root.json",
-                "timestamp.json",
-                "1.snapshot.json",
-                "1.targets.json"
-            ]
-        );
-    }
-}
+mod tests;

@@ -3,14 +3,16 @@
 //! Fields that this version does not know stay in `extra`, so that they survive being read and signed again. `_type` and
 //! `spec_version` are not fields here: [`super::verify`] checks them and [`super::publish`] writes them.
 
+mod delegations;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+pub use self::delegations::{DelegatedRole, Delegations, MAX_DELEGATIONS, Scope};
 use super::names::{Hashes, RoleName, TargetPath, time};
 use crate::canonical::MAX_INTEGER;
 use crate::digest::Digest;
@@ -18,8 +20,6 @@ use crate::key::{KeyId, PublicKey};
 
 /// Most keys that one role may have.
 pub const MAX_KEYS: usize = 64;
-/// Most roles that one targets document may delegate to.
-pub const MAX_DELEGATIONS: usize = 1024;
 
 /// What a document of the right shape may still have wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -362,143 +362,6 @@ impl Target {
     }
 }
 
-/// The roles that a targets document delegates to, in the order in which they are asked, and their keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Delegations {
-    /// The keys of all delegated roles.
-    pub keys: BTreeMap<KeyId, PublicKey>,
-    /// The roles.
-    pub roles: Vec<DelegatedRole>,
-    /// Fields unknown to this version.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl Delegations {
-    fn check(&self) -> Result<(), Flaw> {
-        check_keys(&self.keys)?;
-        if self.roles.len() > MAX_DELEGATIONS {
-            return Err(Flaw::TooMany {
-                what: "delegations",
-                limit: MAX_DELEGATIONS,
-            });
-        }
-        let mut names = BTreeSet::new();
-        for role in &self.roles {
-            check_role(role.name.as_str(), &role.keyids, role.threshold)?;
-            role.check_scope()?;
-            if !names.insert(&role.name) {
-                return Err(Flaw::RepeatedRole(role.name.clone()));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A role that lists some of its delegator's targets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DelegatedRole {
-    /// The role's name.
-    pub name: RoleName,
-    /// The keys, by id.
-    pub keyids: Vec<KeyId>,
-    /// How many distinct keys of them must have signed.
-    pub threshold: u64,
-    /// Whether the search ends with this role for every target in its scope.
-    pub terminating: bool,
-    /// Which targets the role may list.
-    #[serde(flatten)]
-    pub scope: Scope,
-    /// Fields unknown to this version.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// Which targets a delegated role may list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Scope {
-    /// Paths that match one of the patterns; `*` and `?` do not cross `/`.
-    #[serde(rename = "paths")]
-    Paths(Vec<String>),
-    /// Paths whose SHA-256 begins with one of these hexadecimal digits.
-    #[serde(rename = "path_hash_prefixes")]
-    PathHashPrefixes(Vec<String>),
-}
-
-impl Scope {
-    /// Whether `path` is in scope.
-    pub fn covers(&self, path: &TargetPath) -> bool {
-        match self {
-            Self::Paths(patterns) => patterns
-                .iter()
-                .any(|pattern| matches_path(pattern, path.as_str())),
-            Self::PathHashPrefixes(prefixes) => {
-                let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(path.as_str().as_bytes()));
-                prefixes.iter().any(|prefix| hash.starts_with(prefix))
-            }
-        }
-    }
-}
-
-impl DelegatedRole {
-    fn check_scope(&self) -> Result<(), Flaw> {
-        if self.extra.contains_key("paths") || self.extra.contains_key("path_hash_prefixes") {
-            return Err(Flaw::TwoScopes(self.name.clone()));
-        }
-        let hexadecimal = |text: &String| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        match &self.scope {
-            Scope::PathHashPrefixes(prefixes) if !prefixes.iter().all(hexadecimal) => {
-                Err(Flaw::HashPrefix(self.name.clone()))
-            }
-            Scope::Paths(_) | Scope::PathHashPrefixes(_) => Ok(()),
-        }
-    }
-}
-
-/// Segment by segment, so that no wildcard crosses a `/`.
-fn matches_path(pattern: &str, path: &str) -> bool {
-    let mut patterns = pattern.split('/');
-    let mut segments = path.split('/');
-    loop {
-        match (patterns.next(), segments.next()) {
-            (None, None) => return true,
-            (Some(pattern), Some(segment)) if matches_segment(pattern.as_bytes(), segment.as_bytes()) => {}
-            _ => return false,
-        }
-    }
-}
-
-/// Goes back to the last `*` only: quadratic at worst, so that no pattern can stall a device.
-fn matches_segment(mut pattern: &[u8], mut text: &[u8]) -> bool {
-    let mut retry: Option<(&[u8], &[u8])> = None;
-    loop {
-        match (pattern.split_first(), text.split_first()) {
-            (Some((b'*', rest)), _) => {
-                retry = Some((rest, text));
-                pattern = rest;
-                continue;
-            }
-            (Some((wanted, rest)), Some((found, text_rest))) if *wanted == b'?' || wanted == found => {
-                pattern = rest;
-                text = text_rest;
-                continue;
-            }
-            (None, None) => return true,
-            _ => {}
-        }
-        // Let the last `*` take one character more.
-        let Some((after_star, tried)) = retry else {
-            return false;
-        };
-        let Some((_, shorter)) = tried.split_first() else {
-            return false;
-        };
-        retry = Some((after_star, shorter));
-        pattern = after_star;
-        text = shorter;
-    }
-}
-
 fn check_version(version: u64) -> Result<(), Flaw> {
     if (1..=MAX_INTEGER).contains(&version) {
         Ok(())
@@ -545,4 +408,27 @@ fn check_role(role: &str, keyids: &[KeyId], threshold: u64) -> Result<(), Flaw> 
 /// A member that may be missing but, when it is there, is not null.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rejects_null_where_a_member_is_optional() {
+        for field in ["length", "hashes"] {
+            let mut value = json!({"version": 1});
+            assert!(serde_json::from_value::<FileMeta>(value.clone()).is_ok());
+            value[field] = Value::Null;
+            assert!(serde_json::from_value::<FileMeta>(value).is_err(), "{field}");
+        }
+        let target = json!({"length": 1, "hashes": {"sha256": "00"}});
+        assert!(serde_json::from_value::<Target>(target).is_err());
+        let target = json!({"length": 1, "hashes": {}});
+        assert!(serde_json::from_value::<Target>(target).is_err());
+        let target = json!({"length": 1, "hashes": {"md5": "x"}, "custom": null});
+        assert!(serde_json::from_value::<Target>(target).is_err());
+    }
 }

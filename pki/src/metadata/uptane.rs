@@ -222,3 +222,192 @@ fn agree_on(path: &TargetPath, director: &Target, images: &Target) -> Result<Agr
 fn custom<'a>(target: &'a Target, field: &str) -> Option<&'a Value> {
     target.custom.as_ref()?.get(field)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::super::fixture::*;
+    use super::super::publish::Successor as _;
+    use super::*;
+
+    const DEVICE: &str = "press-7";
+    const CONTENT: &[u8] = b"a manifest";
+
+    fn name() -> String {
+        format!("ghcr.io/acme/web@{}", Digest::sha256(CONTENT))
+    }
+
+    fn entry(custom: Value) -> Target {
+        let custom: Map<String, Value> = serde_json::from_value(custom).unwrap();
+        Target::new(Digest::sha256(CONTENT), CONTENT.len() as u64, custom)
+    }
+
+    /// Director and images that agree; tests spoil one of them.
+    fn pair() -> (Repository, Repository) {
+        let mut director = Repository::new();
+        director.targets.set_device(DEVICE);
+        director
+            .targets
+            .targets
+            .insert(path(&name()), entry(json!({"device": DEVICE})));
+        let mut images = Repository::new();
+        images.root = images.root.successor(time(LATER));
+        images.publish_root();
+        images.targets.targets.insert(
+            path(&name()),
+            entry(json!({"media_type": MediaType::OCI_MANIFEST})),
+        );
+        (director, images)
+    }
+
+    fn judge(mut director: Repository, mut images: Repository) -> Result<Vec<AgreedTarget>, UptaneError> {
+        director.publish();
+        images.publish();
+        let director = Client::new(&director).refresh(&director).unwrap();
+        let mut client = Client::new(&images);
+        let mut trusted = client.refresh(&images).unwrap();
+        let assigned = assigned(&director, DEVICE)?;
+        let mut found = Vec::new();
+        for path in assigned.paths() {
+            found.extend(client.seek(&mut trusted, &images.files, path.as_str()).unwrap());
+        }
+        assigned.agree(&found)
+    }
+
+    fn only(repository: &mut Repository) -> &mut Target {
+        repository.targets.targets.values_mut().next().unwrap()
+    }
+
+    #[test]
+    fn gives_what_both_say() {
+        let (director, images) = pair();
+        let agreed = judge(director, images).unwrap();
+        assert_eq!(agreed.len(), 1);
+        assert_eq!(agreed[0].name().to_string(), name());
+        assert_eq!(agreed[0].length(), CONTENT.len() as u64);
+        assert_eq!(agreed[0].media_type().to_string(), MediaType::OCI_MANIFEST);
+    }
+
+    #[test]
+    fn rejects_a_document_for_another_device_even_if_it_lists_nothing() {
+        for device in [Some("press-8"), None] {
+            let (mut director, images) = pair();
+            director.targets.targets.clear();
+            director.targets.extra.clear();
+            if let Some(device) = device {
+                director.targets.set_device(device);
+            }
+            let refused = judge(director, images).unwrap_err();
+            assert!(matches!(&refused, UptaneError::OtherDevice { found, .. } if found.as_deref() == device));
+        }
+    }
+
+    #[test]
+    fn rejects_a_target_assigned_to_another_device_or_to_none() {
+        for custom in [json!({"device": "press-8"}), json!({}), json!({"device": 7})] {
+            let (mut director, images) = pair();
+            *only(&mut director) = entry(custom);
+            assert!(matches!(
+                judge(director, images),
+                Err(UptaneError::TargetOfOtherDevice { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn rejects_a_director_that_delegates() {
+        let (mut director, images) = pair();
+        delegate(&mut director.targets, "helper", &key(9), &["*"]);
+        assert!(matches!(
+            judge(director, images),
+            Err(UptaneError::DirectorDelegates { .. })
+        ));
+    }
+
+    #[test]
+    fn rejects_a_target_that_images_does_not_list() {
+        let (director, mut images) = pair();
+        images.targets.targets.clear();
+        assert!(matches!(
+            judge(director, images),
+            Err(UptaneError::NotInImages { .. })
+        ));
+    }
+
+    #[test]
+    fn rejects_another_length() {
+        let (mut director, images) = pair();
+        only(&mut director).length += 1;
+        assert!(matches!(judge(director, images), Err(UptaneError::Length { .. })));
+    }
+
+    #[test]
+    fn rejects_other_hashes_also_of_a_second_algorithm() {
+        let (mut director, images) = pair();
+        only(&mut director).hashes = super::super::Hashes::of(Digest::sha256(b"other"));
+        assert!(matches!(judge(director, images), Err(UptaneError::Hashes { .. })));
+        let (mut director, images) = pair();
+        let both = json!({"sha256": Digest::sha256(CONTENT).hex(), "sha512": "0".repeat(128)});
+        only(&mut director).hashes = serde_json::from_value(both).unwrap();
+        assert!(matches!(judge(director, images), Err(UptaneError::Hashes { .. })));
+    }
+
+    #[test]
+    fn rejects_another_media_type_or_none() {
+        let (mut director, images) = pair();
+        *only(&mut director) = entry(json!({"device": DEVICE, "media_type": MediaType::OCI_INDEX}));
+        assert!(matches!(
+            judge(director, images),
+            Err(UptaneError::Custom {
+                field: "media_type",
+                ..
+            })
+        ));
+        let (director, mut images) = pair();
+        *only(&mut images) = entry(json!({}));
+        assert!(matches!(
+            judge(director, images),
+            Err(UptaneError::MediaType { .. })
+        ));
+    }
+
+    #[test]
+    fn rejects_a_target_that_is_named_after_other_bytes() {
+        for name in [
+            format!("ghcr.io/acme/web@{}", Digest::sha256(b"other")),
+            "not an artifact".to_owned(),
+        ] {
+            let (mut director, mut images) = pair();
+            for repository in [&mut director, &mut images] {
+                let entry = repository.targets.targets.pop_first().unwrap().1;
+                repository.targets.targets.insert(path(&name), entry);
+            }
+            assert!(
+                matches!(judge(director, images), Err(UptaneError::Name { .. })),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn rejects_the_director_as_its_own_witness() {
+        let (mut director, _) = pair();
+        director.publish();
+        let mut client = Client::new(&director);
+        let mut set = client.refresh(&director).unwrap();
+        let assigned = assigned(&set, DEVICE).unwrap();
+        let found = client.seek(&mut set, &director.files, &name()).unwrap();
+        assert_eq!(
+            assigned.agree(&Vec::from_iter(found)),
+            Err(UptaneError::SameRepository)
+        );
+    }
+
+    #[test]
+    fn an_empty_list_for_this_device_is_agreed_on() {
+        let (mut director, images) = pair();
+        director.targets.targets.clear();
+        assert_eq!(judge(director, images), Ok(Vec::new()));
+    }
+}

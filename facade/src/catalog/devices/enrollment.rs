@@ -101,6 +101,7 @@ impl Devices {
             created_by: request.created_by,
             expires_at: request.expires_at,
             uses_left: request.uses,
+            keys: Vec::new(),
             approval: request.approval,
             revoked: false,
         };
@@ -189,7 +190,7 @@ impl Devices {
         let admission = admit(&token, &device, known.as_ref(), &claim, now)?;
         let mut batch = Batch::new();
         if admission != Admission::Counted {
-            token.uses_left = token.uses_left.saturating_sub(1);
+            token.spend(key);
             batch.require_value(TOKENS, &token_key, token_bytes);
             batch.put_json(TOKENS, &token_key, &token)?;
         }
@@ -276,6 +277,11 @@ fn admit(
         if token.device.is_none() && !same_key {
             return Err(RedeemError::OtherKey(id.clone()));
         }
+    }
+    let ended = matches!(token.state(now), TokenState::Expired | TokenState::Revoked);
+    if !ended && token.keys.contains(&claim.key) {
+        // The power went before the answer was stored. The request proves the same key, so nobody else gains by it.
+        return Ok(Admission::Counted);
     }
     match token.state(now) {
         // A device that is enrolled was approved once; an operator made the token for it.

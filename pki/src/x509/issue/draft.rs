@@ -2,7 +2,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, Issuer, KeyIdMethod, PublicKeyData, SerialNumber, SigningKey,
+    CertificateParams, DistinguishedName, DnType, Issuer, KeyIdMethod, PublicKeyData, SerialNumber,
+    SigningKey,
 };
 
 use super::{IssueError, Issued};
