@@ -242,7 +242,6 @@ impl Authority {
         }
         let mut draft = Draft::new(name.unwrap_or_default().to_owned(), now, lifetime)?;
         draft.end_by(self.not_after);
-        // No basic constraints at all: rcgen would write out the default `cA FALSE`, which DER forbids (X.690 11.5).
         draft.params.is_ca = IsCa::NoCa;
         draft.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         Ok(draft)
