@@ -7,6 +7,7 @@
 mod authorization;
 mod credentials;
 mod enroll;
+mod est;
 mod faults;
 mod import;
 mod pull;
