@@ -10,7 +10,7 @@ use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::driver::shown::{SHOWN_FILE, Shown};
-use crate::driver::{AgentError, STATE_FILE};
+use crate::driver::{AgentError, STATE_FILE, raise_clock};
 use crate::identity::{DISOWNED_FILE, Identity};
 use crate::lifecycle::{Release, State};
 use crate::report::Reporter;
@@ -54,6 +54,7 @@ fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
     let state: State = dir
         .read_json(STATE_FILE, "it will be made anew")?
         .unwrap_or_default();
+    raise_clock(dir, clock);
     let identity = Identity::read(dir)?;
     if let Some(identity) = &identity {
         clock.raise(identity.certificate().not_before());
