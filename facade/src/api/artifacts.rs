@@ -20,7 +20,8 @@ impl From<StoreError> for Problem {
             StoreError::Conflict { .. } => {
                 Self::conflict("somebody else changed this at the same time; try again")
             }
-            StoreError::Open { .. }
+            StoreError::InUse { .. }
+            | StoreError::Open { .. }
             | StoreError::Failed { .. }
             | StoreError::Unreadable { .. }
             | StoreError::Unwritable { .. } => Self::internal(&error),
