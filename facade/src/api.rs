@@ -15,6 +15,7 @@ mod assignments;
 mod connections;
 mod devices;
 mod imports;
+mod rekey;
 mod status;
 mod tags;
 
@@ -68,6 +69,9 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(artifacts::list))
         .routes(routes!(artifacts::show))
         .routes(routes!(artifacts::revoke))
+        .routes(routes!(artifacts::pin))
+        .routes(routes!(artifacts::unpin))
+        .routes(routes!(rekey::rekey))
         .routes(routes!(assignments::list, assignments::assign))
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))

@@ -5,9 +5,11 @@ mod assign;
 mod client;
 mod connection;
 mod device;
+mod docker_config;
 mod import;
 mod output;
 mod provision;
+mod rekey;
 mod server;
 mod status;
 mod tags;
@@ -94,6 +96,8 @@ enum Verb {
     /// Enroll and look after devices
     #[command(subcommand)]
     Device(device::Verb),
+    /// Seal every secret anew under another key, while the server serves
+    Rekey(rekey::Rekey),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Print the completions for a shell
@@ -191,6 +195,7 @@ impl Cli {
             | Verb::Unassign(_)
             | Verb::Assignments(_)
             | Verb::Device(_)
+            | Verb::Rekey(_)
             | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
@@ -223,6 +228,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Unassign(verb) => verb.run(&client, output).await,
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
+            Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))

@@ -25,6 +25,7 @@ use crate::catalog::artifacts::Artifacts;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
+use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
@@ -107,6 +108,15 @@ pub struct Roots {
     pub director: RootPin,
 }
 
+/// Where the sealing key is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct SealKeyPlace {
+    /// The data directory, where it is unless it is elsewhere.
+    pub(crate) data_dir: PathBuf,
+    /// A file that the operator looks after.
+    pub(crate) elsewhere: Option<PathBuf>,
+}
+
 /// The facade's parts, as handlers see them.
 pub struct Facade {
     pub(crate) access: Arc<Access>,
@@ -120,10 +130,12 @@ pub struct Facade {
     pub(crate) images: Images,
     pub(crate) metrics: Metrics,
     pub(crate) public_url: FacadeUrl,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
     pub(crate) registries: Arc<Registries>,
     pub(crate) rollouts: Rollouts,
     pub(crate) roots: Roots,
+    pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
     pub(crate) wait_timeout: Duration,
@@ -147,13 +159,15 @@ impl Facade {
     }
 
     /// Fetches everything an artifact consists of into the cache.
-    pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
-        for descriptor in &closure.blobs {
+    pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
+        let documents = closure.documents.iter().map(|descriptor| (descriptor, Kind::Document));
+        let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
+        for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();
             let wanted = Wanted {
                 repository,
                 descriptor: descriptor.clone(),
-                kind: Kind::Blob,
+                kind,
             };
             self.puller.prefetch(&wanted).await?;
         }
@@ -301,6 +315,9 @@ impl Running {
         stopping.cancel();
         tasks.wait().await;
         self.facade.puller.stop().await;
+        if let Err(error) = self.facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
+        }
         tracing::info!("stopped");
     }
 }
@@ -386,16 +403,21 @@ async fn assemble(
         .put_root(data.director_root.pin.version.get(), &data.director_root.bytes)
         .await?;
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
-    let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
+    let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
-    let pinned = Arc::clone(&access);
+    let pins = Arc::new(Pins::load(Arc::clone(&store), &artifacts).await?);
+    let (assigned, pinned) = (Arc::clone(&access), Arc::clone(&pins));
     let puller = Puller::new(
         pull_settings(config),
         Parts {
             blobs: Arc::clone(&blobs),
             fetch: pull::registries(Arc::clone(&registries)),
-            pins: Arc::new(move || pinned.assigned()),
+            pins: Arc::new(move || {
+                let mut kept = assigned.assigned();
+                kept.extend(pinned.digests());
+                kept
+            }),
             events: Arc::new(|event| {
                 tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")
             }),
@@ -418,6 +440,10 @@ async fn assemble(
             director: data.director_root.pin,
         },
         tokens: Tokens::new(store, data.admin_token_hash),
+        seal_key: SealKeyPlace {
+            data_dir: config.data_dir.clone(),
+            elsewhere: config.seal_key_file.clone(),
+        },
         stopping: CancellationToken::new(),
         wait_timeout: config.wait_timeout,
         clock: clock.clone(),
@@ -430,6 +456,7 @@ async fn assemble(
         est,
         images,
         metrics,
+        pins,
         public_url,
         puller,
         registries,
@@ -530,6 +557,9 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
         }
         if let Err(error) = facade.puller.evict().await {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");
+        }
+        if let Err(error) = facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
         let now = facade.clock.now();
         renew_server_certificate(&tls, &config, now).await;

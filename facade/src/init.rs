@@ -5,6 +5,7 @@
 
 mod files;
 mod load;
+mod rekey;
 mod renew;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 use self::files::Files;
 pub use self::load::{DataDir, FirstRoot, RepositoryKeys};
+pub use self::rekey::{RekeyError, next_keyring};
 pub use self::renew::renew_server_certificate;
 
 const TRUST_DOMAIN: &str = "trust-domain";

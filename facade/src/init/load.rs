@@ -8,7 +8,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pki::key::SigningKey;
 use pki::metadata::{Limits, trusted};
-use pki::seal::SealingKey;
 use pki::wire::RootPin;
 use pki::x509::{Authority, Fingerprint, PrivateKey, ServerName, TrustDomain, pem};
 use rustls::RootCertStore;
@@ -21,8 +20,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::files::{Files, read_private};
+use super::files::{Files, read_elsewhere};
 use super::{ADMIN_HASH, ISSUING, ISSUING_KEY, InitError, ROOT, SEAL_KEY, SERVER, SERVER_KEY, TRUST_DOMAIN};
+use crate::catalog::keyring::Keyring;
 
 /// Everything that a facade needs to be itself.
 pub struct DataDir {
@@ -44,8 +44,8 @@ pub struct DataDir {
     pub images_root: FirstRoot,
     /// The first root of the director repository.
     pub director_root: FirstRoot,
-    /// The key that seals secrets.
-    pub sealing_key: SealingKey,
+    /// The keys that seal secrets.
+    pub sealing_keys: Keyring,
     /// The SHA-256 of the first admin token's text, in lower-case hexadecimal.
     pub admin_token_hash: String,
 }
@@ -97,7 +97,7 @@ impl DataDir {
             director: RepositoryKeys::read(files, "director")?,
             images_root: first_root(files, "images")?,
             director_root: first_root(files, "director")?,
-            sealing_key: sealing_key(files, seal_key_file)?,
+            sealing_keys: sealing_keys(files, seal_key_file)?,
             admin_token_hash: admin_token_hash(files)?,
         })
     }
@@ -247,14 +247,17 @@ fn first_root(files: &Files, repository: &str) -> Result<FirstRoot, InitError> {
     })
 }
 
-fn sealing_key(files: &Files, elsewhere: Option<&Path>) -> Result<SealingKey, InitError> {
+fn sealing_keys(files: &Files, elsewhere: Option<&Path>) -> Result<Keyring, InitError> {
     let path = elsewhere.map_or_else(|| files.path(SEAL_KEY), Path::to_owned);
-    let missing = || InitError::Missing {
+    let text = match elsewhere {
+        Some(path) => read_elsewhere(path)?,
+        None => files.find(SEAL_KEY)?,
+    };
+    let text = text.ok_or_else(|| InitError::Missing {
         path: path.clone(),
         data_dir: files.root().to_owned(),
-    };
-    let text = read_private(&path)?.ok_or_else(missing)?;
-    SealingKey::from_text(&text).map_err(|error| InitError::unusable(&path, error))
+    })?;
+    Keyring::from_text(&text).map_err(|error| InitError::unusable(&path, error))
 }
 
 fn admin_token_hash(files: &Files) -> Result<String, InitError> {
