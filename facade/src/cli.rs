@@ -6,6 +6,7 @@ mod client;
 mod connection;
 mod device;
 mod import;
+mod keys;
 mod output;
 mod server;
 mod status;
@@ -93,6 +94,9 @@ enum Verb {
     /// Enroll and look after devices
     #[command(subcommand)]
     Device(device::Verb),
+    /// Look after the keys that sign metadata
+    #[command(subcommand)]
+    Keys(keys::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Print the completions for a shell
@@ -127,6 +131,9 @@ pub enum CliError {
         /// Why.
         cause: String,
     },
+    /// What was to be signed is not what it should be.
+    #[error("not signed: {0}")]
+    Verification(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -140,6 +147,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
+            Self::Verification(_) => 6,
         }
     }
 
@@ -182,6 +190,7 @@ impl Cli {
                 output::completions(shell, &mut Self::definition());
                 Ok(())
             }
+            Verb::Keys(verb) if verb.is_local() => verb.run_local(&mut output),
             verb @ (Verb::Connection(_)
             | Verb::Tags(_)
             | Verb::Import(_)
@@ -190,6 +199,7 @@ impl Cli {
             | Verb::Unassign(_)
             | Verb::Assignments(_)
             | Verb::Device(_)
+            | Verb::Keys(_)
             | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
@@ -222,6 +232,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Unassign(verb) => verb.run(&client, output).await,
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
+            Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))

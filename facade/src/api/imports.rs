@@ -107,9 +107,16 @@ impl Import<'_> {
             .images
             .add(&artifact, tag)
             .await
-            .map_err(|error| internal(&error))?;
-        self.state.access.set_artifact(&artifact.closure);
+            .map_err(|error| Failure {
+                outcome: ImportOutcome::Failed,
+                reason: Problem::from(error).detail,
+            })?;
+        if signed != Outcome::Pending {
+            // Nobody is served what the operators have not signed.
+            self.state.access.set_artifact(&artifact.closure);
+        }
         let outcome = match (signed, &before) {
+            (Outcome::Pending, _) => ImportOutcome::Pending,
             (Outcome::Unchanged, _) => ImportOutcome::Unchanged,
             (Outcome::Signed, Some(_)) => ImportOutcome::Moved,
             (Outcome::Signed, None) => ImportOutcome::Imported,

@@ -21,6 +21,7 @@ fn rig() -> Rig {
             "::1".to_owned(),
         ],
         trust_domain: None,
+        offline: None,
         now: "2026-11-20T12:00:00.5Z".parse().unwrap(),
     };
     Rig { options, directory }
