@@ -15,6 +15,7 @@ mod assignments;
 mod connections;
 mod devices;
 mod imports;
+mod keys;
 mod rekey;
 mod status;
 mod tags;
@@ -82,6 +83,14 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(devices::restore))
         .routes(routes!(devices::list_tokens, devices::make_token))
         .routes(routes!(devices::revoke_token))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::ceremony))
+        .routes(routes!(keys::renew))
+        .routes(routes!(keys::recover))
+        .routes(routes!(keys::request))
+        .routes(routes!(keys::sign))
+        .routes(routes!(keys::drop_request))
         .routes(routes!(status::status))
 }
 

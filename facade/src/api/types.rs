@@ -2,8 +2,12 @@
 //!
 //! Names and digests travel as text here and become types at once on either side.
 
+mod keys;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::keys::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -206,6 +210,8 @@ pub enum ImportOutcome {
     Unchanged,
     /// There is an artifact; the tag pointed at another one when it was last imported.
     Moved,
+    /// It waits for the operators' signatures (`facade keys sign`); until then it does not exist.
+    Pending,
     /// The registry has no such tag, or a part of it is gone.
     Missing,
     /// The registry refuses.
@@ -223,9 +229,12 @@ pub enum ImportOutcome {
 }
 
 impl ImportOutcome {
-    /// Whether there is an artifact now.
+    /// Whether there is an artifact now, or will be once it is signed.
     pub fn is_success(self) -> bool {
-        matches!(self, Self::Imported | Self::Unchanged | Self::Moved)
+        matches!(
+            self,
+            Self::Imported | Self::Unchanged | Self::Moved | Self::Pending
+        )
     }
 }
 

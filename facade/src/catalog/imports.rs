@@ -175,7 +175,10 @@ impl Walk<'_> {
                     self.note_platform(&descriptor, &manifest.config).await?;
                 }
                 Document::Index(index) => {
-                    let new = index.manifests.iter().filter(|child| self.seen.insert(child.digest));
+                    let new = index
+                        .manifests
+                        .iter()
+                        .filter(|child| self.seen.insert(child.digest));
                     children.extend(new.cloned());
                 }
             }
@@ -189,7 +192,11 @@ impl Walk<'_> {
             Ok((child, served))
         };
         // In order, so that the same artifact always has the same closure and platforms.
-        stream::iter(children).map(fetch).buffered(AT_A_TIME).try_collect().await
+        stream::iter(children)
+            .map(fetch)
+            .buffered(AT_A_TIME)
+            .try_collect()
+            .await
     }
 
     fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {

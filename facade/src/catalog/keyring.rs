@@ -107,7 +107,10 @@ mod tests {
         let third = first
             .followed_by(SealingKey::generate().unwrap())
             .followed_by(SealingKey::generate().unwrap());
-        assert!(matches!(third.open(&sealed, PLACE), Err(SealError::OtherKey { .. })));
+        assert!(matches!(
+            third.open(&sealed, PLACE),
+            Err(SealError::OtherKey { .. })
+        ));
     }
 
     #[test]
@@ -115,7 +118,11 @@ mod tests {
         let key = SealingKey::generate().unwrap();
         let broken = format!("{}not a key\n", key.to_text().as_str());
         for text in ["", "\n\n", "hunter2", broken.as_str()] {
-            assert_eq!(Keyring::from_text(text).unwrap_err(), SealError::NotAKey, "{text:?}");
+            assert_eq!(
+                Keyring::from_text(text).unwrap_err(),
+                SealError::NotAKey,
+                "{text:?}"
+            );
         }
     }
 }

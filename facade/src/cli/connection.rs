@@ -188,12 +188,19 @@ impl Add {
         }
         if results.is_empty() {
             let what = wanted.unwrap_or_else(|| "any registry".to_owned());
-            return Err(CliError::Failed(format!("{} has no credentials for {what}", path.display())));
+            return Err(CliError::Failed(format!(
+                "{} has no credentials for {what}",
+                path.display()
+            )));
         }
         output.result(&results, |results| {
             let rows = results.iter().map(|taken| {
                 let what = taken.reason.clone().or_else(|| taken.username.clone());
-                [taken.host.clone(), taken.outcome.to_owned(), what.unwrap_or_default()]
+                [
+                    taken.host.clone(),
+                    taken.outcome.to_owned(),
+                    what.unwrap_or_default(),
+                ]
             });
             table(["host", "outcome", "username or reason"], rows)
         });
@@ -217,7 +224,9 @@ impl Add {
                 };
                 match client.post::<Connection>("/api/v1/connections", &request).await {
                     Ok(_) => (Some(login.username), None),
-                    Err(CliError::Failed(reason) | CliError::Usage(reason)) => (Some(login.username), Some(reason)),
+                    Err(CliError::Failed(reason) | CliError::Usage(reason)) => {
+                        (Some(login.username), Some(reason))
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -303,7 +312,10 @@ fn pasted(host: &str) -> Result<String, CliError> {
 }
 
 /// Where podman and docker keep it (containers-auth.json(5), docker's `DOCKER_CONFIG`): the first that is there.
-#[expect(clippy::disallowed_methods, reason = "these concern another program's file, not the configuration")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these concern another program's file, not the configuration"
+)]
 fn default_docker_config() -> Result<PathBuf, CliError> {
     let below = |name: &str, rest: &str| std::env::var_os(name).map(|base| PathBuf::from(base).join(rest));
     if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE") {
@@ -315,9 +327,16 @@ fn default_docker_config() -> Result<PathBuf, CliError> {
         below("HOME", ".docker/config.json"),
         below("HOME", ".config/containers/auth.json"),
     ];
-    places.into_iter().flatten().find(|path| path.exists()).ok_or_else(|| {
-        CliError::Usage("neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)".to_owned())
-    })
+    places
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            CliError::Usage(
+                "neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)"
+                    .to_owned(),
+            )
+        })
 }
 
 fn read_stdin() -> Result<String, CliError> {
@@ -403,9 +422,15 @@ fn show(connection: &Connection) -> String {
             "last success",
             connection.last_success_at.clone().unwrap_or_default(),
         ),
-        ("last failure", connection.last_failure_at.clone().unwrap_or_default()),
+        (
+            "last failure",
+            connection.last_failure_at.clone().unwrap_or_default(),
+        ),
         ("last error", connection.last_error.clone().unwrap_or_default()),
-        ("left alone until", connection.retry_at.clone().unwrap_or_default()),
+        (
+            "left alone until",
+            connection.retry_at.clone().unwrap_or_default(),
+        ),
         ("budget", budget(connection)),
     ])
 }

@@ -153,7 +153,10 @@ mod tests {
     fn read(text: &str) -> Vec<(String, Result<(String, String), String>)> {
         let shown = |login: Login| (login.username.clone(), login.password.expose().to_owned());
         let entries = entries(text.as_bytes()).unwrap();
-        entries.into_iter().map(|entry| (entry.host, entry.login.map(shown))).collect()
+        entries
+            .into_iter()
+            .map(|entry| (entry.host, entry.login.map(shown)))
+            .collect()
     }
 
     #[test]
@@ -166,7 +169,9 @@ mod tests {
                 "registry.example:5000": {"auth": "cm9ib3Q6c2VjcmV0"}
             }, "HttpHeaders": {"User-Agent": "Docker"}}"#,
         );
-        let login = |host: &str, user: &str, password: &str| (host.to_owned(), Ok((user.to_owned(), password.to_owned())));
+        let login = |host: &str, user: &str, password: &str| {
+            (host.to_owned(), Ok((user.to_owned(), password.to_owned())))
+        };
         assert_eq!(
             found,
             [

@@ -48,7 +48,10 @@ impl Import {
         }
         outcome?;
         let total = report.results.len();
-        let failed = report.results.iter().filter(|result| !result.outcome.is_success());
+        let failed = report
+            .results
+            .iter()
+            .filter(|result| !result.outcome.is_success());
         match failed.count() {
             0 => Ok(()),
             failed if failed == total => Err(CliError::Failed("no tag was imported".to_owned())),
@@ -57,7 +60,12 @@ impl Import {
     }
 
     /// Asks for a few tags at a time, so that there is progress to show and no request takes for ever.
-    async fn import(&self, client: &Client, output: &mut Output, report: &mut ImportReport) -> Result<(), CliError> {
+    async fn import(
+        &self,
+        client: &Client,
+        output: &mut Output,
+        report: &mut ImportReport,
+    ) -> Result<(), CliError> {
         for tags in self.tags.chunks(BATCH) {
             output.progress(&format!("{} of {} tags", report.results.len(), self.tags.len()));
             let request = ImportRequest {
