@@ -15,6 +15,7 @@ mod assignments;
 mod connections;
 mod devices;
 mod imports;
+mod keys;
 mod rekey;
 mod status;
 mod tags;
@@ -76,11 +77,20 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))
         .routes(routes!(devices::show, devices::delete))
+        .routes(routes!(devices::approve))
         .routes(routes!(devices::revoke))
         .routes(routes!(devices::suspend))
         .routes(routes!(devices::restore))
         .routes(routes!(devices::list_tokens, devices::make_token))
         .routes(routes!(devices::revoke_token))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::ceremony))
+        .routes(routes!(keys::renew))
+        .routes(routes!(keys::recover))
+        .routes(routes!(keys::request))
+        .routes(routes!(keys::sign))
+        .routes(routes!(keys::drop_request))
         .routes(routes!(status::status))
 }
 

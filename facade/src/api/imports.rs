@@ -140,9 +140,16 @@ impl Import<'_> {
             }
         };
         let signed = self.state.images.add(&artifact, tag).await;
-        let signed = signed.map_err(|error| internal(&error))?;
-        self.state.access.set_artifact(&artifact.closure);
+        let signed = signed.map_err(|error| Failure {
+            outcome: ImportOutcome::Failed,
+            reason: Problem::from(error).detail,
+        })?;
+        if signed != Outcome::Pending {
+            // Nobody is served what the operators have not signed.
+            self.state.access.set_artifact(&artifact.closure);
+        }
         let outcome = match (signed, &before) {
+            (Outcome::Pending, _) => ImportOutcome::Pending,
             (_, Some(_)) => ImportOutcome::Moved,
             (Outcome::Unchanged, None) => ImportOutcome::Unchanged,
             (Outcome::Signed, None) => ImportOutcome::Imported,

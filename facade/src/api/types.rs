@@ -2,8 +2,12 @@
 //!
 //! Names and digests travel as text here and become types at once on either side.
 
+mod keys;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::keys::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -206,6 +210,8 @@ pub enum ImportOutcome {
     Unchanged,
     /// There is an artifact; the tag pointed at another one when it was last imported.
     Moved,
+    /// It waits for the operators' signatures (`facade keys sign`); until then it does not exist.
+    Pending,
     /// The registry has no such tag, or a part of it is gone.
     Missing,
     /// The registry refuses.
@@ -223,9 +229,12 @@ pub enum ImportOutcome {
 }
 
 impl ImportOutcome {
-    /// Whether there is an artifact now.
+    /// Whether there is an artifact now, or will be once it is signed.
     pub fn is_success(self) -> bool {
-        matches!(self, Self::Imported | Self::Unchanged | Self::Moved)
+        matches!(
+            self,
+            Self::Imported | Self::Unchanged | Self::Moved | Self::Pending
+        )
     }
 }
 
@@ -329,6 +338,9 @@ pub struct EnrollmentTokenRequest {
     /// How many devices can enroll with it.
     #[schema(example = 1)]
     pub uses: u32,
+    /// Whether an operator approves each device before it gets its certificate.
+    #[serde(default)]
+    pub approve: bool,
 }
 
 /// A new enrollment token. This answer is the only place where it appears.
@@ -363,6 +375,9 @@ pub struct EnrollmentToken {
     pub uses_left: u32,
     /// `valid`, `used`, `expired` or `revoked`.
     pub state: String,
+    /// Whether an operator approves each device before it gets its certificate.
+    #[serde(default)]
+    pub approve: bool,
 }
 
 /// A device.
@@ -370,8 +385,11 @@ pub struct EnrollmentToken {
 pub struct Device {
     /// Its id.
     pub id: String,
-    /// `active`, `suspended`, `revoked`, …
+    /// `pending`, `active`, `suspended`, `quarantined` or `revoked`.
     pub standing: String,
+    /// Why it has that standing, where there is a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// The groups it is in.
     pub groups: Vec<String>,
     /// When it enrolled (RFC 3339).
