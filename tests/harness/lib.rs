@@ -9,7 +9,7 @@
 //! - [`http`]: a plain HTTP/1.1 client, and the request reader both fake servers share
 //! - [`image`]: OCI and Docker images made on the spot
 //! - [`registry`], [`token`]: the real `docker-registry`, open or behind a password or a token service
-//! - [`tls_registry`]: `docker-registry` with TLS and client certificates, and a forward proxy
+//! - [`tls_registry`]: `docker-registry` with TLS and client certificates
 //! - [`proxy`]: the faulty wire in front of a registry
 //! - [`containerd`]: a real containerd of the test's own
 //! - [`facade`], [`device`]: the two programs of Drayage

@@ -1,17 +1,12 @@
-//! The real `docker-registry` with TLS, and a forward proxy in front of it.
+//! The real `docker-registry` with TLS, for clients with a certificate.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
-use crate::http::{Server, read_request};
 use crate::process::{Process, write};
 
 /// `docker-registry` with TLS that wants client certificates of its own authority.
@@ -83,60 +78,4 @@ fn certificates(path: &Path, name: &str) {
         let both = certificate.pem() + &key.serialize_pem();
         write(&path.join(format!("{file}.pem")), both);
     }
-}
-
-/// A forward proxy that knows CONNECT, sends everything to one place, and remembers what it was asked for.
-pub struct ForwardProxy {
-    server: Server,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl ForwardProxy {
-    /// One that sends everything to a port of this machine.
-    pub fn to_port(port: u16) -> Self {
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&asked);
-        let server = Server::start(move |client| {
-            let Ok((head, _)) = read_request(&client) else {
-                return;
-            };
-            let mut asked = noted.lock().unwrap_or_else(PoisonError::into_inner);
-            asked.push(format!("{} {}", head.method, head.target));
-            drop(asked);
-            if let Ok(upstream) = TcpStream::connect(("127.0.0.1", port)) {
-                tunnel(client, upstream);
-            }
-        });
-        Self { server, asked }
-    }
-
-    /// Its URL.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.server.authority())
-    }
-
-    /// What it was asked for, such as `CONNECT ghcr.io:443`.
-    pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-fn tunnel(mut client: TcpStream, upstream: TcpStream) {
-    let opened = client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n");
-    let (Ok(()), Ok(from), Ok(to)) = (opened, client.try_clone(), upstream.try_clone()) else {
-        return;
-    };
-    let back = thread::spawn(move || relay(upstream, client));
-    relay(from, to);
-    drop(back.join());
-}
-
-fn relay(mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if to.write_all(buffer.get(..length).unwrap_or_default()).is_err() {
-            break;
-        }
-    }
-    drop(to.shutdown(Shutdown::Both));
 }

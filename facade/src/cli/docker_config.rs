@@ -150,7 +150,9 @@ fn kept_by(helper: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Vec<(String, Result<(String, String), String>)> {
+    type Shown = Result<(String, String), String>;
+
+    fn read(text: &str) -> Vec<(String, Shown)> {
         let shown = |login: Login| (login.username.clone(), login.password.expose().to_owned());
         let entries = entries(text.as_bytes()).unwrap();
         entries

@@ -232,7 +232,8 @@ fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), I
 
 /// Root can read every file anyhow; what it owns may be readable for its group, but for nobody else.
 fn check_credential(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
-    if found.uid() == 0 && found.mode() & 0o037 == 0 {
+    let mode = found.mode() & 0o777;
+    if found.uid() == 0 && mode | 0o740 == 0o740 {
         return Ok(());
     }
     check_private(path, found, wanted)
