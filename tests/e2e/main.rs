@@ -9,6 +9,7 @@ mod credentials;
 mod enroll;
 mod faults;
 mod import;
+mod keys;
 mod pull;
 mod rig;
 mod stock_clients;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use tokio::sync::Mutex;
 
-use super::images::{Outcome, Parts, root_version, target_path};
+use super::images::{Outcome, Parts, behind_warning, root_version, target_path};
 use super::request::{REQUESTS, Request, root_draft};
 use super::trust::{Role, RootChange, Trust};
 use super::witness::{Marks, Repository};
@@ -258,6 +258,22 @@ impl Director {
         };
         tracing::error!(device.id = %device, seen = ?claimed, "a device has seen newer director metadata than there is");
         self.parts.witness.claimed(Repository::Director, device, &claimed)
+    }
+
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let state = self.state.lock().await;
+        if state.pending.is_some() {
+            warnings.push("a new director root waits for signatures (facade keys sign director)".to_owned());
+        }
+        let end = state.trust.chain.current().expires;
+        if is_ageing(end, self.parts.clock.now(), self.parts.lifetimes.root / 2) {
+            warnings.push(format!(
+                "director/root ends {end} (facade keys rotate director root, or a ceremony)"
+            ));
+        }
+        warnings
     }
 
     /// Says that the repository, or what was signed for some device, is behind what was published.
