@@ -305,16 +305,16 @@ impl Director {
         batch.put_json(COMMON, NAME, &common)?;
         self.parts.store.commit(batch).await?;
         state.common = common;
-        self.settle(&state, seen)
+        self.settle(&state, &seen)
     }
 
     /// By an operator's word: what devices claimed to have seen was never published.
     pub async fn dismiss(&self) -> Result<(), PublishingError> {
         let state = self.state.lock().await;
-        self.settle(&state, self.seen()).map(drop)
+        self.settle(&state, &self.seen()).map(drop)
     }
 
-    fn settle(&self, state: &State, seen: Marks) -> Result<Outcome, PublishingError> {
+    fn settle(&self, state: &State, seen: &Marks) -> Result<Outcome, PublishingError> {
         let settled = Marks {
             timestamp: seen.timestamp,
             snapshot: seen.snapshot,

@@ -141,15 +141,14 @@ impl Images {
 
     async fn begin(&self, first_targets: Option<Vec<u8>>) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let request = match first_targets {
-            Some(bytes) => self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new()),
-            None => {
-                let work = Work {
-                    renew: plan::Renew::Top,
-                    ..Work::default()
-                };
-                self.draft(&current, &work, Vec::new()).await?
-            }
+        let request = if let Some(bytes) = first_targets {
+            self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
+        } else {
+            let work = Work {
+                renew: plan::Renew::Top,
+                ..Work::default()
+            };
+            self.draft(&current, &work, Vec::new()).await?
         };
         self.publish(&mut current, request, Batch::new()).await
     }
