@@ -402,7 +402,7 @@ mod tests {
     #[test]
     fn reports_all_mistakes_at_once() {
         let file = "poll = \"soon\"\nparallel = 99\nsink = \"tape\"\nplatform = \"x\"\nlog = []\n";
-        let error = read(file, &[], &[("state_dir", "relative")]).unwrap_err();
+        let error = read(file, &[], &[("state_dir", "")]).unwrap_err();
         assert_eq!(error.lines().count(), 6, "{error}");
     }
 

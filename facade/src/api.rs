@@ -16,6 +16,7 @@ mod connections;
 mod devices;
 mod imports;
 mod keys;
+mod rekey;
 mod status;
 mod tags;
 
@@ -69,10 +70,14 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(artifacts::list))
         .routes(routes!(artifacts::show))
         .routes(routes!(artifacts::revoke))
+        .routes(routes!(artifacts::pin))
+        .routes(routes!(artifacts::unpin))
+        .routes(routes!(rekey::rekey))
         .routes(routes!(assignments::list, assignments::assign))
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))
         .routes(routes!(devices::show, devices::delete))
+        .routes(routes!(devices::approve))
         .routes(routes!(devices::revoke))
         .routes(routes!(devices::suspend))
         .routes(routes!(devices::restore))

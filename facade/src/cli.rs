@@ -5,9 +5,12 @@ mod assign;
 mod client;
 mod connection;
 mod device;
+mod docker_config;
 mod import;
 mod keys;
 mod output;
+mod provision;
+mod rekey;
 mod server;
 mod status;
 mod tags;
@@ -94,6 +97,8 @@ enum Verb {
     /// Enroll and look after devices
     #[command(subcommand)]
     Device(device::Verb),
+    /// Seal every secret anew under another key, while the server serves
+    Rekey(rekey::Rekey),
     /// Look after the keys that sign metadata
     #[command(subcommand)]
     Keys(keys::Verb),
@@ -199,6 +204,7 @@ impl Cli {
             | Verb::Unassign(_)
             | Verb::Assignments(_)
             | Verb::Device(_)
+            | Verb::Rekey(_)
             | Verb::Keys(_)
             | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
@@ -232,6 +238,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Unassign(verb) => verb.run(&client, output).await,
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
+            Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {

@@ -6,6 +6,7 @@
 mod files;
 mod load;
 mod offline;
+mod rekey;
 mod renew;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 use self::files::Files;
 pub use self::load::DataDir;
 pub use self::offline::Offline;
+pub use self::rekey::{RekeyError, next_keyring};
 pub use self::renew::renew_server_certificate;
 pub use self::vault::Vault;
 
@@ -130,6 +132,15 @@ pub enum InitError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The server certificate is none that devices take.
+    #[error(
+        "no device of this facade would accept tls/server.pem: it has to lead to ca/root.pem and be valid now"
+    )]
+    Untrusted {
+        /// What a device would say.
+        #[source]
+        source: Box<rustls::Error>,
     },
     /// No name for the server certificate.
     #[error("devices need a name or an address to reach the facade by (--hostname NAME)")]

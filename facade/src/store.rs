@@ -65,6 +65,12 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
+    /// Another process has the database open.
+    #[error("the database in {path} is in use; is another facade running on this data directory?")]
+    InUse {
+        /// The directory.
+        path: std::path::PathBuf,
+    },
     /// The database could not be opened.
     #[error("cannot open the database in {path}")]
     Open {

@@ -7,11 +7,14 @@
 mod authorization;
 mod credentials;
 mod enroll;
+mod est;
 mod faults;
 mod import;
 mod keys;
+mod life;
 mod pull;
 mod rig;
 mod stock_clients;
+mod surroundings;
 mod tamper;
 mod tidy;

@@ -9,12 +9,8 @@ use super::{LogFormat, Sink};
 use crate::runtime::containerd::{Identifier, IdentifierError};
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err(format!("{text:?} is not an absolute path"))
-    }
+    // What is relative is relative to where the agent was started, and stays that.
+    std::path::absolute(text).map_err(|error| format!("{text:?} is not a path: {error}"))
 }
 
 /// containerd itself writes its address as a path or as `unix://` and the path.

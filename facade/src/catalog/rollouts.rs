@@ -334,3 +334,6 @@ impl Rollouts {
         member.news.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests;

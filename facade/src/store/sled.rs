@@ -63,12 +63,14 @@ impl SledStore {
     pub fn open(path: &Path, dumps: &Path) -> Result<(Self, Opened), StoreError> {
         match open_db(path) {
             Ok(db) => Ok((Self::start(db), Opened::Clean)),
-            // Another process has it open; that is no damage.
-            Err(source) if source.kind() == io::ErrorKind::WouldBlock => Err(StoreError::Open {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(StoreError::InUse {
+                path: path.to_owned(),
+            }),
+            Err(error) if is_damage(&error) => Self::recover(path, dumps),
+            Err(source) => Err(StoreError::Open {
                 path: path.to_owned(),
                 source,
             }),
-            Err(_) => Self::recover(path, dumps),
         }
     }
 
@@ -205,6 +207,15 @@ fn watch(inner: &Weak<Inner>) {
         drop(inner);
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Whether the files themselves are wrong. A full disk or a missing permission is not damage: putting an older dump in
+/// the place of a good database would lose what came after it.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
 }
 
 fn open_db(path: &Path) -> io::Result<Db> {
@@ -346,6 +357,24 @@ mod tests {
             store.get(table, "key").await.unwrap().as_deref(),
             Some(&b"value"[..])
         );
+    }
+
+    #[tokio::test]
+    async fn rejects_a_database_that_is_in_use_and_leaves_it_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let _held = open(directory.path());
+        let second = SledStore::open(&directory.path().join("store"), &directory.path().join("dumps"));
+        assert!(matches!(second, Err(StoreError::InUse { .. })));
+    }
+
+    #[test]
+    fn rejects_a_directory_that_cannot_be_opened_without_moving_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        std::fs::write(&path, "not a directory").unwrap();
+        let refused = SledStore::open(&path, &directory.path().join("dumps"));
+        assert!(matches!(refused, Err(StoreError::Open { .. })));
+        assert!(path.exists());
     }
 
     fn damage(path: &Path) {

@@ -101,6 +101,7 @@ impl Devices {
             created_by: request.created_by,
             expires_at: request.expires_at,
             uses_left: request.uses,
+            keys: Vec::new(),
             approval: request.approval,
             revoked: false,
         };
@@ -189,7 +190,7 @@ impl Devices {
         let admission = admit(&token, &device, known.as_ref(), &claim, now)?;
         let mut batch = Batch::new();
         if admission != Admission::Counted {
-            token.uses_left = token.uses_left.saturating_sub(1);
+            token.spend(key);
             batch.require_value(TOKENS, &token_key, token_bytes);
             batch.put_json(TOKENS, &token_key, &token)?;
         }
@@ -225,7 +226,8 @@ impl Devices {
         now: Timestamp,
     ) -> Result<Device, CertificateError> {
         let id = &grant.device;
-        self.change(DEVICES, id.as_str(), |found: Option<Device>| {
+        // A device that enrolls anew counts its reports from one.
+        self.change_uncounted(id, |found: Option<Device>| {
             let mut device = found.unwrap_or_else(|| Device::new(id.clone(), Standing::Active, now));
             // It may have been turned away since the token was redeemed.
             if device.standing != Standing::Active {
@@ -276,6 +278,11 @@ fn admit(
         if token.device.is_none() && !same_key {
             return Err(RedeemError::OtherKey(id.clone()));
         }
+    }
+    let ended = matches!(token.state(now), TokenState::Expired | TokenState::Revoked);
+    if !ended && token.keys.contains(&claim.key) {
+        // The power went before the answer was stored. The request proves the same key, so nobody else gains by it.
+        return Ok(Admission::Counted);
     }
     match token.state(now) {
         // A device that is enrolled was approved once; an operator made the token for it.

@@ -135,7 +135,7 @@ pub enum Presented {
 
 impl Device {
     /// A device that has nothing yet.
-    pub(super) fn new(id: DeviceId, standing: Standing, now: Timestamp) -> Self {
+    pub(in crate::catalog) fn new(id: DeviceId, standing: Standing, now: Timestamp) -> Self {
         Self {
             id,
             groups: BTreeSet::new(),

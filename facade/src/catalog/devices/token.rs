@@ -52,6 +52,10 @@ pub struct TokenRecord {
     pub approval: bool,
     /// Whether an operator ended it.
     pub revoked: bool,
+    /// The keys that used it last: a device whose answer was lost asks again with the same key, and that is no second
+    /// use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) keys: Vec<Fingerprint>,
 }
 
 /// Whether a token can still be used.
@@ -78,7 +82,19 @@ impl std::fmt::Display for TokenState {
     }
 }
 
+/// Keys that are remembered of one token.
+const MAX_KEYS: usize = 64;
+
 impl TokenRecord {
+    /// Takes one use for a key.
+    pub(super) fn spend(&mut self, key: Fingerprint) {
+        self.uses_left = self.uses_left.saturating_sub(1);
+        if self.keys.len() >= MAX_KEYS {
+            self.keys.remove(0);
+        }
+        self.keys.push(key);
+    }
+
     /// Whether it can still be used.
     pub fn state(&self, now: Timestamp) -> TokenState {
         if self.revoked {
