@@ -6,6 +6,7 @@
 mod files;
 mod load;
 mod renew;
+mod roll;
 #[cfg(test)]
 mod tests;
 
@@ -24,10 +25,13 @@ use zeroize::Zeroizing;
 use self::files::Files;
 pub use self::load::{DataDir, FirstRoot, RepositoryKeys};
 pub use self::renew::renew_server_certificate;
+pub use self::roll::{Rolled, retire, roll};
 
 const TRUST_DOMAIN: &str = "trust-domain";
 const ROOT_KEY: &str = "ca/root.key";
 const ROOT: &str = "ca/root.pem";
+/// What former roots say of those that followed them, the newest first.
+const LINKS: &str = "ca/links.pem";
 const ISSUING_KEY: &str = "ca/issuing.key";
 const ISSUING: &str = "ca/issuing.pem";
 const SERVER_KEY: &str = "tls/server.key";

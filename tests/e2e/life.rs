@@ -304,3 +304,62 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
     daemon.terminate();
     device.sync().expect_success();
 }
+
+fn roll_ca(facade: &mut Facade) {
+    let data = facade.data_dir().display().to_string();
+    facade.cli(&["ca", "roll", "--data-dir", &data]).expect_success();
+    facade.start_again();
+}
+
+fn anchors(device: &Device) -> usize {
+    let pem = fs::read_to_string(device.identity().ca).unwrap();
+    pem.matches("BEGIN CERTIFICATE").count()
+}
+
+#[test]
+fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
+    let mut facade = Facade::start();
+    let (awake, sleeper) = (
+        Device::enrolled("awake", &facade),
+        Device::enrolled("sleeper", &facade),
+    );
+    let first_root = fs::read_to_string(facade.ca_file()).unwrap();
+    let old_token = facade.token("boxed");
+    awake.sync().expect_success();
+    roll_ca(&mut facade);
+    // Old and new overlap: whoever is awake learns the new root from signed metadata, and renews under it.
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 2);
+    awake.sync().expect_success();
+    // A token that names the old root still enrolls, and so does a new one.
+    Device::new("boxed").enroll(&old_token).expect_success();
+    let new = Device::enrolled("new", &facade);
+    new.sync().expect_success();
+    // Again, and then the former roots are retired.
+    roll_ca(&mut facade);
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 3);
+    let data = facade.data_dir().display().to_string();
+    facade
+        .cli(&["ca", "retire", "--data-dir", &data])
+        .expect_success();
+    facade.start_again();
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 1);
+    awake.sync().expect_success();
+    // A device that slept through one change of the two, with a certificate that has expired meanwhile.
+    facade.start_again_in("+100d");
+    assert!(fs::read_to_string(new.identity().ca).unwrap() != first_root);
+    new.sync_in("+100d").expect_success();
+    assert_eq!(
+        fs::read(new.identity().ca).unwrap(),
+        fs::read(facade.ca_file()).unwrap()
+    );
+    // And one that slept through both.
+    sleeper.sync_in("+100d").expect_success();
+    assert_eq!(
+        fs::read(sleeper.identity().ca).unwrap(),
+        fs::read(facade.ca_file()).unwrap()
+    );
+    sleeper.sync_in("+100d").expect_success();
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp as Time;
+use pki::digest::Digest;
 use pki::key::SigningKey;
 use pki::metadata::names::TargetPath;
 use pki::metadata::publish::sign;
@@ -19,6 +20,9 @@ use crate::store::{Batch, Store, Table};
 
 /// Signed files by the name they are served under.
 const FILES: Table = Table("images-metadata");
+
+/// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
 
 /// The online keys of the images repository.
 pub struct Keys {
@@ -113,6 +117,22 @@ impl Images {
         next.targets.targets.insert(path, target(artifact));
         self.publish(&mut current, next, true, batch).await?;
         Ok(Outcome::Signed)
+    }
+
+    /// Says which CA certificates devices are to trust the facade by, where that is not what was said last.
+    pub async fn set_trust(&self, pem: &str) -> Result<(), PublishingError> {
+        let mut current = self.current.lock().await;
+        let path: TargetPath = TRUST
+            .parse()
+            .map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem))]);
+        let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
+        if current.targets.targets.get(&path) == Some(&target) {
+            return Ok(());
+        }
+        let mut next = current.clone();
+        next.targets.targets.insert(path, target);
+        self.publish(&mut current, next, true, Batch::new()).await
     }
 
     /// Takes an artifact out, and records that it is revoked.
