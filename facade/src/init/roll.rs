@@ -31,6 +31,10 @@ pub struct Rolled {
 /// Makes a new CA, which the present one vouches for.
 pub fn roll(data_dir: &Path, now: Timestamp) -> Result<Rolled, InitError> {
     let files = Files::create(data_dir)?;
+    if files.find(ROOT_KEY)?.is_none() {
+        let reason = "the present root has to vouch for the next one; bring its key back for this";
+        return Err(InitError::unusable(&files.path(ROOT_KEY), reason));
+    }
     let root_key = load::private_key(&files, ROOT_KEY)?;
     let roots = load::certificates(&files, ROOT)?;
     let issuing = load::certificates(&files, ISSUING)?;
