@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
 use pki::metadata::{Limits, MetadataError, TrustedSet};
@@ -107,6 +108,20 @@ pub struct Agreed {
     pub versions: MetadataVersions,
     /// When the first of that metadata ends being believed.
     pub expires: Timestamp,
+    /// The CA certificates that the facade is to be trusted by, as PEM, where images says.
+    pub anchors: Option<String>,
+}
+
+/// The target of images that holds the CA certificates of the facade, its content in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
+
+/// What that target says; nothing where it contradicts itself.
+fn anchors(images: &TrustedSet) -> Option<String> {
+    let path: TargetPath = TRUST.parse().ok()?;
+    let target = images.targets().targets.get(&path)?;
+    let pem = target.custom.as_ref()?.get("pem")?.as_str()?;
+    let whole = target.length == pem.len() as u64 && target.hashes.verify(pem.as_bytes()).is_ok();
+    whole.then(|| pem.to_owned())
 }
 
 /// Refreshes both repositories.
@@ -161,6 +176,7 @@ impl Refresher<'_> {
                 director: versions(&director),
             },
             expires: expires(&images).min(expires(&director)),
+            anchors: anchors(&images),
         })
     }
 

@@ -239,13 +239,13 @@ fn check_credential(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<()
     check_private(path, found, wanted)
 }
 
-fn sync_directory(path: &Path) -> Result<(), InitError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), InitError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| failed("flush", path, source))
 }
 
-fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
     InitError::Io {
         action,
         path: path.to_owned(),

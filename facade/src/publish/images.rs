@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp as Time;
+use pki::digest::Digest;
 use pki::key::{Signature, SigningKey};
 use pki::metadata::names::TargetPath;
 use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
@@ -39,6 +40,9 @@ const FILES: Table = Table("images-metadata");
 
 /// What is published of each targets role.
 const ROLES: Table = Table("images-roles");
+
+/// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
 
 const NAME: &str = "images";
 
@@ -245,6 +249,42 @@ impl Images {
             tag: tag.clone(),
         };
         self.add_all(vec![addition]).await
+    }
+
+    /// Says by which CA certificates devices are to trust the facade, where that is not what was said last. A single
+    /// certificate that was never followed by another needs no saying: devices got it when they enrolled.
+    pub async fn set_trust(&self, pem: &str) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        let path: TargetPath = TRUST.parse().map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem))]);
+        let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
+        let said = self.published_target(&current.published, &path).await?;
+        let never_rolled = said.is_none() && pem.matches("-----BEGIN CERTIFICATE-----").count() < 2;
+        if never_rolled || said.as_ref() == Some(&target) {
+            return Ok(Outcome::Unchanged);
+        }
+        if current.pending.is_some() {
+            return Err(PublishingError::Waiting);
+        }
+        self.demand_not_behind(&current)?;
+        let work = Work { add: vec![(path, target)], ..Work::default() };
+        let reason = "the CA certificates by which devices trust the facade change".to_owned();
+        let request = self.draft(&current, &work, vec![reason]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new()).await
+    }
+
+    async fn published_target(
+        &self,
+        published: &Published,
+        path: &TargetPath,
+    ) -> Result<Option<Target>, PublishingError> {
+        if !bins::is_split(&published.targets) {
+            return Ok(published.targets.targets.get(path).cloned());
+        }
+        let role = bins::of(path);
+        let version = published.roles.get(&role).map_or(0, |state| state.version);
+        let bin: Targets = stored(&*self.parts.store, &role, version).await?;
+        Ok(bin.targets.get(path).cloned())
     }
 
     /// Signs artifacts in one step.
