@@ -161,6 +161,8 @@ impl Agent {
     pub async fn sync(&self, shutdown: &CancellationToken) -> Result<(), AgentError> {
         let _lock = self.begin()?;
         let round = async {
+            // A device that only ever syncs would otherwise outlive its certificate.
+            self.renew_if_due().await;
             let result = self.round().await;
             self.send_report().await;
             result
@@ -277,9 +279,7 @@ impl Agent {
     fn begin(&self) -> Result<Lock, AgentError> {
         let lock = self.dir.lock()?;
         let state = self.load_state()?;
-        if let Ok(Some(floor)) = self.dir.read_json::<Timestamp>(CLOCK_FILE, "remove it") {
-            self.clock.raise(floor);
-        }
+        raise_clock(&self.dir, &self.clock);
         {
             let mut shared = self.shared();
             shared.state = state;
@@ -378,6 +378,13 @@ impl Agent {
                 tracing::warn!(error = crate::error_chain(&error), "the time cannot be kept");
             }
         }
+    }
+}
+
+/// Raises the floor of time to what this device once learnt.
+pub fn raise_clock(dir: &StateDir, clock: &Clock) {
+    if let Ok(Some(floor)) = dir.read_json::<Timestamp>(CLOCK_FILE, "remove it") {
+        clock.raise(floor);
     }
 }
 

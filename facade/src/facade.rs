@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pki::wire::{FacadeUrl, RootPin};
+use pki::wire::FacadeUrl;
 use pki::x509::{DeviceId, Fingerprint, ServerName};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
@@ -25,15 +25,17 @@ use crate::catalog::artifacts::Artifacts;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
+use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::init::{self, DataDir, InitError};
+use crate::init::{self, DataDir, InitError, Vault};
 use crate::metrics::Metrics;
 use crate::operator_door::OperatorDoor;
-use crate::publish::director::{self, Director};
+use crate::publish::director::Director;
 use crate::publish::images::{self, Images};
+use crate::publish::witness::Witness;
 use crate::publish::{Lifetimes, PublishingError};
 use crate::pull::evict::Policy;
 use crate::pull::{self, Parts, PullError, Puller, Wanted};
@@ -45,6 +47,9 @@ use crate::upstream::{self, Upstreams};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// Devices walk through expired roots to newer ones; the end is announced long before.
+const ROOT_LIFETIME: Duration = Duration::from_hours(24 * 365 * 5);
 
 /// How many records are read at a time when the facade starts.
 const STEP: usize = 1000;
@@ -98,13 +103,13 @@ pub enum StartError {
     PublicUrl(String),
 }
 
-/// Which root metadata new devices begin with.
+/// Where the sealing key is kept.
 #[derive(Clone, Debug)]
-pub struct Roots {
-    /// Of the images repository.
-    pub images: RootPin,
-    /// Of the director repository.
-    pub director: RootPin,
+pub(crate) struct SealKeyPlace {
+    /// The data directory, where it is unless it is elsewhere.
+    pub(crate) data_dir: PathBuf,
+    /// A file that the operator looks after.
+    pub(crate) elsewhere: Option<PathBuf>,
 }
 
 /// The facade's parts, as handlers see them.
@@ -120,10 +125,11 @@ pub struct Facade {
     pub(crate) images: Images,
     pub(crate) metrics: Metrics,
     pub(crate) public_url: FacadeUrl,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
     pub(crate) registries: Arc<Registries>,
     pub(crate) rollouts: Rollouts,
-    pub(crate) roots: Roots,
+    pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
     pub(crate) wait_timeout: Duration,
@@ -147,13 +153,18 @@ impl Facade {
     }
 
     /// Fetches everything an artifact consists of into the cache.
-    pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
-        for descriptor in &closure.blobs {
+    pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
+        let documents = closure
+            .documents
+            .iter()
+            .map(|descriptor| (descriptor, Kind::Document));
+        let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
+        for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();
             let wanted = Wanted {
                 repository,
                 descriptor: descriptor.clone(),
-                kind: Kind::Blob,
+                kind,
             };
             self.puller.prefetch(&wanted).await?;
         }
@@ -240,6 +251,9 @@ impl Running {
             .local_addr()
             .map_err(|source| StartError::Listen { address, source })?;
         let tls = Tls::new(tls_identity(&data, &config), clock.clone())?;
+        if let Err(error) = data.check_server_certificate(clock.now()) {
+            tracing::error!(error = %chain(&error), "devices cannot connect");
+        }
         let public_url = public_url(&config, &data, address.port())?;
         let facade = Arc::new(assemble(&config, &clock, store, data, public_url).await?);
         facade.warm_up().await?;
@@ -274,12 +288,19 @@ impl Running {
     pub async fn until(self, shutdown: impl Future<Output = ()> + Send) {
         let stopping = self.facade.stopping.clone();
         let tasks = TaskTracker::new();
+        let reloading = self.config.clone();
         tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
         tasks.spawn(housekeeping(
             Arc::clone(&self.facade),
             self.store,
             self.device_door.tls.clone(),
             self.config,
+        ));
+        tasks.spawn(reload_on_hangup(
+            self.device_door.tls.clone(),
+            reloading,
+            self.facade.clock.clone(),
+            stopping.clone(),
         ));
         let devices = self
             .device_door
@@ -291,6 +312,9 @@ impl Running {
         stopping.cancel();
         tasks.wait().await;
         self.facade.puller.stop().await;
+        if let Err(error) = self.facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
+        }
         tracing::info!("stopped");
     }
 }
@@ -340,54 +364,40 @@ async fn assemble(
         timestamp: config.timestamp_lifetime,
         snapshot: config.snapshot_lifetime,
         targets: config.targets_lifetime,
+        root: ROOT_LIFETIME,
     };
     let metrics = Metrics::new();
     let access = Arc::new(Access::new());
     let artifacts = Artifacts::new(Arc::clone(&store));
-    let keys = images::Keys {
-        targets: data.images.targets,
-        snapshot: data.images.snapshot,
-        timestamp: data.images.timestamp,
-    };
-    let images = Images::open(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
+    let vault = Vault::new(&config.data_dir);
+    let parts = images::Parts {
+        store: Arc::clone(&store),
+        artifacts: artifacts.clone(),
         lifetimes,
-        clock.clone(),
-    )
-    .await?;
-    images
-        .put_root(data.images_root.pin.version.get(), &data.images_root.bytes)
-        .await?;
-    let keys = director::Keys {
-        targets: data.director.targets,
-        snapshot: data.director.snapshot,
-        timestamp: data.director.timestamp,
+        clock: clock.clone(),
+        witness: Arc::new(Witness::open(vault.clone())?),
+        vault,
     };
-    let director = Director::new(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
-        lifetimes,
-        clock.clone(),
-    );
-    director
-        .put_root(data.director_root.pin.version.get(), &data.director_root.bytes)
-        .await?;
+    let images = Images::open(parts.clone(), data.images, data.first_targets).await?;
+    let director = Director::open(parts, data.director).await?;
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
-    let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
+    let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
-    let pinned = Arc::clone(&access);
+    let pins = Arc::new(Pins::load(Arc::clone(&store), &artifacts).await?);
+    let (assigned, pinned) = (Arc::clone(&access), Arc::clone(&pins));
     let puller = Puller::new(
         pull_settings(config),
         Parts {
             blobs: Arc::clone(&blobs),
             fetch: pull::registries(Arc::clone(&registries)),
-            pins: Arc::new(move || pinned.assigned()),
+            pins: Arc::new(move || {
+                let mut kept = assigned.assigned();
+                kept.extend(pinned.digests());
+                kept
+            }),
             events: Arc::new(|event| {
-                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")
+                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
             }),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -403,11 +413,11 @@ async fn assemble(
     let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
-        roots: Roots {
-            images: data.images_root.pin,
-            director: data.director_root.pin,
-        },
         tokens: Tokens::new(store, data.admin_token_hash),
+        seal_key: SealKeyPlace {
+            data_dir: config.data_dir.clone(),
+            elsewhere: config.seal_key_file.clone(),
+        },
         stopping: CancellationToken::new(),
         wait_timeout: config.wait_timeout,
         clock: clock.clone(),
@@ -420,6 +430,7 @@ async fn assemble(
         est,
         images,
         metrics,
+        pins,
         public_url,
         puller,
         registries,
@@ -469,7 +480,7 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
     let renewed = tokio::task::spawn_blocking(move || init::renew_server_certificate(&data_dir, now)).await;
     match renewed {
         Ok(Ok(false)) => {}
-        Ok(Ok(true)) => match reload_certificates(tls, config) {
+        Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
             Err(error) => {
                 tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used")
@@ -482,8 +493,32 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
     }
 }
 
-fn reload_certificates(tls: &Tls, config: &Config) -> Result<(), StartError> {
+/// Takes the server certificate that lies in the data directory whenever the process gets `SIGHUP`. One that cannot be
+/// used changes nothing; connections that are open stay open.
+async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, stopping: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            () = stopping.cancelled() => return,
+        }
+        let (tls, config, now) = (tls.clone(), config.clone(), clock.now());
+        match tokio::task::spawn_blocking(move || reload_certificates(&tls, &config, now)).await {
+            Ok(Ok(())) => tracing::info!("the server certificate was read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %chain(&error), "the server certificate in the data directory is not used");
+            }
+            Err(error) => tracing::error!(%error, "the server certificate could not be read again"),
+        }
+    }
+}
+
+fn reload_certificates(tls: &Tls, config: &Config, now: Timestamp) -> Result<(), StartError> {
     let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
+    data.check_server_certificate(now)?;
     Ok(tls.replace(tls_identity(&data, config))?)
 }
 
@@ -496,6 +531,9 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
         }
         if let Err(error) = facade.puller.evict().await {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");
+        }
+        if let Err(error) = facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
         let now = facade.clock.now();
         renew_server_certificate(&tls, &config, now).await;

@@ -7,10 +7,13 @@
 mod authorization;
 mod credentials;
 mod enroll;
+mod est;
 mod faults;
 mod import;
+mod life;
 mod pull;
 mod rig;
 mod stock_clients;
+mod surroundings;
 mod tamper;
 mod tidy;

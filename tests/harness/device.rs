@@ -89,6 +89,18 @@ impl Device {
         device
     }
 
+    /// A device with the same state: the card was copied, or put back from a backup.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new(&self.id);
+        let mut command = Command::new("cp");
+        command
+            .arg("--archive")
+            .arg(self.state_dir())
+            .arg(copy.state_dir());
+        Outcome::of(&mut command, b"").expect_success();
+        copy
+    }
+
     /// Its name.
     pub fn id(&self) -> &str {
         &self.id
@@ -129,6 +141,40 @@ impl Device {
     /// `device-agent sync`: one round.
     pub fn sync(&self) -> Outcome {
         Outcome::of(self.command(&["sync"]).args(&self.sink), b"")
+    }
+
+    /// One round with the device's clock at another time, as [`process::clock_at`] has it.
+    pub fn sync_in(&self, when: &str) -> Outcome {
+        let mut command = self.command(&["sync"]);
+        Outcome::of(command.args(&self.sink).envs(process::clock_at(when)), b"")
+    }
+
+    /// A verb that is killed at a call of the operating system, as `strace --inject` has it: `fsync:when=3`.
+    pub fn killed_at(&self, verb: &[&str], call: &str) -> Outcome {
+        let agent = self.command(verb);
+        let mut command = process::in_clean_environment(Command::new("strace"));
+        command.args([
+            "--follow-forks",
+            "--output=/dev/null",
+            &format!("--inject={call}:signal=SIGKILL"),
+        ]);
+        command.arg(agent.get_program()).args(agent.get_args());
+        if verb == ["sync"] {
+            command.args(&self.sink);
+        }
+        Outcome::of(&mut command, b"")
+    }
+
+    /// `device-agent check` as JSON, whatever it finds.
+    pub fn check_with(&self, settings: &[(&str, &str)]) -> Outcome {
+        let mut command = self.command(&["check", "--output", "json"]);
+        Outcome::of(command.args(&self.sink).envs(settings.iter().copied()), b"")
+    }
+
+    /// One round with more settings (environment variables).
+    pub fn sync_with(&self, settings: &[(&str, &str)]) -> Outcome {
+        let mut command = self.command(&["sync"]);
+        Outcome::of(command.args(&self.sink).envs(settings.iter().copied()), b"")
     }
 
     /// Starts `device-agent sync` and leaves it running.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http;
-use crate::process::{self, Outcome, Process, free_port};
+use crate::process::{self, Outcome, Process, clock_at, free_port};
 use crate::registry::{PASSWORD, Pushed, Registry, USER};
 
 /// A running facade with a data directory of its own.
@@ -50,7 +50,14 @@ impl Facade {
         let mut command = process::command("facade");
         command.arg("init").arg("--data-dir").arg(self.data_dir());
         Outcome::of(
-            command.args(["--hostname", "localhost", "--hostname", "127.0.0.1"]),
+            command.args([
+                "--hostname",
+                "localhost",
+                "--hostname",
+                "127.0.0.1",
+                "--hostname",
+                "::1",
+            ]),
             b"",
         )
     }
@@ -112,6 +119,25 @@ impl Facade {
     /// The most memory it has had resident so far.
     pub fn peak_rss_bytes(&self) -> u64 {
         self.process.as_ref().expect("a running facade").peak_rss_bytes()
+    }
+
+    /// Starts it again with one more setting.
+    pub fn start_again_with(&mut self, name: &str, value: &str) {
+        self.settings.push((name.into(), value.into()));
+        self.start_again();
+    }
+
+    /// Starts it again with its clock set forward.
+    pub fn start_again_in(&mut self, offset: &str) {
+        self.settings.extend(clock_at(offset));
+        self.start_again();
+    }
+
+    /// Asks it to read its certificates again.
+    pub fn hang_up(&self) {
+        let id = self.process.as_ref().expect("a running facade").id();
+        let mut kill = std::process::Command::new("kill");
+        Outcome::of(kill.args(["-HUP", &id.to_string()]), b"").expect_success();
     }
 
     /// Kills it with no chance to clean up.

@@ -13,6 +13,7 @@
 //! - [`containerd`]: a real containerd of the test's own
 //! - [`facade`], [`device`]: the two programs of Drayage
 //! - [`authority`]: certificates the facade would never have issued
+//! - [`tunnel`]: the proxy between a device and its facade
 //! - [`client`]: stock clients against the device door
 //! - [`liar`]: a facade that lies about signed metadata
 
@@ -36,6 +37,7 @@ pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod token;
+pub mod tunnel;
 
 pub use client::{Answer, DeviceClient};
 pub use containerd::Containerd;

@@ -305,6 +305,23 @@ fn build_directories() -> impl Iterator<Item = PathBuf> {
     above.into_iter()
 }
 
+/// The environment in which a program takes the time for another: `+40d` from now, or `@1970-01-01 00:00:00`.
+pub fn clock_at(when: &str) -> [(String, String); 3] {
+    let directories = fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    let library = directories
+        .map(|directory| directory.path().join("faketime/libfaketime.so.1"))
+        .find(|path| path.is_file())
+        .expect("libfaketime (tests/install installs it)");
+    [
+        ("LD_PRELOAD".into(), library.display().to_string()),
+        ("FAKETIME".into(), when.into()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()),
+    ]
+}
+
 /// A command that runs `name` as root: directly, or through `sudo` when the tests do not run as root.
 pub fn as_root(name: impl Into<OsString>) -> Command {
     if rustix::process::getuid().is_root() {

@@ -1,6 +1,8 @@
 //! `device-agent check`: the doctor. One line for each matter, with a remedy, in the order in which things depend on each
 //! other. Changes nothing.
 
+mod network;
+
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
@@ -9,7 +11,7 @@ use serde::Serialize;
 use super::{Exit, Failure, Output, hosts_toml};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::driver::Agent;
+use crate::driver::{Agent, raise_clock};
 use crate::facade_client::{Class, ClientError};
 use crate::identity::{Identity, KEY_FILE};
 use crate::state_file::StateDir;
@@ -20,6 +22,9 @@ struct Finding {
     check: &'static str,
     outcome: Outcome,
     detail: String,
+    /// What to do about it, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,7 +73,15 @@ impl Doctor {
             check,
             outcome,
             detail: detail.into(),
+            remedy: None,
         });
+    }
+
+    /// What to do about the finding that was noted last.
+    fn remedy(&mut self, remedy: impl Into<String>) {
+        if let Some(finding) = self.findings.last_mut() {
+            finding.remedy = Some(remedy.into());
+        }
     }
 
     fn ok(&mut self, check: &'static str, detail: impl Into<String>) {
@@ -92,29 +105,38 @@ impl Doctor {
             Ok(dir) => dir,
             Err(error) => {
                 self.fail("state directory", Exit::Failed, crate::error_chain(&error));
+                self.remedy(
+                    "device-agent enroll TOKEN makes it; what is there must be the agent's alone (chmod 700)",
+                );
                 return None;
             }
         };
         self.ok("state directory", format!("{} is private", dir.path().display()));
+        raise_clock(&dir, clock);
         match Identity::read(&dir) {
             Ok(Some(identity)) => {
                 clock.raise(identity.certificate().not_before());
                 self.examine_clock(clock);
+                self.ok(
+                    "key",
+                    format!("{KEY_FILE} is private and belongs to the certificate"),
+                );
                 self.examine_certificate(&identity, clock.now());
                 self.examine_metadata(&dir, clock.now());
                 Some(identity)
             }
             Ok(None) => {
                 self.examine_clock(clock);
-                self.fail(
-                    "identity",
-                    Exit::Failed,
-                    "not enrolled; run: device-agent enroll TOKEN",
-                );
+                self.fail("identity", Exit::Failed, "this device is not enrolled");
+                self.remedy("device-agent enroll TOKEN");
                 None
             }
             Err(error) => {
+                self.examine_clock(clock);
                 self.fail("identity", Exit::Failed, crate::error_chain(&error));
+                self.remedy(
+                    "mend what it names (chmod 600 for a key), or: device-agent enroll --again TOKEN",
+                );
                 None
             }
         }
@@ -124,10 +146,9 @@ impl Doctor {
         let shown = clock.unchecked();
         if clock.is_behind() {
             let floor = clock.floor();
-            let detail = format!(
-                "shows {shown}, but it is at least {floor}; set it, or start NTP (timedatectl set-ntp true)"
-            );
+            let detail = format!("shows {shown}, but it is at least {floor}");
             self.fail("clock", Exit::Failed, detail);
+            self.remedy("set it, or start NTP: timedatectl set-ntp true");
         } else {
             self.ok("clock", shown.to_string());
         }
@@ -138,21 +159,15 @@ impl Doctor {
         let days = certificate.not_after().duration_since(now).as_hours() / 24;
         let device = identity.device();
         if now > certificate.not_after() {
-            let detail = format!(
-                "of {device} ended at {}; run the agent to renew it, or enroll again",
-                certificate.not_after()
-            );
+            let detail = format!("of {device} ended at {}", certificate.not_after());
             self.fail("certificate", Exit::NotAllowed, detail);
+            self.remedy("device-agent sync renews it while the facade allows; else: device-agent enroll --again TOKEN");
         } else if now > identity.renew_at(u64::MAX) {
-            let detail = format!(
-                "of {device} has {days} days left and should have been renewed; is the agent running?"
-            );
+            let detail = format!("of {device} has {days} days left and should have been renewed");
             self.warn("certificate", detail);
+            self.remedy("start the agent: systemctl start device-agent");
         } else {
-            self.ok(
-                "certificate",
-                format!("of {device}, {days} days left, belongs to {KEY_FILE}"),
-            );
+            self.ok("certificate", format!("of {device}, {days} days left"));
         }
     }
 
@@ -166,38 +181,18 @@ impl Doctor {
             let file = format!("metadata/{repository}/timestamp.json");
             let expires = dir.read(&file).ok().flatten().and_then(|bytes| expiry(&bytes));
             match expires {
-                None => self.warn(name, "none yet; run: device-agent sync"),
+                None => {
+                    self.warn(name, "none yet");
+                    self.remedy("device-agent sync");
+                }
                 Some(expires) if expires < now => {
-                    let detail = format!(
-                        "ended at {expires}; the facade was not reachable since, or withholds newer (run: device-agent sync)"
-                    );
+                    let detail =
+                        format!("ended at {expires}; the facade was not reachable since, or withholds newer");
                     self.warn(name, detail);
+                    self.remedy("device-agent sync");
                 }
                 Some(expires) => self.ok(name, format!("believed until {expires}")),
             }
-        }
-    }
-
-    async fn examine_facade(&mut self, config: &Config, clock: &Clock, identity: &Identity) {
-        let url = &identity.facade().url;
-        let client = match identity.client(clock, config.proxy.as_ref()) {
-            Ok(client) => client,
-            Err(error) => return self.fail("tls", Exit::Failed, crate::error_chain(&error)),
-        };
-        if let Err(error) = client.reach().await {
-            return self.fail(step(&error), exit(&error), crate::error_chain(&error));
-        }
-        let proxy = config
-            .proxy
-            .as_ref()
-            .map(|proxy| format!(" through the proxy {}", proxy.host()));
-        self.ok(
-            "connection",
-            format!("TLS with {url}{}", proxy.unwrap_or_default()),
-        );
-        match client.get("/v2/", 64 * 1024).await {
-            Ok(_) => self.ok("facade", "knows this device"),
-            Err(error) => self.fail("facade", exit(&error), crate::error_chain(&error)),
         }
     }
 
@@ -209,10 +204,10 @@ impl Doctor {
         };
         match hosts_toml::weakness(&text, &identity.facade().url.to_string()) {
             None => self.ok("hosts.toml", format!("{file} keeps containerd with the facade")),
-            Some(weakness) => self.warn(
-                "hosts.toml",
-                format!("{file}: {weakness}; replace it with: device-agent hosts-toml"),
-            ),
+            Some(weakness) => {
+                self.warn("hosts.toml", format!("{file}: {weakness}"));
+                self.remedy(format!("device-agent hosts-toml >{file}"));
+            }
         }
     }
 
@@ -233,18 +228,21 @@ impl Doctor {
             ),
             Err(error) => {
                 let detail = format!("{sink}: {}", crate::error_chain(&error));
-                return self.fail("images", Exit::Failed, detail);
+                self.fail("images", Exit::Failed, detail);
+                return self.remedy(
+                    "is it running, and may this user reach it? (systemctl status containerd; --sink)",
+                );
             }
         }
         let Ok(space) = agent.runtime().space().await else {
             return;
         };
         match space.content_free_bytes {
-            Some(free) if free < reserve => self.fail(
-                "disk",
-                Exit::Failed,
-                format!("{free} bytes free, less than the reserve of {reserve}"),
-            ),
+            Some(free) if free < reserve => {
+                let detail = format!("{free} bytes free, less than the reserve of {reserve}");
+                self.fail("disk", Exit::Failed, detail);
+                self.remedy("make room where the images go, or lower the reserve");
+            }
             Some(free) => self.ok("disk", format!("{} MiB free", free >> 20)),
             None => self.warn("disk", "the disk of the images cannot be seen from here"),
         }
@@ -254,19 +252,6 @@ impl Doctor {
 fn expiry(bytes: &[u8]) -> Option<Timestamp> {
     let value: serde_json::Value = serde_json::from_slice(bytes).ok()?;
     value.pointer("/signed/expires")?.as_str()?.parse().ok()
-}
-
-/// Which step on the way to the facade failed.
-fn step(error: &ClientError) -> &'static str {
-    if matches!(error, ClientError::Resolve { .. }) {
-        "dns"
-    } else if matches!(error, ClientError::Connect { .. }) {
-        "tcp"
-    } else if matches!(error, ClientError::Proxy { .. }) {
-        "proxy"
-    } else {
-        "tls"
-    }
 }
 
 fn exit(error: &ClientError) -> Exit {
@@ -286,7 +271,11 @@ fn text(report: &Report) -> String {
             Outcome::Warning => "warning",
             Outcome::Failed => "FAILED ",
         };
-        let _ = writeln!(text, "{mark}  {}: {}", finding.check, finding.detail);
+        let _ = write!(text, "{mark}  {}: {}", finding.check, finding.detail);
+        if let Some(remedy) = &finding.remedy {
+            let _ = write!(text, " -> {remedy}");
+        }
+        text.push('\n');
     }
     text
 }

@@ -10,7 +10,7 @@ use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::driver::shown::{SHOWN_FILE, Shown};
-use crate::driver::{AgentError, STATE_FILE};
+use crate::driver::{AgentError, STATE_FILE, raise_clock};
 use crate::identity::{DISOWNED_FILE, Identity};
 use crate::lifecycle::{Release, State};
 use crate::report::Reporter;
@@ -25,6 +25,7 @@ struct Status {
     certificate_ends: Option<Timestamp>,
     certificate_days_left: Option<i64>,
     disowned: Option<String>,
+    needs_enrollment: bool,
     clock_is_behind: bool,
     state: String,
     running: Vec<Running>,
@@ -53,6 +54,7 @@ fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
     let state: State = dir
         .read_json(STATE_FILE, "it will be made anew")?
         .unwrap_or_default();
+    raise_clock(dir, clock);
     let identity = Identity::read(dir)?;
     if let Some(identity) = &identity {
         clock.raise(identity.certificate().not_before());
@@ -77,6 +79,7 @@ fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
             .map(|identity| identity.facade().url.to_string()),
         certificate_ends: ends,
         certificate_days_left: ends.map(|ends| ends.duration_since(clock.now()).as_hours() / 24),
+        needs_enrollment: ends.is_none_or(|ends| disowned.is_some() && ends < clock.now()),
         disowned: disowned.map(|reason| String::from_utf8_lossy(&reason).into_owned()),
         clock_is_behind: clock.is_behind(),
         state: state.name().to_owned(),
@@ -128,6 +131,9 @@ impl Status {
         let mut line = format!("{device}: {doing}{agent}; certificate {days} days");
         if self.clock_is_behind {
             line.push_str("; waiting for a sane clock");
+        }
+        if self.needs_enrollment {
+            line.push_str("; needs re-enrollment: device-agent enroll --again TOKEN");
         }
         if let Some(reason) = &self.disowned {
             let _ = write!(line, "; the facade refuses this device: {reason}");

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{Agent, AgentError};
 use crate::backoff::{self, Backoff};
 use crate::facade_client::Ask;
+use crate::identity::Identity;
 use crate::identity::renew::{self, Renewal};
 use crate::random;
 
@@ -109,7 +110,8 @@ impl Agent {
     /// Renews the certificate when it is time. A failure is told and tried again; the old pair stays in use.
     pub(super) async fn renew_if_due(&self) {
         let Ok(session) = self.session() else { return };
-        if self.clock.now() < session.renew_at || self.clock.is_behind() {
+        // A clock that is behind says too little, never too much: what it shows as due is due.
+        if self.clock.now() < session.renew_at {
             return;
         }
         let renewed = renew::renew(self.surroundings(), &session.identity, &session.client).await;
@@ -121,6 +123,7 @@ impl Agent {
                     "certificate renewed"
                 );
                 self.shared().session = None;
+                self.doubt_clock_after(&identity);
             }
             Ok(Renewal::Later(wait)) => {
                 tracing::info!(retry_seconds = wait.as_secs(), "renewal waits for an operator");
@@ -135,6 +138,20 @@ impl Agent {
                 self.postpone_renewal(RENEWAL_RETRY);
             }
         }
+    }
+
+    /// A certificate that was issued a moment ago and would be due already: the clock of the device is far ahead, and
+    /// without a pause it would renew without end.
+    fn doubt_clock_after(&self, renewed: &Identity) {
+        if self.clock.now() < renewed.renew_at(u64::MAX) {
+            return;
+        }
+        tracing::error!(
+            clock = %self.clock.now(),
+            not_before = %renewed.certificate().not_before(),
+            "the clock of this device is far ahead of the facade's"
+        );
+        self.postpone_renewal(RENEWAL_PAUSE);
     }
 
     fn postpone_renewal(&self, wait: Duration) {
@@ -153,3 +170,4 @@ impl Agent {
 }
 
 const RENEWAL_RETRY: Duration = Duration::from_secs(600);
+const RENEWAL_PAUSE: Duration = Duration::from_secs(12 * 3600);

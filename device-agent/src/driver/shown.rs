@@ -55,7 +55,8 @@ impl Agent {
             waiting_for: progress
                 .as_ref()
                 .and_then(|progress| progress.waiting.clone())
-                .or_else(|| shared.waiting.clone()),
+                .or_else(|| shared.waiting.clone())
+                .or_else(|| self.clock_trouble()),
             progress: progress.map(|progress| Shipment {
                 artifact: progress.artifact,
                 done_bytes: progress.done_bytes,
@@ -68,6 +69,19 @@ impl Agent {
         if let Err(error) = self.dir.write_json_volatile(SHOWN_FILE, &shown) {
             tracing::debug!(error = crate::error_chain(&error), "status not written");
         }
+    }
+}
+
+impl Agent {
+    /// What is wrong with the clock, where that is known.
+    fn clock_trouble(&self) -> Option<String> {
+        if !self.clock.is_behind() {
+            return None;
+        }
+        let (shown, floor) = (self.clock.unchecked(), self.clock.floor());
+        Some(format!(
+            "a sane clock: it shows {shown}, but it is at least {floor}"
+        ))
     }
 }
 

@@ -137,9 +137,12 @@ impl ServerCertVerifier for FacadeVerifier {
                     not_before,
                     ..
                 })) if self.clock.is_behind() => now = not_before,
-                Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-                    return Err(intercepted(end_entity));
-                }
+                // A certificate that signed itself is unusable before anybody asks who issued it.
+                Err(rustls::Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer
+                    | CertificateError::Other(_)
+                    | CertificateError::BadSignature,
+                )) => return Err(intercepted(end_entity)),
                 other => return other,
             }
         }

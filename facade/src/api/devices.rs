@@ -16,6 +16,8 @@ use crate::catalog::devices::{self, DevicesError, Group, TokenRecord, TokenReque
 
 /// Longest life of an enrollment token in seconds: 90 days.
 const MAX_TTL_SECONDS: u64 = 90 * 86_400;
+/// Longest life of one that names its device: it goes into the box at the factory, and waits there to be unpacked.
+const MAX_BOUND_TTL_SECONDS: u64 = 2 * 366 * 86_400;
 
 impl From<DevicesError> for Problem {
     fn from(error: DevicesError) -> Self {
@@ -133,6 +135,16 @@ pub(super) async fn suspend(state: State, caller: Caller, Path(id): Path<String>
     changed(&state, &caller, device).await
 }
 
+/// Lets a device that waits for it have its certificate
+#[utoipa::path(post, path = "/api/v1/devices/{id}/approve", params(("id" = String, Path, description = "The device's id")), tag = "devices",
+    responses((status = 200, body = Device), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn approve(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
+    caller.require(Role::Operator)?;
+    let id: DeviceId = field("id", &id)?;
+    let device = state.devices.approve(&id).await?;
+    changed(&state, &caller, device).await
+}
+
 /// Takes a suspended or quarantined device back
 #[utoipa::path(post, path = "/api/v1/devices/{id}/restore", params(("id" = String, Path, description = "The device's id")), tag = "devices",
     responses((status = 200, body = Device), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
@@ -163,11 +175,14 @@ pub(super) async fn make_token(
     Body(request): Body<EnrollmentTokenRequest>,
 ) -> Answer<NewEnrollmentToken> {
     caller.require(Role::Operator)?;
-    if !(1..=MAX_TTL_SECONDS).contains(&request.ttl_seconds) {
-        return Err(Problem::invalid(
-            "ttl_seconds",
-            "must be between one second and 90 days",
-        ));
+    let longest = if request.device.is_some() {
+        MAX_BOUND_TTL_SECONDS
+    } else {
+        MAX_TTL_SECONDS
+    };
+    if !(1..=longest).contains(&request.ttl_seconds) {
+        let reason = "must be between one second and 90 days, or two years where the token names its device";
+        return Err(Problem::invalid("ttl_seconds", reason));
     }
     let now = state.clock.now();
     let ttl = i64::try_from(request.ttl_seconds).unwrap_or(i64::MAX);
@@ -185,15 +200,15 @@ pub(super) async fn make_token(
             .transpose()?,
         expires_at,
         uses: request.uses,
-        approval: false,
+        approval: request.approve,
         created_by: caller.name.clone(),
     };
     let (record, secret) = state.devices.mint(request, now).await?;
     let token = Token {
         url: state.public_url.clone(),
         ca: state.ca_fingerprint,
-        images_root: state.roots.images,
-        director_root: state.roots.director,
+        images_root: state.images.root_pin().await,
+        director_root: state.director.root_pin().await,
         id: record.id,
         secret,
     };
@@ -256,6 +271,7 @@ fn token_view(record: &TokenRecord, now: Timestamp) -> EnrollmentToken {
         expires_at: record.expires_at.to_string(),
         uses_left: record.uses_left,
         state: record.state(now).to_string(),
+        approve: record.approval,
     }
 }
 
@@ -265,6 +281,7 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
     let mut shown = Device {
         id: device.id.to_string(),
         standing: device.standing.to_string(),
+        reason: device.reason.clone(),
         groups: device.groups.iter().map(ToString::to_string).collect(),
         enrolled_at: device.enrolled_at.to_string(),
         last_seen_at: None,

@@ -23,7 +23,7 @@ use crate::catalog::devices::{CertificateError, Device, Devices, Grant, RedeemEr
 /// Longest body that is read: a request of 8 KiB in base64, with room for line ends.
 pub const MAX_BODY_BYTES: usize = 16 * 1024;
 /// How soon a device that waits for approval asks again.
-const RETRY_AFTER_SECONDS: i64 = 30;
+const RETRY_AFTER_SECONDS: i64 = 10;
 const MAX_AUTHORIZATION_BYTES: usize = 8 * 1024;
 const TEXT: &str = "text/plain; charset=utf-8";
 

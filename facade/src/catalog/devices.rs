@@ -137,18 +137,16 @@ impl Devices {
     /// Takes back a device that was suspended or in quarantine. Where its counter stood is forgotten: an operator has
     /// decided which of the two is the device.
     pub async fn restore(&self, id: &DeviceId) -> Result<Device, DevicesError> {
-        let device = self
-            .set_standing(id, "restored", Standing::Active, None, |standing| {
-                matches!(
-                    standing,
-                    Standing::Suspended | Standing::Quarantined | Standing::Active
-                )
-            })
-            .await?;
-        let mut batch = Batch::new();
-        batch.delete(REPORTS, id.as_str());
-        self.store.commit(batch).await.map_err(DevicesError::Store)?;
-        Ok(device)
+        let allowed = |standing| {
+            matches!(
+                standing,
+                Standing::Suspended | Standing::Quarantined | Standing::Active
+            )
+        };
+        self.change_uncounted(id, |found: Option<Device>| {
+            stand(id, found, "restored", Standing::Active, None, &allowed)
+        })
+        .await
     }
 
     /// Forgets a device. Its certificate is refused because nobody has that name any more.
@@ -171,17 +169,7 @@ impl Devices {
         allowed: impl Fn(Standing) -> bool,
     ) -> Result<Device, DevicesError> {
         self.change(DEVICES, id.as_str(), |found: Option<Device>| {
-            let mut device = found.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
-            if !allowed(device.standing) {
-                return Err(DevicesError::Standing {
-                    device: id.clone(),
-                    standing: device.standing,
-                    wish,
-                });
-            }
-            device.standing = standing;
-            device.reason.clone_from(&reason);
-            Ok(device)
+            stand(id, found, wish, standing, reason.clone(), &allowed)
         })
         .await
     }
@@ -192,6 +180,30 @@ impl Devices {
         table: Table,
         key: &str,
         edit: impl Fn(Option<T>) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned,
+        E: From<StoreError>,
+    {
+        self.change_and(table, key, edit, |_| ()).await
+    }
+
+    /// Changes a device, and forgets in the same batch where its reports stood: what comes next begins to count anew.
+    async fn change_uncounted<E: From<StoreError>>(
+        &self,
+        id: &DeviceId,
+        edit: impl Fn(Option<Device>) -> Result<Device, E>,
+    ) -> Result<Device, E> {
+        let uncount = |batch: &mut Batch| batch.delete(REPORTS, id.as_str());
+        self.change_and(DEVICES, id.as_str(), edit, uncount).await
+    }
+
+    async fn change_and<T, E>(
+        &self,
+        table: Table,
+        key: &str,
+        edit: impl Fn(Option<T>) -> Result<T, E>,
+        also: impl Fn(&mut Batch),
     ) -> Result<T, E>
     where
         T: serde::Serialize + serde::de::DeserializeOwned,
@@ -212,6 +224,7 @@ impl Devices {
                 None => batch.require_absent(table, key),
             }
             batch.put_json(table, key, &record)?;
+            also(&mut batch);
             match self.store.commit(batch).await {
                 Ok(()) => return Ok(record),
                 Err(StoreError::Conflict { .. }) if attempts < ATTEMPTS => {}
@@ -219,6 +232,28 @@ impl Devices {
             }
         }
     }
+}
+
+/// The device in another standing, if its present one allows that.
+fn stand(
+    id: &DeviceId,
+    found: Option<Device>,
+    wish: &'static str,
+    standing: Standing,
+    reason: Option<String>,
+    allowed: &impl Fn(Standing) -> bool,
+) -> Result<Device, DevicesError> {
+    let mut device = found.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
+    if !allowed(device.standing) {
+        return Err(DevicesError::Standing {
+            device: id.clone(),
+            standing: device.standing,
+            wish,
+        });
+    }
+    device.standing = standing;
+    device.reason = reason;
+    Ok(device)
 }
 
 impl From<StoreError> for DevicesError {

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use super::CliError;
 use super::client::{Client, encode};
 use super::output::{Output, fields, table};
+use super::provision::Provision;
 use crate::api::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmentToken};
 
 /// Verbs on devices.
@@ -12,6 +13,8 @@ use crate::api::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnro
 pub(super) enum Verb {
     /// Make an enrollment token, and print the command that uses it
     Token(Token),
+    /// Make one token for each device of a batch, for the factory; prints CSV
+    Provision(Provision),
     /// List the enrollment tokens
     Tokens,
     /// Revoke an enrollment token
@@ -27,6 +30,11 @@ pub(super) enum Verb {
     },
     /// Show one device
     Show {
+        /// The device's id
+        id: String,
+    },
+    /// Let a device that waits for approval have its certificate
+    Approve {
         /// The device's id
         id: String,
     },
@@ -66,9 +74,12 @@ pub(super) struct Token {
     /// How many devices can enroll with it
     #[arg(long, default_value_t = 1)]
     uses: u32,
+    /// Let each device wait until an operator approves it (facade device approve)
+    #[arg(long)]
+    approve: bool,
 }
 
-fn parse_ttl(text: &str) -> Result<std::time::Duration, String> {
+pub(super) fn parse_ttl(text: &str) -> Result<std::time::Duration, String> {
     crate::config::duration(text)
 }
 
@@ -76,6 +87,7 @@ impl Verb {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         match self {
             Self::Token(token) => token.run(client, output).await?,
+            Self::Provision(provision) => provision.run(client, output).await?,
             Self::Tokens => {
                 let tokens: Vec<EnrollmentToken> = client.all("/api/v1/enrollment-tokens").await?;
                 output.result(&tokens, |tokens| {
@@ -101,6 +113,7 @@ impl Verb {
                 let device: Device = client.get(&path(&id)).await?;
                 output.result(&device, show);
             }
+            Self::Approve { id } => change(client, output, &id, "approve").await?,
             Self::Revoke { id } => change(client, output, &id, "revoke").await?,
             Self::Suspend { id } => change(client, output, &id, "suspend").await?,
             Self::Restore { id } => change(client, output, &id, "restore").await?,
@@ -130,6 +143,7 @@ impl Token {
             group: self.group,
             ttl_seconds: self.ttl.as_secs(),
             uses: self.uses,
+            approve: self.approve,
         };
         let token: NewEnrollmentToken = client.post("/api/v1/enrollment-tokens", &request).await?;
         output.result(&token, |token| token.command.clone());
@@ -147,9 +161,14 @@ fn token_row(token: &EnrollmentToken) -> [String; 5] {
         (None, Some(group)) => format!("group {group}"),
         (None, None) => String::new(),
     };
+    let state = if token.approve {
+        format!("{}, each to be approved", token.state)
+    } else {
+        token.state.clone()
+    };
     [
         token.id.clone(),
-        token.state.clone(),
+        state,
         target,
         token.uses_left.to_string(),
         token.expires_at.clone(),
@@ -192,6 +211,7 @@ fn show(device: &Device) -> String {
     let head = fields([
         ("device", device.id.clone()),
         ("standing", device.standing.clone()),
+        ("because", device.reason.clone().unwrap_or_default()),
         ("groups", device.groups.join(" ")),
         ("platform", device.platform.clone().unwrap_or_default()),
         ("agent", device.agent_version.clone().unwrap_or_default()),

@@ -242,7 +242,7 @@ impl Authority {
         }
         let mut draft = Draft::new(name.unwrap_or_default().to_owned(), now, lifetime)?;
         draft.end_by(self.not_after);
-        draft.params.is_ca = IsCa::ExplicitNoCa;
+        draft.params.is_ca = IsCa::NoCa;
         draft.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         Ok(draft)
     }

@@ -347,7 +347,7 @@ async fn a_device_that_needs_approval_is_told_when_to_come_again() {
     for _ in 0..2 {
         let answer = rig.post(&authorization, &request).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED);
-        assert_eq!(answer.headers[0], (RETRY_AFTER, "30".to_owned()));
+        assert_eq!(answer.headers[0], (RETRY_AFTER, "10".to_owned()));
     }
     rig.devices.approve(&pump()).await.unwrap();
     assert_eq!(identity(&rig.post(&authorization, &request).await).id(), &pump());

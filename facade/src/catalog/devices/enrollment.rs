@@ -226,7 +226,8 @@ impl Devices {
         now: Timestamp,
     ) -> Result<Device, CertificateError> {
         let id = &grant.device;
-        self.change(DEVICES, id.as_str(), |found: Option<Device>| {
+        // A device that enrolls anew counts its reports from one.
+        self.change_uncounted(id, |found: Option<Device>| {
             let mut device = found.unwrap_or_else(|| Device::new(id.clone(), Standing::Active, now));
             // It may have been turned away since the token was redeemed.
             if device.standing != Standing::Active {

@@ -1,13 +1,22 @@
 //! One certificate in the making: serial number, dates and subject, the same way for each kind.
 
 use jiff::{SignedDuration, Timestamp};
-use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, PublicKeyData, SerialNumber, SigningKey};
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyIdMethod, PublicKeyData,
+    SerialNumber, SigningKey,
+};
 
 use super::{IssueError, Issued};
-use crate::x509::Serial;
+use crate::x509::{Fingerprint, Serial};
 
 /// A device whose clock is a little behind must not find its new certificate not yet valid.
 const BACKDATE: SignedDuration = SignedDuration::from_secs(60);
+/// RFC 7093 2, method 1: the first 160 bits of the SHA-256 of the key.
+const KEY_IDENTIFIER_BYTES: u8 = 20;
+/// RFC 5280 4.2.1.2.
+const SUBJECT_KEY_IDENTIFIER: &[u64] = &[2, 5, 29, 14];
+/// RFC 5280 4.2.1.9.
+const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
 
 /// A certificate in the making.
 pub(super) struct Draft {
@@ -64,6 +73,7 @@ impl Draft {
         };
         self.params.not_before = epoch + std::time::Duration::from_secs(seconds(self.not_before)?);
         self.params.not_after = epoch + std::time::Duration::from_secs(seconds(self.not_after)?);
+        self.describe_key(key);
         let certificate = self
             .params
             .signed_by(key, issuer)
@@ -74,6 +84,29 @@ impl Draft {
             not_before: self.not_before,
             not_after: self.not_after,
         })
+    }
+
+    fn describe_key(&mut self, key: &impl PublicKeyData) {
+        let hash = Fingerprint::of(key.der_bytes());
+        let identifier: Vec<u8> = hash
+            .as_bytes()
+            .iter()
+            .copied()
+            .take(usize::from(KEY_IDENTIFIER_BYTES))
+            .collect();
+        if self.params.is_ca == IsCa::NoCa {
+            // RFC 5280 4.2.1.2: a leaf should have one too; rcgen writes it for authorities only. An OCTET STRING.
+            let content = [vec![0x04, KEY_IDENTIFIER_BYTES], identifier].concat();
+            let key_extension = CustomExtension::from_oid_content(SUBJECT_KEY_IDENTIFIER, content);
+            // An empty SEQUENCE: `cA` is FALSE by default, and DER forbids to write a default (X.690 11.5), as rcgen does.
+            let mut no_authority = CustomExtension::from_oid_content(BASIC_CONSTRAINTS, vec![0x30, 0x00]);
+            no_authority.set_criticality(true);
+            self.params
+                .custom_extensions
+                .extend([no_authority, key_extension]);
+        } else {
+            self.params.key_identifier_method = KeyIdMethod::PreSpecified(identifier);
+        }
     }
 
     fn failed(&self, source: rcgen::Error) -> IssueError {

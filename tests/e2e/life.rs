@@ -1,0 +1,306 @@
+//! A device's identity over the years: renewal, expiry, copies, revocation, and power cuts in between.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::process::{COMMAND, Outcome};
+use harness::{Device, DeviceClient, Facade, Fault, ImageBuilder, Process, Proxy, Registry, When, poll};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Certificates this short are due from the start: they begin a minute before they are issued.
+const ALWAYS_DUE: (&str, &str) = ("FACADE_DEVICE_CERTIFICATE_LIFETIME", "25s");
+
+fn serial(certificate: &Path) -> String {
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(["x509", "-noout", "-serial", "-in"])
+        .arg(certificate);
+    Outcome::of(&mut openssl, b"").expect_success().stdout
+}
+
+fn standing(facade: &Facade, device: &str) -> String {
+    let shown = facade.ok(&["device", "show", device]);
+    shown["standing"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn renews_with_a_new_key_while_the_old_one_still_works() {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let device = Device::enrolled("board-1", &facade);
+    let identity = device.identity();
+    let (first, first_key) = (serial(&identity.cert), fs::read(&identity.key).unwrap());
+    device.sync().expect_success();
+    assert_ne!(serial(&identity.cert), first);
+    assert_ne!(fs::read(&identity.key).unwrap(), first_key);
+    device.sync().expect_success();
+    assert_eq!(standing(&facade, "board-1"), "active");
+}
+
+/// Every call by which an agent changes its disk or speaks to the network.
+const STEPS: [&str; 3] = ["renameat", "fsync", "writev"];
+
+/// Kills a verb at every occurrence of a system call in turn, until it gets through; what is left must work.
+fn walk(call: &str, mut begin: impl FnMut() -> (Device, Vec<String>), after: impl Fn(&Device, &[String])) {
+    for number in 1..60 {
+        let (device, verb) = begin();
+        let words: Vec<&str> = verb.iter().map(String::as_str).collect();
+        let cut = device.killed_at(&words, &format!("{call}:when={number}"));
+        after(&device, &verb);
+        if cut.code == 0 {
+            assert!(number > 2, "{call} was never cut");
+            return;
+        }
+    }
+    panic!("{call} has no end");
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+    let facade = Facade::start();
+    let mut number = 0;
+    for call in STEPS {
+        let begin = || {
+            number += 1;
+            let device = Device::new(&format!("board-{number}"));
+            let token = facade.token(device.id());
+            (device, vec!["enroll".to_owned(), token])
+        };
+        walk(call, begin, |device, verb| {
+            let again = device.enroll(&verb[1]);
+            // It is enrolled now, or was already.
+            assert!(again.text().contains("enrolled as"), "{call}: {}", again.text());
+            device.sync().expect_success();
+            assert_eq!(standing(&facade, device.id()), "active");
+        });
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_renewal_leaves_an_identity_that_works() {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let mut number = 0;
+    for call in STEPS {
+        let begin = || {
+            number += 1;
+            (
+                Device::enrolled(&format!("board-{number}"), &facade),
+                vec!["sync".to_owned()],
+            )
+        };
+        walk(call, begin, |device, _| {
+            device.sync().expect_success();
+            device.sync().expect_success();
+            assert_eq!(
+                standing(&facade, device.id()),
+                "active",
+                "{call}: a cut is no copy"
+            );
+        });
+    }
+}
+
+#[test]
+fn an_expired_certificate_renews_within_the_grace_period() {
+    let mut facade = Facade::start();
+    let registry = Registry::open();
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().says("hello").build());
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    device.sync().expect_success();
+    let before = serial(&device.identity().cert);
+    // The certificate has 30 days, and 90 more in which it renews.
+    facade.start_again_in("+100d");
+    device.sync_in("+100d").expect_success();
+    assert_ne!(serial(&device.identity().cert), before);
+}
+
+#[test]
+fn beyond_the_grace_period_a_device_needs_enrollment_and_keeps_its_workload() {
+    let mut facade = Facade::start();
+    let registry = Registry::open();
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().says("hello").build());
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    device.sync().expect_success();
+    facade.start_again_in("+200d");
+    assert_eq!(device.sync_in("+200d").code, 5);
+    let mut command = device.command(&["status", "--output", "json"]);
+    let status: Value = Outcome::of(command.envs(harness::process::clock_at("+200d")), b"")
+        .expect_success()
+        .json();
+    assert_eq!(status["needs_enrollment"], true, "{status}");
+    assert_eq!(device.delivered(), [pushed.digest].into());
+    device.assert_nothing_unverified();
+    // A new token brings the same device back, with what it has.
+    let token = facade.token("board-1");
+    let mut again = device.command(&["enroll", "--again", &token]);
+    Outcome::of(again.envs(harness::process::clock_at("+200d")), b"").expect_success();
+    device.sync_in("+200d").expect_success();
+    assert_eq!(device.delivered(), [pushed.digest].into());
+}
+
+#[test]
+fn two_devices_with_one_identity_are_both_stopped_until_an_operator_decides() {
+    let facade = Facade::start();
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    let copy = device.copy();
+    copy.sync().expect_success();
+    // Its counter was used by the other one.
+    device.sync();
+    let shown = facade.ok(&["device", "show", "board-1"]);
+    assert_eq!(shown["standing"], "quarantined", "{shown}");
+    let reason = shown["reason"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("copy") && reason.contains("restored from a backup"),
+        "{reason}"
+    );
+    assert_eq!(device.sync().code, 5);
+    assert_eq!(copy.sync().code, 5);
+    // It was the same device, put back from a backup: the operator says so, and it goes on.
+    facade.ok(&["device", "restore", "board-1"]);
+    device.sync().expect_success();
+    assert_eq!(standing(&facade, "board-1"), "active");
+    // Or it was a copy: the name is enrolled anew, and neither of the two has it any more.
+    let true_one = Device::new("board-1");
+    true_one.enroll(&facade.token("board-1")).expect_success();
+    true_one.sync().expect_success();
+    assert_eq!(copy.sync().code, 5);
+    assert_eq!(device.sync().code, 5);
+    true_one.sync().expect_success();
+    assert_eq!(
+        standing(&facade, "board-1"),
+        "active",
+        "a former holder cannot stop the new one"
+    );
+}
+
+#[test]
+fn a_copy_that_renews_shows_itself() {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let device = Device::enrolled("board-1", &facade);
+    let copy = device.copy();
+    device.sync().expect_success();
+    device.sync().expect_success();
+    copy.sync();
+    assert_eq!(standing(&facade, "board-1"), "quarantined");
+    let reason = facade.ok(&["device", "show", "board-1"])["reason"].to_string();
+    assert!(reason.contains("restored from a backup"), "{reason}");
+}
+
+#[test]
+fn a_suspended_device_gets_nothing_until_it_is_restored() {
+    let facade = Facade::start();
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    facade.ok(&["device", "suspend", "board-1"]);
+    let client = DeviceClient::new(&facade.device_url(), &device.identity());
+    for path in ["/v2/", "/metadata/images/timestamp.json", "/v1/wait?since=0"] {
+        assert!([401, 403].contains(&client.get(path).status), "{path}");
+    }
+    assert_eq!(device.sync().code, 5);
+    facade.ok(&["device", "restore", "board-1"]);
+    device.sync().expect_success();
+    facade.ok(&["device", "revoke", "board-1"]);
+    assert_eq!(device.sync().code, 5);
+    assert_ne!(
+        facade.cli(&["device", "restore", "board-1"]).code,
+        0,
+        "revoked is for good"
+    );
+}
+
+#[test]
+fn revoking_a_device_cuts_the_stream_it_is_reading() {
+    // The registry stops in the middle, so the device's stream stays open for as long as the test wants.
+    let facade = Facade::start();
+    let registry = Registry::open();
+    let wire = Proxy::before(&registry.host());
+    let image = ImageBuilder::new().random_layer(20 << 20).build();
+    let pushed = registry.push("team/app", "v1", &image).through(&wire.host());
+    facade.connect_as(&registry, &wire.host());
+    wire.always(When::Digest(image.largest_blob()), Fault::HoldAfter(12 << 20));
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    let (identity, directory) = (device.identity(), TempDir::new().unwrap());
+    let blob = directory.path().join("blob");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--noproxy", "*"]);
+    curl.arg("--cacert")
+        .arg(&identity.ca)
+        .arg("--cert")
+        .arg(&identity.cert)
+        .arg("--key")
+        .arg(&identity.key);
+    curl.arg("--output").arg(&blob);
+    curl.arg(format!(
+        "{}/v2/{}/blobs/{}",
+        facade.device_url(),
+        pushed.repository,
+        image.largest_blob()
+    ));
+    let mut reading = Process::start("curl", &mut curl, &directory.path().join("log"));
+    let read = || fs::metadata(&blob).map_or(0, |metadata| metadata.len());
+    poll("the stream to begin", COMMAND, || {
+        (read() > 1 << 20).then_some(())
+    });
+    let begun = Instant::now();
+    facade.ok(&["device", "revoke", "board-1"]);
+    assert!(!reading.wait().success(), "the stream came to its end");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(read() <= 12 << 20, "{} bytes", read());
+    wire.release();
+}
+
+#[test]
+fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one_is_not() {
+    let facade = Facade::start();
+    let device = Device::enrolled("board-1", &facade);
+    let data = facade.data_dir();
+    let run = |script: &str| {
+        let mut shell = Command::new("sh");
+        Outcome::of(shell.current_dir(&data).args(["-euc", script]), b"").expect_success()
+    };
+    let shown = || {
+        let port = facade.device_authority();
+        let script = format!(
+            "openssl s_client -connect {port} -servername localhost </dev/null 2>/dev/null | openssl x509 -noout -subject"
+        );
+        run(&script).stdout
+    };
+    // A device holds a connection open meanwhile.
+    let mut daemon = device.start_daemon();
+    // An RSA key of the operator's own, signed by the CA that devices know.
+    run(
+        "umask 077; cd tls; openssl req -newkey rsa:2048 -nodes -keyout own.key -subj '/CN=the operator' -out own.csr 2>/dev/null
+         printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nextendedKeyUsage=serverAuth\\n' >own.ext
+         openssl x509 -req -in own.csr -CA ../ca/issuing.pem -CAkey ../ca/issuing.key -days 30 -extfile own.ext -out own.pem 2>/dev/null
+         cat ../ca/issuing.pem >>own.pem; cp server.key server.key.before; cp server.pem server.pem.before
+         mv own.key server.key; mv own.pem server.pem",
+    );
+    facade.hang_up();
+    poll("the new certificate", Duration::from_secs(10), || {
+        shown().contains("the operator").then_some(())
+    });
+    assert!(daemon.is_running());
+    // One that no device would take is refused, and the one in use stays.
+    run(
+        "umask 077; cd tls; openssl req -x509 -newkey rsa:2048 -nodes -keyout server.key -subj '/CN=useless' \
+         -addext subjectAltName=DNS:localhost -days 30 -out server.pem 2>/dev/null",
+    );
+    facade.hang_up();
+    poll("the refusal", Duration::from_secs(10), || {
+        facade
+            .log()
+            .contains("no device of this facade would accept")
+            .then_some(())
+    });
+    assert!(shown().contains("the operator"));
+    daemon.terminate();
+    device.sync().expect_success();
+}
