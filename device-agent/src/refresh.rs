@@ -275,6 +275,25 @@ fn stored(state: &StateDir, repository: Repository) -> Result<Stored, RefreshErr
 
 const TOP_LEVEL: [&str; 4] = ["root.json", "timestamp.json", "snapshot.json", "targets.json"];
 
+/// The versions of what lies on disk, which was verified when it was stored; 0 for what is not there or is damaged.
+pub fn stored_versions(state: &StateDir) -> MetadataVersions {
+    let version = |repository: Repository, role: &str| {
+        let bytes = state.read(&format!("{}/{role}.json", repository.directory()));
+        let value = serde_json::from_slice::<serde_json::Value>(&bytes.ok().flatten()?).ok()?;
+        value.get("signed")?.get("version")?.as_u64()
+    };
+    let versions = |repository| RepositoryVersions {
+        root: version(repository, "root").unwrap_or_default(),
+        timestamp: version(repository, "timestamp").unwrap_or_default(),
+        snapshot: version(repository, "snapshot").unwrap_or_default(),
+        targets: version(repository, "targets").unwrap_or_default(),
+    };
+    MetadataVersions {
+        images: versions(Repository::Images),
+        director: versions(Repository::Director),
+    }
+}
+
 fn versions(trusted: &TrustedSet) -> RepositoryVersions {
     RepositoryVersions {
         root: trusted.root().version,

@@ -11,6 +11,7 @@ mod enroll;
 mod est;
 mod faults;
 mod import;
+mod keys;
 mod life;
 mod pull;
 mod rig;

@@ -449,6 +449,9 @@ pub struct Status {
     pub devices_up_to_date: u64,
     /// When each role's metadata ends (RFC 3339).
     pub metadata_expires: std::collections::BTreeMap<String, String>,
+    /// Seconds until each role's metadata ends; negative once it has.
+    #[serde(default)]
+    pub metadata_expires_in_seconds: std::collections::BTreeMap<String, i64>,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Things that need somebody's attention.

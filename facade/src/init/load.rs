@@ -195,7 +195,10 @@ fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
 fn trust(files: &Files, repository: &'static str) -> Result<Trust, InitError> {
     let mut ring = KeyRing::default();
     for name in files.list("keys")? {
-        if name.starts_with(&format!("{repository}-")) && name.ends_with(".key") {
+        let ours = name
+            .strip_suffix(".key")
+            .is_some_and(|name| name.starts_with(&format!("{repository}-")));
+        if ours {
             ring.insert(signing_key(files, &format!("keys/{name}"))?);
         }
     }

@@ -141,15 +141,14 @@ impl Images {
 
     async fn begin(&self, first_targets: Option<Vec<u8>>) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let request = match first_targets {
-            Some(bytes) => self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new()),
-            None => {
-                let work = Work {
-                    renew: plan::Renew::Top,
-                    ..Work::default()
-                };
-                self.draft(&current, &work, Vec::new()).await?
-            }
+        let request = if let Some(bytes) = first_targets {
+            self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
+        } else {
+            let work = Work {
+                renew: plan::Renew::Top,
+                ..Work::default()
+            };
+            self.draft(&current, &work, Vec::new()).await?
         };
         self.publish(&mut current, request, Batch::new()).await
     }
@@ -442,6 +441,39 @@ impl Images {
             ("snapshot", published.snapshot.expires),
             ("timestamp", published.timestamp.expires),
         ])
+    }
+
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let pending = self
+            .current
+            .lock()
+            .await
+            .pending
+            .as_ref()
+            .map(|request| request.reasons.len());
+        if let Some(changes) = pending {
+            warnings.push(format!(
+                "{changes} changes of images wait for signatures (facade keys sign)"
+            ));
+        }
+        let now = self.parts.clock.now();
+        let expires = self.expires().await;
+        for (role, lifetime, remedy) in [
+            (
+                "root",
+                self.parts.lifetimes.root,
+                "facade keys rotate images root, or a ceremony",
+            ),
+            ("targets", self.parts.lifetimes.targets, "facade keys renew"),
+        ] {
+            let end = expires
+                .get(role)
+                .filter(|end| is_ageing(**end, now, lifetime / 2));
+            warnings.extend(end.map(|end| format!("images/{role} ends {end} ({remedy})")));
+        }
+        warnings
     }
 
     /// Holds what a device has seen against what we remember.
@@ -813,6 +845,20 @@ async fn stored(store: &dyn Store, role: &str, version: u64) -> Result<Targets, 
     let bytes = store.get(FILES, &file).await?;
     let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
     super::read(role, &file, &bytes)
+}
+
+/// What is to be said of a repository that is behind, and who knows.
+pub(super) fn behind_warning(behind: Option<(PublishingError, Marks)>) -> Vec<String> {
+    let Some((error, seen)) = behind else {
+        return Vec::new();
+    };
+    let devices: Vec<String> = seen.claimed_by.iter().map(ToString::to_string).collect();
+    let known = if devices.is_empty() {
+        "witness.json".to_owned()
+    } else {
+        devices.join(", ")
+    };
+    vec![format!("{error}; known from {known}")]
 }
 
 /// The version in the name of a root file.
