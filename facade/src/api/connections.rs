@@ -136,6 +136,7 @@ pub(super) async fn test(
             .and_then(|step| step.as_str().map(str::to_owned))
             .unwrap_or_default(),
         ok: !matches!(step.outcome, Outcome::Failed),
+        skipped: matches!(step.outcome, Outcome::Skipped),
         detail: step.detail.clone(),
     });
     Ok(Json(ConnectionCheck {

@@ -111,8 +111,11 @@ pub struct ConnectionCheck {
 pub struct CheckStep {
     /// What was tried: `name`, `tcp`, `tls`, `registry`, `credentials`, `permission`, `rate limit`.
     pub step: String,
-    /// Whether it worked.
+    /// Whether it worked, or was not tried.
     pub ok: bool,
+    /// It was not tried, because it does not apply.
+    #[serde(default)]
+    pub skipped: bool,
     /// What was seen.
     pub detail: String,
 }

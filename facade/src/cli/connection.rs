@@ -11,7 +11,7 @@ use super::CliError;
 use super::client::{Client, encode};
 use super::docker_config;
 use super::output::{Output, fields, table};
-use crate::api::types::{Connection, ConnectionCheck, ConnectionRequest};
+use crate::api::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest};
 use crate::secret::Secret;
 
 /// Verbs on registry connections.
@@ -366,7 +366,7 @@ async fn test(
     output.result(&check, |check| {
         let steps = check.steps.iter().map(|step| {
             [
-                if step.ok { "ok" } else { "failed" }.to_owned(),
+                word(step).to_owned(),
                 step.step.clone(),
                 step.detail.clone(),
             ]
@@ -377,6 +377,14 @@ async fn test(
         Ok(())
     } else {
         Err(CliError::Failed(check.verdict))
+    }
+}
+
+fn word(step: &CheckStep) -> &'static str {
+    match (step.ok, step.skipped) {
+        (false, _) => "failed",
+        (true, true) => "-",
+        (true, false) => "ok",
     }
 }
 
