@@ -328,6 +328,8 @@ fn limits(config: &Config) -> server::Limits {
         connections: config.max_connections,
         connections_per_address: config.max_connections_per_address,
         drain: config.drain_timeout,
+        bandwidth: config.total_bandwidth_bytes,
+        bandwidth_per_device: config.device_bandwidth_bytes,
         ..server::Limits::default()
     }
 }
@@ -470,6 +472,7 @@ fn pull_settings(config: &Config) -> pull::Settings {
     pull::Settings {
         cache: config.cache_enabled,
         policy,
+        distrust: config.wrong_content_memory,
         ..pull::Settings::default()
     }
 }
