@@ -12,6 +12,7 @@ pub mod types;
 
 mod artifacts;
 mod assignments;
+mod cache;
 mod connections;
 mod devices;
 mod imports;
@@ -91,6 +92,10 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(keys::request))
         .routes(routes!(keys::sign))
         .routes(routes!(keys::drop_request))
+        .routes(routes!(cache::usage))
+        .routes(routes!(cache::list))
+        .routes(routes!(cache::prune))
+        .routes(routes!(cache::verify))
         .routes(routes!(status::status))
 }
 

@@ -3,6 +3,7 @@
 mod artifact;
 mod assign;
 mod ca;
+mod cache;
 mod client;
 mod connection;
 mod device;
@@ -108,6 +109,9 @@ enum Verb {
     Keys(keys::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
+    /// Look after the cache of pulled content
+    #[command(subcommand)]
+    Cache(cache::Verb),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -143,6 +147,9 @@ pub enum CliError {
     /// What was to be signed is not what it should be.
     #[error("not signed: {0}")]
     Verification(String),
+    /// Content is not what it was.
+    #[error("{0}")]
+    Damaged(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -156,7 +163,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
-            Self::Verification(_) => 6,
+            Self::Verification(_) | Self::Damaged(_) => 6,
         }
     }
 
@@ -211,7 +218,8 @@ impl Cli {
             | Verb::Device(_)
             | Verb::Rekey(_)
             | Verb::Keys(_)
-            | Verb::Status(_)) => talk(&self.global, verb, &mut output),
+            | Verb::Status(_)
+            | Verb::Cache(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -246,6 +254,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
+            Verb::Cache(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))
             }

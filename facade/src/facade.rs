@@ -487,6 +487,7 @@ fn pull_settings(config: &Config) -> pull::Settings {
     pull::Settings {
         cache: config.cache_enabled,
         policy,
+        distrust: config.wrong_content_memory,
         ..pull::Settings::default()
     }
 }

@@ -132,6 +132,11 @@ impl Facade {
         std::fs::read_to_string(self.directory.path().join("facade.log")).unwrap_or_default()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("a running facade").id()
+    }
+
     /// The most memory it has had resident so far.
     pub fn peak_rss_bytes(&self) -> u64 {
         self.process.as_ref().expect("a running facade").peak_rss_bytes()

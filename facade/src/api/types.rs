@@ -2,11 +2,13 @@
 //!
 //! Names and digests travel as text here and become types at once on either side.
 
+mod cache;
 mod keys;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::cache::*;
 pub use self::keys::*;
 
 /// One page of a list.

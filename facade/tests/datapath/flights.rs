@@ -60,9 +60,64 @@ async fn a_cut_is_resumed_where_it_happened() {
     assert_eq!(rig.script.asked()[3..], [0, 400_000]);
 }
 
+/// A facade that asks again at once for what was wrong.
+fn forgetful() -> Setup {
+    let pull = Settings {
+        distrust: Duration::ZERO,
+        ..Settings::default()
+    };
+    Setup {
+        pull,
+        ..Setup::default()
+    }
+}
+
+#[tokio::test]
+async fn what_a_registry_served_wrongly_is_not_fetched_again_for_every_retry() {
+    let pull = Settings {
+        distrust: Duration::from_millis(800),
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let (layer, other) = (noise(500_000), noise(500_001));
+    rig.assign(&["board"], &[&layer, &other]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    rig.script.next(&[Fault::WrongAt(7)]);
+    for _ in 0..5 {
+        assert_eq!(device.get(&blob(&layer)).await.status, StatusCode::BAD_GATEWAY);
+    }
+    assert_eq!(rig.script.gets(), 1);
+    assert_eq!(rig.events.lock().unwrap().len(), 1);
+    // Only that content is distrusted, and not for ever.
+    assert!(device.get(&blob(&other)).await.body == other);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(device.get(&blob(&layer)).await.body == layer);
+    assert_eq!(rig.script.gets(), 3);
+}
+
+#[tokio::test]
+async fn pruning_takes_what_no_device_may_have_and_nothing_else() {
+    let rig = Rig::start().await;
+    let (stays, goes) = (noise(300_000), noise(300_001));
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    rig.assign(&["board"], &[&stays, &goes]);
+    assert!(device.get(&blob(&stays)).await.body == stays);
+    assert!(device.get(&blob(&goes)).await.body == goes);
+    rig.assign(&["board"], &[&stays]);
+    rig.clock.set(rig.clock.now() + Duration::from_secs(10));
+    assert!(rig.puller.prune(Duration::from_mins(1)).await.unwrap().is_empty());
+    let gone = rig.puller.prune(Duration::ZERO).await.unwrap();
+    let gone: Vec<_> = gone.iter().map(|held| held.digest).collect();
+    assert_eq!(gone, [pki::digest::Digest::sha256(&goes)]);
+}
+
 #[tokio::test]
 async fn wrong_bytes_of_a_short_blob_never_go_out() {
-    let rig = Rig::start().await;
+    let rig = Rig::with(forgetful()).await;
     let layer = noise(500_000);
     rig.assign(&["board"], &[&layer]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
@@ -83,7 +138,7 @@ async fn wrong_bytes_of_a_short_blob_never_go_out() {
 
 #[tokio::test]
 async fn wrong_bytes_of_a_long_blob_never_arrive_whole() {
-    let rig = Rig::start().await;
+    let rig = Rig::with(forgetful()).await;
     let layer = noise(LONG);
     rig.assign(&["board"], &[&layer]);
     let credential = rig.fleet.device("board");
