@@ -127,6 +127,40 @@ fn rejects_manifests_changed_on_the_registry() {
 }
 
 #[test]
+fn says_with_exit_code_6_that_bytes_are_not_those_that_were_named() {
+    let registry = Registry::open();
+    let image = small();
+    let pushed = registry.push("team/app", "v1", &image);
+    let manifest: serde_json::Value = serde_json::from_slice(&image.root.bytes).unwrap();
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    registry.corrupt(&config.parse().unwrap(), 5);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    facade.cli(&["import", &pushed.repository, "v1"]).expect_code(6);
+    assert!(!artifacts(&facade).contains("sha256:"));
+}
+
+#[test]
+fn rejects_layers_longer_than_anything_that_exists() {
+    let registry = Registry::open();
+    let image = small();
+    registry.push("team/app", "v1", &image);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.root.bytes).unwrap();
+    manifest["layers"][0]["size"] = json!(1_u64 << 62);
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    assert_eq!(
+        registry.put_raw_manifest("team/app", "huge", media_type, &bytes),
+        201
+    );
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let repository = format!("{}/team/app", registry.host());
+    facade.cli(&["import", &repository, "huge"]).expect_code(1);
+    assert!(!artifacts(&facade).contains("sha256:"));
+}
+
+#[test]
 fn rejects_malformed_references_as_wrong_use() {
     let facade = Facade::start();
     for repository in [

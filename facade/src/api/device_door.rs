@@ -97,17 +97,36 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     if let Some(device) = &answer.changed {
         facade.rollouts.device_changed(device);
     }
-    let mut response = Response::new(Body::full(answer.body));
-    *response.status_mut() = answer.status;
-    let kind = answer
-        .content_type
-        .map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
-    for (name, value) in kind.into_iter().chain(answer.headers) {
+    let mut response = if answer.status.is_client_error() || answer.status.is_server_error() {
+        // RFC 7030 leaves the type of an error open; on this door it is what it is everywhere outside /v2/.
+        let reason = String::from_utf8_lossy(&answer.body);
+        Dialect::Problem.error(answer.status, est_code(answer.status), reason.trim_end())
+    } else {
+        let mut response = Response::new(Body::full(answer.body));
+        *response.status_mut() = answer.status;
+        if let Some(kind) = answer.content_type {
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        }
+        response
+    };
+    for (name, value) in answer.headers {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(name, value);
         }
     }
     response
+}
+
+fn est_code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+        StatusCode::FORBIDDEN => "DENIED",
+        StatusCode::TOO_MANY_REQUESTS => "TOO_MANY_REQUESTS",
+        status if status.is_server_error() => "UNAVAILABLE",
+        _ => "MALFORMED_REQUEST",
+    }
 }
 
 async fn metadata(

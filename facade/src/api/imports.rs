@@ -263,7 +263,8 @@ impl From<ImportError> for Failure {
                 source: DocumentError::TooLarge | DocumentError::TooMany(_),
                 ..
             }
-            | ImportError::TooMany => ImportOutcome::TooLarge,
+            | ImportError::TooMany
+            | ImportError::TooLarge => ImportOutcome::TooLarge,
             ImportError::Document { .. }
             | ImportError::Size { .. }
             | ImportError::Type { .. }
@@ -287,6 +288,7 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
         | UpstreamError::Forbidden { .. } => ImportOutcome::Denied,
         UpstreamError::RateLimited { .. } => ImportOutcome::RateLimited,
         UpstreamError::TooLarge { .. } => ImportOutcome::TooLarge,
+        UpstreamError::DigestMismatch { .. } => ImportOutcome::Mismatch,
         UpstreamError::Timeout { .. }
         | UpstreamError::Stalled { .. }
         | UpstreamError::Interrupted { .. }
@@ -294,7 +296,6 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
         | UpstreamError::Tls { .. }
         | UpstreamError::Unavailable { .. }
         | UpstreamError::BadAnswer { .. }
-        | UpstreamError::DigestMismatch { .. }
         | UpstreamError::ForbiddenAddress { .. }
         | UpstreamError::ForbiddenTarget { .. } => ImportOutcome::Failed,
     }

@@ -229,6 +229,8 @@ pub enum ImportOutcome {
     NoPlatform,
     /// It is larger than devices take.
     TooLarge,
+    /// The bytes that came are not the bytes that were named.
+    Mismatch,
     /// Anything else.
     Failed,
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::CliError;
 use super::client::Client;
 use super::output::{Output, size, table};
-use crate::api::types::{ImportReport, ImportRequest, ImportResult};
+use crate::api::types::{ImportOutcome, ImportReport, ImportRequest, ImportResult};
 
 /// Tags of one request.
 const BATCH: usize = 8;
@@ -47,6 +47,15 @@ impl Import {
             tell(result, output);
         }
         outcome?;
+        // Whatever else the batch brought: bytes that lie are never reported as anything milder.
+        let lies = report
+            .results
+            .iter()
+            .find(|result| result.outcome == ImportOutcome::Mismatch);
+        if let Some(lie) = lies {
+            let reason = lie.reason.as_deref().unwrap_or_default();
+            return Err(CliError::Verification(format!("{}: {reason}", lie.tag)));
+        }
         let total = report.results.len();
         let failed = report
             .results
