@@ -364,13 +364,10 @@ async fn test(
         .unwrap_or_default();
     let check: ConnectionCheck = client.post(&format!("{}/test{query}", path(host)), &()).await?;
     output.result(&check, |check| {
-        let steps = check.steps.iter().map(|step| {
-            [
-                word(step).to_owned(),
-                step.step.clone(),
-                step.detail.clone(),
-            ]
-        });
+        let steps = check
+            .steps
+            .iter()
+            .map(|step| [word(step).to_owned(), step.step.clone(), step.detail.clone()]);
         format!("{}\n{}", table(["", "step", "seen"], steps), check.verdict)
     });
     if check.ok {
