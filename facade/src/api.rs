@@ -15,6 +15,8 @@ mod assignments;
 mod connections;
 mod devices;
 mod imports;
+mod keys;
+mod rekey;
 mod status;
 mod tags;
 
@@ -68,6 +70,9 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(artifacts::list))
         .routes(routes!(artifacts::show))
         .routes(routes!(artifacts::revoke))
+        .routes(routes!(artifacts::pin))
+        .routes(routes!(artifacts::unpin))
+        .routes(routes!(rekey::rekey))
         .routes(routes!(assignments::list, assignments::assign))
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))
@@ -78,6 +83,14 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(devices::restore))
         .routes(routes!(devices::list_tokens, devices::make_token))
         .routes(routes!(devices::revoke_token))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::ceremony))
+        .routes(routes!(keys::renew))
+        .routes(routes!(keys::recover))
+        .routes(routes!(keys::request))
+        .routes(routes!(keys::sign))
+        .routes(routes!(keys::drop_request))
         .routes(routes!(status::status))
 }
 

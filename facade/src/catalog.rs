@@ -5,5 +5,7 @@ pub mod artifacts;
 pub mod closure;
 pub mod devices;
 pub mod imports;
+pub mod keyring;
+pub mod pins;
 pub mod registries;
 pub mod rollouts;

@@ -6,9 +6,12 @@ mod ca;
 mod client;
 mod connection;
 mod device;
+mod docker_config;
 mod import;
+mod keys;
 mod output;
 mod provision;
+mod rekey;
 mod server;
 mod status;
 mod tags;
@@ -98,6 +101,11 @@ enum Verb {
     /// Enroll and look after devices
     #[command(subcommand)]
     Device(device::Verb),
+    /// Seal every secret anew under another key, while the server serves
+    Rekey(rekey::Rekey),
+    /// Look after the keys that sign metadata
+    #[command(subcommand)]
+    Keys(keys::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Print the completions for a shell
@@ -132,6 +140,9 @@ pub enum CliError {
         /// Why.
         cause: String,
     },
+    /// What was to be signed is not what it should be.
+    #[error("not signed: {0}")]
+    Verification(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -145,6 +156,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
+            Self::Verification(_) => 6,
         }
     }
 
@@ -188,6 +200,7 @@ impl Cli {
                 output::completions(shell, &mut Self::definition());
                 Ok(())
             }
+            Verb::Keys(verb) if verb.is_local() => verb.run_local(&mut output),
             verb @ (Verb::Connection(_)
             | Verb::Tags(_)
             | Verb::Import(_)
@@ -196,6 +209,8 @@ impl Cli {
             | Verb::Unassign(_)
             | Verb::Assignments(_)
             | Verb::Device(_)
+            | Verb::Rekey(_)
+            | Verb::Keys(_)
             | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
@@ -228,6 +243,8 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Unassign(verb) => verb.run(&client, output).await,
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
+            Verb::Rekey(verb) => verb.run(&client, output).await,
+            Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pki::wire::{FacadeUrl, RootPin};
+use pki::wire::FacadeUrl;
 use pki::x509::{DeviceId, Fingerprint, ServerName};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
@@ -25,15 +25,17 @@ use crate::catalog::artifacts::Artifacts;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
+use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::init::{self, DataDir, InitError};
+use crate::init::{self, DataDir, InitError, Vault};
 use crate::metrics::Metrics;
 use crate::operator_door::OperatorDoor;
-use crate::publish::director::{self, Director};
+use crate::publish::director::Director;
 use crate::publish::images::{self, Images};
+use crate::publish::witness::Witness;
 use crate::publish::{Lifetimes, PublishingError};
 use crate::pull::evict::Policy;
 use crate::pull::{self, Parts, PullError, Puller, Wanted};
@@ -45,6 +47,9 @@ use crate::upstream::{self, Upstreams};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// Devices walk through expired roots to newer ones; the end is announced long before.
+const ROOT_LIFETIME: Duration = Duration::from_hours(24 * 365 * 5);
 
 /// How many records are read at a time when the facade starts.
 const STEP: usize = 1000;
@@ -98,13 +103,13 @@ pub enum StartError {
     PublicUrl(String),
 }
 
-/// Which root metadata new devices begin with.
+/// Where the sealing key is kept.
 #[derive(Clone, Debug)]
-pub struct Roots {
-    /// Of the images repository.
-    pub images: RootPin,
-    /// Of the director repository.
-    pub director: RootPin,
+pub(crate) struct SealKeyPlace {
+    /// The data directory, where it is unless it is elsewhere.
+    pub(crate) data_dir: PathBuf,
+    /// A file that the operator looks after.
+    pub(crate) elsewhere: Option<PathBuf>,
 }
 
 /// The facade's parts, as handlers see them.
@@ -113,6 +118,7 @@ pub struct Facade {
     pub(crate) artifacts: Artifacts,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ca_fingerprint: Fingerprint,
+    ca_roots: Vec<Vec<u8>>,
     pub(crate) clock: Clock,
     pub(crate) devices: Devices,
     pub(crate) director: Director,
@@ -120,10 +126,11 @@ pub struct Facade {
     pub(crate) images: Images,
     pub(crate) metrics: Metrics,
     pub(crate) public_url: FacadeUrl,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
     pub(crate) registries: Arc<Registries>,
     pub(crate) rollouts: Rollouts,
-    pub(crate) roots: Roots,
+    pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
     pub(crate) wait_timeout: Duration,
@@ -147,13 +154,18 @@ impl Facade {
     }
 
     /// Fetches everything an artifact consists of into the cache.
-    pub(crate) async fn pin(&self, closure: &Closure) -> Result<(), PullError> {
-        for descriptor in &closure.blobs {
+    pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
+        let documents = closure
+            .documents
+            .iter()
+            .map(|descriptor| (descriptor, Kind::Document));
+        let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
+        for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();
             let wanted = Wanted {
                 repository,
                 descriptor: descriptor.clone(),
-                kind: Kind::Blob,
+                kind,
             };
             self.puller.prefetch(&wanted).await?;
         }
@@ -305,6 +317,9 @@ impl Running {
         stopping.cancel();
         tasks.wait().await;
         self.facade.puller.stop().await;
+        if let Err(error) = self.facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
+        }
         tracing::info!("stopped");
     }
 }
@@ -357,54 +372,40 @@ async fn assemble(
         timestamp: config.timestamp_lifetime,
         snapshot: config.snapshot_lifetime,
         targets: config.targets_lifetime,
+        root: ROOT_LIFETIME,
     };
     let metrics = Metrics::new();
     let access = Arc::new(Access::new());
     let artifacts = Artifacts::new(Arc::clone(&store));
-    let keys = images::Keys {
-        targets: data.images.targets,
-        snapshot: data.images.snapshot,
-        timestamp: data.images.timestamp,
-    };
-    let images = Images::open(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
+    let vault = Vault::new(&config.data_dir);
+    let parts = images::Parts {
+        store: Arc::clone(&store),
+        artifacts: artifacts.clone(),
         lifetimes,
-        clock.clone(),
-    )
-    .await?;
-    images
-        .put_root(data.images_root.pin.version.get(), &data.images_root.bytes)
-        .await?;
-    let keys = director::Keys {
-        targets: data.director.targets,
-        snapshot: data.director.snapshot,
-        timestamp: data.director.timestamp,
+        clock: clock.clone(),
+        witness: Arc::new(Witness::open(vault.clone())?),
+        vault,
     };
-    let director = Director::new(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
-        lifetimes,
-        clock.clone(),
-    );
-    director
-        .put_root(data.director_root.pin.version.get(), &data.director_root.bytes)
-        .await?;
+    let images = Images::open(parts.clone(), data.images, data.first_targets).await?;
+    let director = Director::open(parts, data.director).await?;
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
-    let registries = Registries::load(Arc::clone(&store), Arc::new(data.sealing_key), upstreams).await?;
+    let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
-    let pinned = Arc::clone(&access);
+    let pins = Arc::new(Pins::load(Arc::clone(&store), &artifacts).await?);
+    let (assigned, pinned) = (Arc::clone(&access), Arc::clone(&pins));
     let puller = Puller::new(
         pull_settings(config),
         Parts {
             blobs: Arc::clone(&blobs),
             fetch: pull::registries(Arc::clone(&registries)),
-            pins: Arc::new(move || pinned.assigned()),
+            pins: Arc::new(move || {
+                let mut kept = assigned.assigned();
+                kept.extend(pinned.digests());
+                kept
+            }),
             events: Arc::new(|event| {
-                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")
+                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
             }),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -417,21 +418,16 @@ async fn assemble(
         lifetime: signed(config.device_certificate_lifetime),
         grace: signed(config.device_certificate_grace),
     };
-    let anchors: String = data
-        .roots
-        .iter()
-        .map(|root| pki::x509::pem::certificate(root))
-        .collect();
-    images.set_trust(&anchors).await?;
+    let ca_roots = data.roots.clone();
     let authorities = [data.roots, data.issuing, data.links].concat();
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
-        roots: Roots {
-            images: data.images_root.pin,
-            director: data.director_root.pin,
-        },
         tokens: Tokens::new(store, data.admin_token_hash),
+        seal_key: SealKeyPlace {
+            data_dir: config.data_dir.clone(),
+            elsewhere: config.seal_key_file.clone(),
+        },
         stopping: CancellationToken::new(),
         wait_timeout: config.wait_timeout,
         clock: clock.clone(),
@@ -439,11 +435,13 @@ async fn assemble(
         artifacts,
         blobs,
         ca_fingerprint,
+        ca_roots,
         devices,
         director,
         est,
         images,
         metrics,
+        pins,
         public_url,
         puller,
         registries,
@@ -542,8 +540,14 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
         if let Err(error) = facade.images.resign().await {
             tracing::error!(error = %chain(&error), "metadata could not be signed again");
         }
+        if let Err(error) = facade.images.set_trust(&facade.ca_roots).await {
+            tracing::error!(error = %chain(&error), "the CA certificates that devices trust could not be signed");
+        }
         if let Err(error) = facade.puller.evict().await {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");
+        }
+        if let Err(error) = facade.registries.keep_health().await {
+            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
         let now = facade.clock.now();
         renew_server_certificate(&tls, &config, now).await;

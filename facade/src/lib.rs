@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod facade;
 pub mod init;
+pub mod keyfile;
 pub mod metrics;
 mod operator_door;
 pub mod publish;

@@ -271,6 +271,11 @@ impl Puller {
         Ok(())
     }
 
+    /// Whether what is pulled is kept.
+    pub fn caches(&self) -> bool {
+        self.0.settings.cache
+    }
+
     /// Keeps content that is already at hand; it passes the same verification as content that is fetched.
     pub async fn keep(&self, wanted: &Wanted, bytes: &Bytes) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_some() || !self.0.settings.cache {

@@ -43,7 +43,24 @@ impl From<ArtifactsError> for Problem {
 
 impl From<PublishingError> for Problem {
     fn from(error: PublishingError) -> Self {
-        Self::internal(&error)
+        match &error {
+            PublishingError::Behind { .. } | PublishingError::RootLost { .. } | PublishingError::Waiting => {
+                Self::conflict(error.to_string())
+            }
+            PublishingError::NoRequest => Self::not_found(error.to_string()),
+            PublishingError::Change(_)
+            | PublishingError::OnlineOnly
+            | PublishingError::Signature(_)
+            | PublishingError::NoSigner { .. }
+            | PublishingError::NotInRequest(_) => Self::invalid("keys", super::problem::chain(&error)),
+            PublishingError::Store(_)
+            | PublishingError::Sign { .. }
+            | PublishingError::Unreadable { .. }
+            | PublishingError::Vault(_)
+            | PublishingError::Refused(_)
+            | PublishingError::Key(_)
+            | PublishingError::Name(_) => Self::internal(&error),
+        }
     }
 }
 
@@ -80,7 +97,7 @@ pub(super) async fn list(
         .filter(|_| artifacts.len() == limit)
         .map(|last| last.name().to_string());
     Ok(Json(Page {
-        items: artifacts.iter().map(view).collect(),
+        items: artifacts.iter().map(|artifact| view(&state, artifact)).collect(),
         next,
     }))
 }
@@ -103,7 +120,7 @@ pub(super) async fn show(state: State, caller: Caller, Path(artifact): Path<Stri
         });
     Ok(Json(Artifact {
         content: content.collect(),
-        ..view(&artifact)
+        ..view(&state, &artifact)
     }))
 }
 
@@ -118,13 +135,57 @@ pub(super) async fn revoke(state: State, caller: Caller, Path(artifact): Path<St
         state.images.revoke(&artifact).await?;
         // From here on it is neither signed nor served; the assignments follow.
         state.access.remove_artifact(artifact.name());
+        state.pins.remove(artifact.name()).await?;
         state.rollouts.withdraw(artifact.name()).await?;
         tracing::warn!(artifact = %artifact.name(), by = %caller.name, "artifact revoked");
     }
-    Ok(Json(view(&artifact)))
+    Ok(Json(view(&state, &artifact)))
 }
 
-fn view(artifact: &artifacts::Artifact) -> Artifact {
+/// Fetches all of an artifact into the cache, and keeps it there whatever becomes of it upstream
+#[utoipa::path(post, path = "/api/v1/artifacts/{artifact}/pin", params(("artifact" = String, Path, description = "`REPOSITORY@sha256:…`, or an unambiguous prefix of the digest")), tag = "artifacts",
+    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 502, body = Problem)))]
+pub(super) async fn pin(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
+    caller.require(Role::Operator)?;
+    let artifact = state.artifacts.find(&artifact).await?;
+    if artifact.revoked_at.is_some() {
+        return Err(Problem::conflict(format!("{} is revoked", artifact.name())));
+    }
+    if !state.puller.caches() {
+        return Err(Problem::conflict(
+            "nothing can be pinned: the cache of this facade is switched off (cache_enabled)",
+        ));
+    }
+    keep(&state, &artifact, &caller.name).await?;
+    Ok(Json(view(&state, &artifact)))
+}
+
+/// Lets the cache drop an artifact again when it needs room
+#[utoipa::path(post, path = "/api/v1/artifacts/{artifact}/unpin", params(("artifact" = String, Path, description = "`REPOSITORY@sha256:…`, or an unambiguous prefix of the digest")), tag = "artifacts",
+    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn unpin(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
+    caller.require(Role::Operator)?;
+    let artifact = state.artifacts.find(&artifact).await?;
+    state.pins.remove(artifact.name()).await?;
+    tracing::info!(artifact = %artifact.name(), by = %caller.name, "artifact unpinned");
+    Ok(Json(view(&state, &artifact)))
+}
+
+/// Pins an artifact. The pin comes first, so that nothing of it is evicted while the rest is fetched.
+pub(super) async fn keep(state: &State, artifact: &artifacts::Artifact, by: &str) -> Result<(), Problem> {
+    let was_pinned = state.pins.contains(artifact.name());
+    state.pins.add(&artifact.closure, by, state.clock.now()).await?;
+    if let Err(error) = state.prefetch(&artifact.closure).await {
+        if !was_pinned {
+            state.pins.remove(artifact.name()).await?;
+        }
+        return Err(Problem::upstream(super::problem::chain(&error)));
+    }
+    tracing::info!(artifact = %artifact.name(), by = %by, "artifact pinned");
+    Ok(())
+}
+
+fn view(state: &State, artifact: &artifacts::Artifact) -> Artifact {
     Artifact {
         name: artifact.name().to_string(),
         media_type: artifact.closure.root.media_type.to_string(),
@@ -134,6 +195,7 @@ fn view(artifact: &artifacts::Artifact) -> Artifact {
         tag: artifact.tag.to_string(),
         imported_at: artifact.imported_at.to_string(),
         imported_by: artifact.imported_by.clone(),
+        pinned: state.pins.contains(artifact.name()),
         revoked_at: artifact.revoked_at.map(|at| at.to_string()),
         content: Vec::new(),
     }

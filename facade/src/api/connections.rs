@@ -25,6 +25,7 @@ impl From<RegistriesError> for Problem {
                     None => Self::malformed(text),
                 }
             }
+            RegistriesError::Reach(wrong) => Self::invalid("host", wrong.line()),
             RegistriesError::Seal { .. } | RegistriesError::Store(_) => Self::internal(&error),
         }
     }
@@ -116,10 +117,7 @@ pub(super) async fn test(
         .map(|text| repository_of(&host, text))
         .transpose()?;
     let report = registry.check(repository.as_ref()).await;
-    state
-        .registries
-        .record_check(&host, &report, state.clock.now())
-        .await?;
+    state.registries.keep_health().await?;
     let steps = report.steps.iter().map(|step| CheckStep {
         step: serde_json::to_value(step.step)
             .ok()
@@ -187,7 +185,8 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
     secrets.client_key_pem = key;
     let definition = Definition {
         plain_http: request.plain_http,
-        allow_private: request.allow_private || request.plain_http,
+        allow_private: request.allow_private,
+        token_host: request.token_host,
         ca_pem: request.ca_pem,
         client_certificate_pem: certificate,
         provider,
@@ -233,23 +232,22 @@ fn parse_aws(config: Option<String>) -> Result<(AwsConfiguration, Option<Secret>
 fn view(state: &State, connection: &registries::Connection) -> Connection {
     let definition = &connection.definition;
     let health = state.registries.health(&definition.host).unwrap_or_default();
-    let check = connection.last_check.as_ref();
-    let last_error = match (&health.last_error, check) {
-        (Some(error), _) => Some(error.clone()),
-        (None, Some(check)) if !check.ok && health.last_success.is_none() => Some(check.verdict.clone()),
-        (None, _) => None,
-    };
-    let checked = check.filter(|check| check.ok).map(|check| check.at);
     Connection {
         host: definition.host.to_string(),
         provider: definition.provider.name().to_owned(),
         username: definition.provider.identity().map(str::to_owned),
         plain_http: definition.plain_http,
         allow_private: definition.allow_private,
+        token_host: definition.token_host.clone(),
         created_at: connection.created_at.to_string(),
-        last_success_at: health.last_success.max(checked).map(|at| at.to_string()),
-        last_error,
+        last_success_at: health.last_success.map(|at| at.to_string()),
+        last_failure_at: health.last_failure.map(|at| at.to_string()),
+        last_error: health.current_error().map(str::to_owned),
         rate_limit_remaining: health.budget.as_ref().map(|budget| budget.remaining),
         rate_limit: health.budget.as_ref().and_then(|budget| budget.limit),
+        retry_at: health
+            .retry_at
+            .filter(|at| *at > state.clock.now())
+            .map(|at| at.to_string()),
     }
 }

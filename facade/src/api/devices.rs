@@ -207,8 +207,8 @@ pub(super) async fn make_token(
     let token = Token {
         url: state.public_url.clone(),
         ca: state.ca_fingerprint,
-        images_root: state.roots.images,
-        director_root: state.roots.director,
+        images_root: state.images.root_pin().await,
+        director_root: state.director.root_pin().await,
         id: record.id,
         secret,
     };

@@ -2,7 +2,9 @@
 
 use axum::Json;
 use futures_util::{StreamExt, stream};
-use pki::oci::{Repository, Tag};
+use pki::oci::manifest::DocumentError;
+use pki::oci::{ArtifactName, Platform, Repository, Tag};
+use pki::x509::DeviceId;
 
 use super::auth::{Caller, Role};
 use super::extract::{Body, field};
@@ -10,16 +12,19 @@ use super::problem::{Problem, chain};
 use super::types::{ImportOutcome, ImportReport, ImportRequest, ImportResult};
 use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
+use crate::catalog::devices::Group;
 use crate::catalog::imports::{self, ImportError, Resolved};
 use crate::publish::images::Outcome;
 use crate::upstream::{Registry, UpstreamError};
-use pki::oci::manifest::DocumentError;
 
 /// Most tags of one batch.
 const MAX_TAGS: usize = 500;
 
 /// Tags that are resolved at a time.
 const AT_A_TIME: usize = 4;
+
+/// Devices of a group that are read at a time.
+const MEMBERS: usize = 1000;
 
 /// Imports tags as signed artifacts, each with its own outcome
 #[utoipa::path(post, path = "/api/v1/imports", request_body = ImportRequest, tag = "import",
@@ -34,20 +39,56 @@ pub(super) async fn import(
     if request.tags.is_empty() || request.tags.len() > MAX_TAGS {
         return Err(Problem::invalid("tags", format!("must be 1 to {MAX_TAGS} tags")));
     }
+    if request.pin && !state.puller.caches() {
+        return Err(Problem::conflict(
+            "nothing can be pinned: the cache of this facade is switched off (cache_enabled)",
+        ));
+    }
     let registry = state.registries.registry(repository.host())?;
     let import = Import {
+        audience: audience(&state, &request).await?,
         state: &state,
         registry: &registry,
         repository: &repository,
         by: &caller.name,
         pin: request.pin,
     };
-    let results = stream::iter(request.tags)
-        .map(|tag| import.one(tag))
-        .buffered(AT_A_TIME)
-        .collect()
-        .await;
+    let results = stream::iter(request.tags).map(|tag| import.one(tag));
+    let results = results.buffered(AT_A_TIME).collect().await;
     Ok(Json(ImportReport { results }))
+}
+
+/// The devices that the artifacts are meant for, and their platforms as far as they have reported them.
+async fn audience(state: &State, request: &ImportRequest) -> Result<Vec<(DeviceId, Platform)>, Problem> {
+    let mut members = Vec::new();
+    if let Some(device) = &request.for_device {
+        let device: DeviceId = field("for_device", device)?;
+        if state.devices.get(&device).await?.is_none() {
+            return Err(Problem::invalid(
+                "for_device",
+                format!("there is no device {device}"),
+            ));
+        }
+        members.push(device);
+    }
+    if let Some(group) = &request.for_group {
+        let group: Group = field("for_group", group)?;
+        loop {
+            let page = state.rollouts.members(&group, members.last(), MEMBERS);
+            let last = page.len() < MEMBERS;
+            members.extend(page);
+            if last {
+                break;
+            }
+        }
+    }
+    let mut audience = Vec::new();
+    for device in members {
+        if let Some(received) = state.devices.report(&device).await? {
+            audience.push((device, received.report.platform));
+        }
+    }
+    Ok(audience)
 }
 
 /// One batch.
@@ -55,6 +96,7 @@ struct Import<'a> {
     state: &'a State,
     registry: &'a Registry,
     repository: &'a Repository,
+    audience: Vec<(DeviceId, Platform)>,
     by: &'a str,
     pin: bool,
 }
@@ -72,81 +114,140 @@ impl Import<'_> {
     }
 
     async fn sign(&self, tag: &Tag) -> Result<ImportResult, Failure> {
-        let resolved = imports::resolve(self.registry, self.repository, tag).await?;
-        let before = self
-            .state
-            .artifacts
-            .last_import(self.repository, tag)
-            .await
-            .map_err(|error| internal(&error))?;
-        let before = before.filter(|before| *before != resolved.closure.name);
-        let artifact = self.artifact(&resolved, tag);
-        if let Some(old) = self
-            .state
-            .artifacts
-            .get(artifact.name())
-            .await
+        let served = imports::look_up(self.registry, self.repository, tag).await?;
+        let name = ArtifactName::new(self.repository.clone(), served.digest);
+        let before = self.state.artifacts.last_import(self.repository, tag).await;
+        let before = before
             .map_err(|error| internal(&error))?
-            && old.revoked_at.is_some()
-        {
-            let reason = format!(
-                "{} was revoked; a revoked artifact is not signed again",
-                old.name()
-            );
-            return Err(Failure {
-                outcome: ImportOutcome::Denied,
-                reason,
-            });
+            .filter(|before| *before != name);
+        let held = self.state.artifacts.get(&name).await;
+        let artifact = match held.map_err(|error| internal(&error))? {
+            Some(held) if held.revoked_at.is_some() => {
+                let reason = format!("{name} was revoked; a revoked artifact is not signed again");
+                return Err(Failure {
+                    outcome: ImportOutcome::Denied,
+                    reason,
+                });
+            }
+            // What is signed was read whole then: a batch that is run again only does what is not done.
+            Some(held) => held,
+            None => {
+                let resolved = imports::resolve(self.registry, self.repository, served).await?;
+                self.check_audience(&resolved.platforms)?;
+                let kept = self.state.keep_documents(&resolved).await;
+                kept.map_err(|error| internal(&error))?;
+                self.artifact(resolved, tag)
+            }
+        };
+        let signed = self.state.images.add(&artifact, tag).await;
+        let signed = signed.map_err(|error| Failure {
+            outcome: ImportOutcome::Failed,
+            reason: Problem::from(error).detail,
+        })?;
+        if signed != Outcome::Pending {
+            // Nobody is served what the operators have not signed.
+            self.state.access.set_artifact(&artifact.closure);
         }
-        self.state
-            .keep_documents(&resolved)
-            .await
-            .map_err(|error| internal(&error))?;
-        let signed = self
-            .state
-            .images
-            .add(&artifact, tag)
-            .await
-            .map_err(|error| internal(&error))?;
-        self.state.access.set_artifact(&artifact.closure);
         let outcome = match (signed, &before) {
-            (Outcome::Unchanged, _) => ImportOutcome::Unchanged,
-            (Outcome::Signed, Some(_)) => ImportOutcome::Moved,
+            (Outcome::Pending, _) => ImportOutcome::Pending,
+            (_, Some(_)) => ImportOutcome::Moved,
+            (Outcome::Unchanged, None) => ImportOutcome::Unchanged,
             (Outcome::Signed, None) => ImportOutcome::Imported,
         };
         tracing::info!(artifact = %artifact.name(), tag = %tag, by = %self.by, outcome = ?outcome, "tag imported");
-        let mut result = ImportResult {
+        let result = ImportResult {
             tag: tag.to_string(),
             outcome,
             artifact: Some(artifact.name().to_string()),
             moved_from: before.map(|before| before.to_string()),
             platforms: artifact.platform_names(),
             size_bytes: Some(artifact.closure.size_bytes()),
-            pinned: false,
+            pinned: self.state.pins.contains(artifact.name()),
+            warning: self.unsuited(&artifact.platforms),
             reason: None,
         };
         if self.pin {
-            match self.state.pin(&artifact.closure).await {
-                Ok(()) => result.pinned = true,
-                Err(error) => {
-                    result.outcome = ImportOutcome::Failed;
-                    result.reason = Some(format!("signed, but not pinned: {}", chain(&error)));
-                }
-            }
+            Ok(self.pinned(&artifact, result).await)
+        } else {
+            Ok(result)
         }
-        Ok(result)
     }
 
-    fn artifact(&self, resolved: &Resolved, tag: &Tag) -> Artifact {
+    async fn pinned(&self, artifact: &Artifact, result: ImportResult) -> ImportResult {
+        match super::artifacts::keep(self.state, artifact, self.by).await {
+            Ok(()) => ImportResult {
+                pinned: true,
+                ..result
+            },
+            Err(problem) => ImportResult {
+                outcome: ImportOutcome::Failed,
+                reason: Some(format!("signed, but not pinned: {}", problem.detail)),
+                ..result
+            },
+        }
+    }
+
+    fn artifact(&self, resolved: Resolved, tag: &Tag) -> Artifact {
         Artifact {
-            closure: resolved.closure.clone(),
+            closure: resolved.closure,
             tag: tag.clone(),
-            platforms: resolved.platforms.clone(),
+            platforms: resolved.platforms,
             imported_at: self.state.clock.now(),
             imported_by: self.by.to_owned(),
             revoked_at: None,
         }
     }
+
+    /// Refuses an image that none of the devices it is meant for can run.
+    fn check_audience(&self, platforms: &[Platform]) -> Result<(), Failure> {
+        let lacking = self.lacking(platforms);
+        if lacking.is_empty() || lacking.len() < self.audience.len() {
+            return Ok(());
+        }
+        let reason = format!(
+            "it is for {}, and {}",
+            platforms
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+            describe(&lacking)
+        );
+        Err(Failure {
+            outcome: ImportOutcome::NoPlatform,
+            reason,
+        })
+    }
+
+    /// Says which of the devices it is meant for cannot run it.
+    fn unsuited(&self, platforms: &[Platform]) -> Option<String> {
+        let lacking = self.lacking(platforms);
+        (!lacking.is_empty()).then(|| describe(&lacking))
+    }
+
+    /// An artifact without platforms (a chart, a policy) is for every device.
+    fn lacking(&self, platforms: &[Platform]) -> Vec<&(DeviceId, Platform)> {
+        let suits = |device: &Platform| platforms.iter().any(|platform| platform.suits(device).is_some());
+        let lacking = self
+            .audience
+            .iter()
+            .filter(|(_, device)| !platforms.is_empty() && !suits(device));
+        lacking.collect()
+    }
+}
+
+fn describe(lacking: &[&(DeviceId, Platform)]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = lacking
+        .iter()
+        .take(SHOWN)
+        .map(|(device, platform)| format!("{device} is {platform}"))
+        .collect();
+    let more = match lacking.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more cannot run it"),
+    };
+    format!("{}{more}", shown.join(", "))
 }
 
 struct Failure {
@@ -159,7 +260,7 @@ impl From<ImportError> for Failure {
         let outcome = match &error {
             ImportError::Upstream(upstream) => upstream_outcome(upstream),
             ImportError::Document {
-                source: DocumentError::TooLarge,
+                source: DocumentError::TooLarge | DocumentError::TooMany(_),
                 ..
             }
             | ImportError::TooMany => ImportOutcome::TooLarge,
@@ -167,6 +268,7 @@ impl From<ImportError> for Failure {
             | ImportError::Size { .. }
             | ImportError::Type { .. }
             | ImportError::Ambiguous(_)
+            | ImportError::Sha512(_)
             | ImportError::TooDeep
             | ImportError::Config(_) => ImportOutcome::Unsupported,
         };
@@ -185,7 +287,16 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
         | UpstreamError::Forbidden { .. } => ImportOutcome::Denied,
         UpstreamError::RateLimited { .. } => ImportOutcome::RateLimited,
         UpstreamError::TooLarge { .. } => ImportOutcome::TooLarge,
-        _ => ImportOutcome::Failed,
+        UpstreamError::Timeout { .. }
+        | UpstreamError::Stalled { .. }
+        | UpstreamError::Interrupted { .. }
+        | UpstreamError::Unreachable { .. }
+        | UpstreamError::Tls { .. }
+        | UpstreamError::Unavailable { .. }
+        | UpstreamError::BadAnswer { .. }
+        | UpstreamError::DigestMismatch { .. }
+        | UpstreamError::ForbiddenAddress { .. }
+        | UpstreamError::ForbiddenTarget { .. } => ImportOutcome::Failed,
     }
 }
 
@@ -205,6 +316,7 @@ fn failed(tag: String, outcome: ImportOutcome, reason: String) -> ImportResult {
         platforms: Vec::new(),
         size_bytes: None,
         pinned: false,
+        warning: None,
         reason: Some(reason),
     }
 }

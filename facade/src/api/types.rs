@@ -2,8 +2,12 @@
 //!
 //! Names and digests travel as text here and become types at once on either side.
 
+mod keys;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::keys::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -37,9 +41,13 @@ pub struct ConnectionRequest {
     /// Speak plain HTTP; only to loopback and private addresses.
     #[serde(default)]
     pub plain_http: bool,
-    /// The registry may have a private address.
+    /// The registry, its token server and its redirects may have loopback and private addresses.
     #[serde(default)]
     pub allow_private: bool,
+    /// Another host that may receive the credentials, because it issues this registry's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "auth.example.com")]
+    pub token_host: Option<String>,
     /// Further certificate authorities, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pem: Option<String>,
@@ -62,11 +70,17 @@ pub struct Connection {
     pub plain_http: bool,
     /// Private addresses allowed.
     pub allow_private: bool,
+    /// The further host that may receive the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_host: Option<String>,
     /// When it was connected (RFC 3339).
     pub created_at: String,
     /// When the connection last worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_success_at: Option<String>,
+    /// When it last failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure_at: Option<String>,
     /// The last thing that went wrong, in one line; absent when the last use worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -76,6 +90,9 @@ pub struct Connection {
     /// Pulls allowed in the registry's window.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<u64>,
+    /// Until when the registry asked to be left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<String>,
 }
 
 /// What a test of a connection found.
@@ -98,6 +115,17 @@ pub struct CheckStep {
     pub ok: bool,
     /// What was seen.
     pub detail: String,
+}
+
+/// What a change of the sealing key did.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RekeyReport {
+    /// The key that secrets are sealed under now (a name, not the key).
+    pub key_id: String,
+    /// The key before.
+    pub previous_key_id: String,
+    /// Connections whose secrets were sealed anew.
+    pub connections: u64,
 }
 
 /// The tags of a repository.
@@ -123,9 +151,15 @@ pub struct ImportRequest {
     pub repository: String,
     /// The tags.
     pub tags: Vec<String>,
-    /// Fetch every byte into the cache now.
+    /// Fetch every byte into the cache now, and keep it there.
     #[serde(default)]
     pub pin: bool,
+    /// The group the artifacts are meant for: what none of its devices can run is not signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_group: Option<String>,
+    /// The device the artifacts are meant for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_device: Option<String>,
 }
 
 /// What became of a batch of tags.
@@ -140,7 +174,8 @@ pub struct ImportReport {
 pub struct ImportResult {
     /// The tag.
     pub tag: String,
-    /// `imported`, `unchanged`, `moved`, `missing`, `denied`, `rate-limited`, `unsupported`, `too-large` or `failed`.
+    /// `imported`, `unchanged`, `moved`, `missing`, `denied`, `rate-limited`, `unsupported`, `no-platform`,
+    /// `too-large` or `failed`.
     pub outcome: ImportOutcome,
     /// The artifact, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,9 +189,12 @@ pub struct ImportResult {
     /// Bytes of everything it consists of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Whether all its bytes are in the cache.
+    /// Whether all its bytes are in the cache, and stay there.
     #[serde(default)]
     pub pinned: bool,
+    /// Which of the devices it is meant for cannot run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Why it was not imported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -170,8 +208,10 @@ pub enum ImportOutcome {
     Imported,
     /// It was imported before, at this digest.
     Unchanged,
-    /// A new artifact was signed; the tag pointed elsewhere when it was last imported.
+    /// There is an artifact; the tag pointed at another one when it was last imported.
     Moved,
+    /// It waits for the operators' signatures (`facade keys sign`); until then it does not exist.
+    Pending,
     /// The registry has no such tag, or a part of it is gone.
     Missing,
     /// The registry refuses.
@@ -180,16 +220,21 @@ pub enum ImportOutcome {
     RateLimited,
     /// What it is cannot be delivered to devices.
     Unsupported,
-    /// A manifest is larger than devices take.
+    /// None of the devices that it is meant for can run it.
+    NoPlatform,
+    /// It is larger than devices take.
     TooLarge,
     /// Anything else.
     Failed,
 }
 
 impl ImportOutcome {
-    /// Whether there is an artifact now.
+    /// Whether there is an artifact now, or will be once it is signed.
     pub fn is_success(self) -> bool {
-        matches!(self, Self::Imported | Self::Unchanged | Self::Moved)
+        matches!(
+            self,
+            Self::Imported | Self::Unchanged | Self::Moved | Self::Pending
+        )
     }
 }
 
@@ -212,6 +257,9 @@ pub struct Artifact {
     pub imported_at: String,
     /// By whom.
     pub imported_by: String,
+    /// Whether its bytes are kept in the cache until it is unpinned.
+    #[serde(default)]
+    pub pinned: bool,
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<String>,

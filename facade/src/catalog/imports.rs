@@ -6,7 +6,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
-use pki::digest::{self, Digest};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use pki::digest::{self, Algorithm, Digest};
 use pki::oci::manifest::DocumentError;
 use pki::oci::{ArtifactName, Descriptor, Document, MediaType, Platform, Repository, Tag};
 use thiserror::Error;
@@ -19,6 +20,9 @@ const MAX_DEPTH: usize = 3;
 
 /// Most manifests that one artifact may have.
 const MAX_DOCUMENTS: usize = 1024;
+
+/// Manifests of one artifact that are fetched at a time.
+const AT_A_TIME: usize = 8;
 
 /// Largest image configuration that is read for its platform.
 const MAX_CONFIG_BYTES: u64 = 4 * 1024 * 1024;
@@ -61,6 +65,11 @@ pub enum ImportError {
     /// One digest is described in two ways.
     #[error("{0} is described with two different lengths or types")]
     Ambiguous(Digest),
+    /// A part is named by a digest that devices cannot store.
+    #[error(
+        "{0} is not a sha256 digest; containerd 1.6, which devices may have, stores no other (push the image again with sha256)"
+    )]
+    Sha512(Digest),
     /// Indexes nested too deeply.
     #[error("indexes are nested deeper than {MAX_DEPTH}")]
     TooDeep,
@@ -83,17 +92,21 @@ pub struct Resolved {
     pub documents: HashMap<Digest, Bytes>,
 }
 
-/// Resolves a tag and reads everything that its closure needs.
+/// Asks what a tag names now; the digest is computed here.
+pub async fn look_up(registry: &Registry, repository: &Repository, tag: &Tag) -> Result<Served, ImportError> {
+    Ok(registry.resolve(repository.name(), tag).await?)
+}
+
+/// Reads everything that the closure of a manifest or index needs.
 pub async fn resolve(
     registry: &Registry,
     repository: &Repository,
-    tag: &Tag,
+    served: Served,
 ) -> Result<Resolved, ImportError> {
-    let served = registry.resolve(repository.name(), tag).await?;
     let mut walk = Walk {
         registry,
         repository,
-        closure: empty_closure(repository, &served)?,
+        closure: empty_closure(repository, &served),
         bytes: HashMap::new(),
         platforms: Vec::new(),
         seen: HashSet::new(),
@@ -103,7 +116,7 @@ pub async fn resolve(
     for _ in 0..=MAX_DEPTH {
         level = walk.read(level).await?;
         if level.is_empty() {
-            check_unambiguous(&walk.closure)?;
+            check_digests(&walk.closure)?;
             return Ok(Resolved {
                 closure: walk.closure,
                 platforms: walk.platforms,
@@ -114,18 +127,17 @@ pub async fn resolve(
     Err(ImportError::TooDeep)
 }
 
-fn empty_closure(repository: &Repository, served: &Served) -> Result<Closure, ImportError> {
-    let root = descriptor(served)?;
-    Ok(Closure {
+fn empty_closure(repository: &Repository, served: &Served) -> Closure {
+    Closure {
         name: ArtifactName::new(repository.clone(), served.digest),
-        root,
+        root: descriptor(served),
         documents: Vec::new(),
         blobs: Vec::new(),
-    })
+    }
 }
 
-fn descriptor(served: &Served) -> Result<Descriptor, ImportError> {
-    Ok(Descriptor {
+fn descriptor(served: &Served) -> Descriptor {
+    Descriptor {
         media_type: served.media_type.clone(),
         digest: served.digest,
         size: served.bytes.len() as u64,
@@ -133,7 +145,7 @@ fn descriptor(served: &Served) -> Result<Descriptor, ImportError> {
         urls: Vec::new(),
         annotations: std::collections::BTreeMap::new(),
         artifact_type: None,
-    })
+    }
 }
 
 /// The walk from an index down to its layers.
@@ -152,7 +164,7 @@ impl Walk<'_> {
         &mut self,
         level: Vec<(Descriptor, Served)>,
     ) -> Result<Vec<(Descriptor, Served)>, ImportError> {
-        let mut next = Vec::new();
+        let mut children = Vec::new();
         for (descriptor, served) in level {
             let document = self.take(descriptor.clone(), &served)?;
             match &document {
@@ -163,19 +175,28 @@ impl Walk<'_> {
                     self.note_platform(&descriptor, &manifest.config).await?;
                 }
                 Document::Index(index) => {
-                    for child in &index.manifests {
-                        if self.seen.insert(child.digest) {
-                            let served = self
-                                .registry
-                                .manifest(self.repository.name(), child.digest)
-                                .await?;
-                            next.push((child.clone(), served));
-                        }
-                    }
+                    let new = index
+                        .manifests
+                        .iter()
+                        .filter(|child| self.seen.insert(child.digest));
+                    children.extend(new.cloned());
                 }
             }
         }
-        Ok(next)
+        if self.closure.documents.len() + children.len() > MAX_DOCUMENTS {
+            return Err(ImportError::TooMany);
+        }
+        let (registry, name) = (self.registry, self.repository.name());
+        let fetch = |child: Descriptor| async move {
+            let served = registry.manifest(name, child.digest).await?;
+            Ok((child, served))
+        };
+        // In order, so that the same artifact always has the same closure and platforms.
+        stream::iter(children)
+            .map(fetch)
+            .buffered(AT_A_TIME)
+            .try_collect()
+            .await
     }
 
     fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {
@@ -202,9 +223,6 @@ impl Walk<'_> {
         })?;
         self.bytes.insert(descriptor.digest, served.bytes.clone());
         self.closure.documents.push(plain(&descriptor));
-        if self.closure.documents.len() > MAX_DOCUMENTS {
-            return Err(ImportError::TooMany);
-        }
         Ok(document)
     }
 
@@ -268,6 +286,15 @@ fn is_image_config(media_type: &MediaType) -> bool {
         media_type.as_str(),
         "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
     )
+}
+
+/// What cannot be stored by a device, or read in two ways, is refused before anything is signed.
+fn check_digests(closure: &Closure) -> Result<(), ImportError> {
+    let mut all = closure.documents.iter().chain(&closure.blobs);
+    match all.find(|descriptor| descriptor.digest.algorithm() != Algorithm::Sha256) {
+        Some(descriptor) => Err(ImportError::Sha512(descriptor.digest)),
+        None => check_unambiguous(closure),
+    }
 }
 
 /// A digest with two lengths or types would be served in one way and installed in another.

@@ -21,6 +21,16 @@ pub(super) enum Verb {
         /// `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
         artifact: String,
     },
+    /// Fetch all of an artifact into the cache and keep it there, so that the registry may lose it
+    Pin {
+        /// `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
+        artifact: String,
+    },
+    /// Let the cache drop an artifact again when it needs room
+    Unpin {
+        /// `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
+        artifact: String,
+    },
     /// Revoke an artifact: devices can no longer pull it, and drop it from what they may install
     Revoke {
         /// `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
@@ -43,6 +53,18 @@ impl Verb {
                     .await?;
                 output.result(&artifact, show);
             }
+            Self::Pin { artifact } => {
+                let path = format!("/api/v1/artifacts/{}/pin", encode(&artifact));
+                let artifact: Artifact = client.post(&path, &()).await?;
+                output.result(&artifact, |artifact| {
+                    format!("pinned {} ({})", artifact.name, size(artifact.size_bytes))
+                });
+            }
+            Self::Unpin { artifact } => {
+                let path = format!("/api/v1/artifacts/{}/unpin", encode(&artifact));
+                let artifact: Artifact = client.post(&path, &()).await?;
+                output.result(&artifact, |artifact| format!("unpinned {}", artifact.name));
+            }
             Self::Revoke { artifact } => {
                 let path = format!("/api/v1/artifacts/{}/revoke", encode(&artifact));
                 let artifact: Artifact = client.post(&path, &()).await?;
@@ -58,10 +80,10 @@ fn list(artifacts: &[Artifact]) -> String {
         return "nothing is imported (facade import REPOSITORY TAG)".to_owned();
     }
     let rows = artifacts.iter().map(|artifact| {
-        let state = if artifact.revoked_at.is_some() {
-            "revoked"
-        } else {
-            "signed"
+        let state = match (&artifact.revoked_at, artifact.pinned) {
+            (Some(_), _) => "revoked",
+            (None, true) => "signed, pinned",
+            (None, false) => "signed",
         };
         [
             artifact.name.clone(),
@@ -88,6 +110,14 @@ fn show(artifact: &Artifact) -> String {
         (
             "imported",
             format!("{} by {}", artifact.imported_at, artifact.imported_by),
+        ),
+        (
+            "pinned",
+            if artifact.pinned {
+                "yes".to_owned()
+            } else {
+                String::new()
+            },
         ),
         ("revoked", artifact.revoked_at.clone().unwrap_or_default()),
     ]);

@@ -4,11 +4,15 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use pki::oci::RegistryHost;
+use serde::Serialize;
 
 use super::CliError;
 use super::client::{Client, encode};
+use super::docker_config;
 use super::output::{Output, fields, table};
 use crate::api::types::{Connection, ConnectionCheck, ConnectionRequest};
+use crate::secret::Secret;
 
 /// Verbs on registry connections.
 #[derive(Subcommand, Debug)]
@@ -61,10 +65,33 @@ impl Provider {
     }
 }
 
+const EXAMPLES: &str = r#"Examples:
+  facade connection add ghcr.io --username octo --password-stdin < token
+  facade connection add quay.io                               (public images; no credentials)
+  facade connection add europe-docker.pkg.dev --provider google --config-file key.json
+  facade connection add 123456789012.dkr.ecr.eu-west-1.amazonaws.com --provider aws --config-file role.toml
+  facade connection add --from-docker-config ~/.docker/config.json
+  facade connection add 10.0.0.5:5000 --plain-http
+
+Add it again to rotate its credentials; what is being pulled goes on.
+
+--config-file for google: the service account's JSON key, as downloaded.
+--config-file for aws, TOML or JSON, every key optional:
+  role_arn = "arn:aws:iam::123456789012:role/pull"     role to assume
+  external_id = "…"                                    what the role's trust policy wants
+  session_name = "drayage"                             how CloudTrail names us
+  access_key_id = "AKIA…", secret_access_key = "…"     otherwise the facade's environment, web identity or instance"#;
+
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Add {
     /// The registry's host, or a URL pasted from the browser
-    host: String,
+    #[arg(required_unless_present = "from_docker_config")]
+    host: Option<String>,
+    /// Take the credentials of HOST, or of every host, from a docker config.json or podman auth.json [default: where they
+    /// keep it]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["provider", "username", "password_stdin", "password_file", "config_file"])]
+    from_docker_config: Option<Option<PathBuf>>,
     /// How it is authenticated [default: static with --username, otherwise anonymous]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -86,6 +113,9 @@ pub(super) struct Add {
     /// The registry has a private address
     #[arg(long)]
     allow_private: bool,
+    /// Another host that may receive the credentials, because it issues this registry's tokens
+    #[arg(long, value_name = "HOST")]
+    token_host: Option<String>,
     /// Further certificate authorities for this registry, PEM
     #[arg(long, value_name = "FILE")]
     registry_ca_file: Option<PathBuf>,
@@ -126,12 +156,109 @@ fn path(host: &str) -> String {
 
 impl Add {
     async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
+        if self.from_docker_config.is_some() {
+            return self.import(client, output).await;
+        }
         let request = self.request()?;
         let connection: Connection = client.post("/api/v1/connections", &request).await?;
         output.result(&connection, |connection| {
             format!("connected {} ({})", connection.host, connection.provider)
         });
         Ok(())
+    }
+
+    /// Connects what a docker `config.json` has credentials for, each with its own outcome.
+    async fn import(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
+        let path = match self.from_docker_config.clone().flatten() {
+            Some(path) => path,
+            None => default_docker_config()?,
+        };
+        let text = Secret::new(read_file(&path)?);
+        let entries = docker_config::entries(text.expose().as_bytes())
+            .map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))?;
+        let wanted = match &self.host {
+            Some(host) => Some(pasted(host)?),
+            None => None,
+        };
+        let mut results = Vec::new();
+        for entry in entries {
+            if wanted.as_ref().is_none_or(|wanted| *wanted == entry.host) {
+                results.push(self.take(client, entry).await?);
+            }
+        }
+        if results.is_empty() {
+            let what = wanted.unwrap_or_else(|| "any registry".to_owned());
+            return Err(CliError::Failed(format!(
+                "{} has no credentials for {what}",
+                path.display()
+            )));
+        }
+        output.result(&results, |results| {
+            let rows = results.iter().map(|taken| {
+                let what = taken.reason.clone().or_else(|| taken.username.clone());
+                [
+                    taken.host.clone(),
+                    taken.outcome.to_owned(),
+                    what.unwrap_or_default(),
+                ]
+            });
+            table(["host", "outcome", "username or reason"], rows)
+        });
+        let total = results.len();
+        match results.iter().filter(|taken| taken.reason.is_some()).count() {
+            0 => Ok(()),
+            failed if failed == total => Err(CliError::Failed("no registry was connected".to_owned())),
+            failed => Err(CliError::Partly { failed, total }),
+        }
+    }
+
+    async fn take(&self, client: &Client, entry: docker_config::Entry) -> Result<Taken, CliError> {
+        let (username, reason) = match entry.login {
+            Ok(login) => {
+                let request = ConnectionRequest {
+                    host: entry.host.clone(),
+                    provider: Provider::Static.name().to_owned(),
+                    username: Some(login.username.clone()),
+                    password: Some(login.password.expose().to_owned()),
+                    ..self.options()?
+                };
+                match client.post::<Connection>("/api/v1/connections", &request).await {
+                    Ok(_) => (Some(login.username), None),
+                    Err(CliError::Failed(reason) | CliError::Usage(reason)) => {
+                        (Some(login.username), Some(reason))
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(reason) => (None, Some(reason)),
+        };
+        let outcome = match (&username, &reason) {
+            (_, None) => "connected",
+            (Some(_), Some(_)) => "failed",
+            (None, Some(_)) => "skipped",
+        };
+        Ok(Taken {
+            host: entry.host,
+            outcome,
+            username,
+            reason,
+        })
+    }
+
+    /// What holds whoever the credentials are from.
+    fn options(&self) -> Result<ConnectionRequest, CliError> {
+        Ok(ConnectionRequest {
+            host: String::new(),
+            provider: String::new(),
+            username: None,
+            password: None,
+            config: None,
+            plain_http: self.plain_http,
+            allow_private: self.allow_private,
+            token_host: self.token_host.clone(),
+            ca_pem: self.registry_ca_file.as_ref().map(read_file).transpose()?,
+            client_certificate_pem: self.client_certificate_file.as_ref().map(read_file).transpose()?,
+        })
     }
 
     fn request(self) -> Result<ConnectionRequest, CliError> {
@@ -154,17 +281,62 @@ impl Add {
             ));
         }
         Ok(ConnectionRequest {
-            host: self.host,
             provider: provider.name().to_owned(),
-            username: self.username,
             password,
             config: self.config_file.as_ref().map(read_file).transpose()?,
-            plain_http: self.plain_http,
-            allow_private: self.allow_private,
-            ca_pem: self.registry_ca_file.as_ref().map(read_file).transpose()?,
-            client_certificate_pem: self.client_certificate_file.as_ref().map(read_file).transpose()?,
+            ..self.options()?
+        })
+        .map(|request| ConnectionRequest {
+            host: self.host.unwrap_or_default(),
+            username: self.username,
+            ..request
         })
     }
+}
+
+/// What became of one entry of a docker `config.json`.
+#[derive(Debug, Serialize)]
+struct Taken {
+    host: String,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// The host as the server will have it.
+fn pasted(host: &str) -> Result<String, CliError> {
+    let host = RegistryHost::from_pasted(host).map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(host.to_string())
+}
+
+/// Where podman and docker keep it (containers-auth.json(5), docker's `DOCKER_CONFIG`): the first that is there.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these concern another program's file, not the configuration"
+)]
+fn default_docker_config() -> Result<PathBuf, CliError> {
+    let below = |name: &str, rest: &str| std::env::var_os(name).map(|base| PathBuf::from(base).join(rest));
+    if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE") {
+        return Ok(PathBuf::from(file));
+    }
+    let places = [
+        below("DOCKER_CONFIG", "config.json"),
+        below("XDG_RUNTIME_DIR", "containers/auth.json"),
+        below("HOME", ".docker/config.json"),
+        below("HOME", ".config/containers/auth.json"),
+    ];
+    places
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            CliError::Usage(
+                "neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)"
+                    .to_owned(),
+            )
+        })
 }
 
 fn read_stdin() -> Result<String, CliError> {
@@ -250,7 +422,15 @@ fn show(connection: &Connection) -> String {
             "last success",
             connection.last_success_at.clone().unwrap_or_default(),
         ),
+        (
+            "last failure",
+            connection.last_failure_at.clone().unwrap_or_default(),
+        ),
         ("last error", connection.last_error.clone().unwrap_or_default()),
+        (
+            "left alone until",
+            connection.retry_at.clone().unwrap_or_default(),
+        ),
         ("budget", budget(connection)),
     ])
 }

@@ -49,6 +49,13 @@ impl Output {
         }
     }
 
+    /// Shows how far the work is, on one line of a terminal; nothing elsewhere. An empty text takes the line away.
+    pub(super) fn progress(&mut self, text: &str) {
+        if io::stderr().is_terminal() {
+            let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
+        }
+    }
+
     pub(super) fn error(&mut self, text: &str) {
         let label = if self.colours {
             "\x1b[1;31merror:\x1b[0m"

@@ -80,6 +80,32 @@ impl Files {
         read_private(&path)
     }
 
+    /// The names of the files in a directory.
+    pub(super) fn list(&self, directory: &str) -> Result<Vec<String>, InitError> {
+        let path = self.path(directory);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        check_directory(&path)?;
+        let entries = fs::read_dir(&path).map_err(|source| failed("list", &path, source))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| failed("list", &path, source))?;
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a file, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), InitError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, source)),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a file in its place, where there must be none.
     pub(super) fn publish(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
         self.put(name, content, RenameFlags::NOREPLACE)
@@ -117,6 +143,23 @@ pub(super) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, Ini
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = file.map_err(|source| failed("open", path, source))?;
+    read_judged(path, file, check_private).map(Some)
+}
+
+/// Reads a secret file that somebody else put there: the operator, systemd (`LoadCredential=`), Kubernetes. It may be
+/// root's, and root's group may read it, as those leave it; it may be a link, since its name is the operator's word.
+pub(super) fn read_elsewhere(path: &Path) -> Result<Option<Zeroizing<String>>, InitError> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => read_judged(path, file, check_credential).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("open", path, source)),
+    }
+}
+
+type Judge = fn(&Path, &fs::Metadata, u32) -> Result<(), InitError>;
+
+fn read_judged(path: &Path, file: File, judge: Judge) -> Result<Zeroizing<String>, InitError> {
     // The open file is judged, not the name: a name can change hands in between.
     let found = file
         .metadata()
@@ -124,12 +167,12 @@ pub(super) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, Ini
     if !found.is_file() || found.len() > MAX_BYTES {
         return Err(InitError::unusable(path, "not a small regular file"));
     }
-    check_private(path, &found, FILE_MODE)?;
+    judge(path, &found, FILE_MODE)?;
     let mut text = Zeroizing::new(String::new());
     file.take(MAX_BYTES)
         .read_to_string(&mut text)
         .map_err(|source| failed("read", path, source))?;
-    Ok(Some(text))
+    Ok(text)
 }
 
 fn write_draft(draft: &Path, content: &[u8]) -> io::Result<()> {
@@ -185,6 +228,14 @@ fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), I
         });
     }
     Ok(())
+}
+
+/// Root can read every file anyhow; what it owns may be readable for its group, but for nobody else.
+fn check_credential(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
+    if found.uid() == 0 && found.mode() & 0o037 == 0 {
+        return Ok(());
+    }
+    check_private(path, found, wanted)
 }
 
 pub(super) fn sync_directory(path: &Path) -> Result<(), InitError> {

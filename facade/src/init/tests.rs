@@ -21,6 +21,7 @@ fn rig() -> Rig {
             "::1".to_owned(),
         ],
         trust_domain: None,
+        offline: None,
         now: "2026-11-20T12:00:00.5Z".parse().unwrap(),
     };
     Rig { options, directory }
@@ -83,8 +84,8 @@ fn makes_everything_once_for_its_owner_alone_and_then_nothing() {
     assert_eq!(data.trust_domain, TrustDomain::default());
     assert_eq!(data.server_chain.len(), 2);
     assert_eq!(
-        data.images_root.pin.sha256,
-        Fingerprint::of(&data.images_root.bytes)
+        Some(data.images.chain.pin().sha256),
+        data.images.chain.file(1).map(Fingerprint::of)
     );
     let token = fs::read_to_string(rig.path(ADMIN_TOKEN)).unwrap();
     assert!(token.starts_with("drayage-admin."));
@@ -144,7 +145,8 @@ fn keys_that_were_taken_offline_do_not_come_back() {
         fs::remove_file(rig.path(name)).unwrap();
     }
     assert_eq!(rig.init().unwrap(), Outcome::default());
-    assert!(rig.open().unwrap().images.root.is_none());
+    let images = rig.open().unwrap().images;
+    assert!(!images.ring.suffices(&images.chain.current().roles.root));
 }
 
 #[test]

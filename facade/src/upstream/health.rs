@@ -38,6 +38,12 @@ pub struct Budget {
 }
 
 impl Health {
+    /// Why the last use failed; none if it did not.
+    pub fn current_error(&self) -> Option<&str> {
+        let failed = self.last_failure.is_some() && self.last_failure > self.last_success;
+        self.last_error.as_deref().filter(|_| failed)
+    }
+
     /// Takes note of an answer's rate-limit headers.
     pub(super) fn note_budget(&mut self, headers: &HeaderMap) {
         if let Some(budget) = Budget::of(headers) {

@@ -113,6 +113,21 @@ impl Registry {
         check::run(self, repository).await
     }
 
+    /// Goes on from what the connection had experienced before the facade started.
+    pub fn remember(&self, health: Health) {
+        *self.state() = health;
+    }
+
+    /// Whether the host is where the connection may go: known already for an address, now looked up for a name that is
+    /// to be spoken to without TLS. Other names may come to exist later.
+    pub async fn check_reach(&self) -> Result<(), UpstreamError> {
+        let host = self.0.base.host().trim_matches(['[', ']']);
+        if self.definition().plain_http || host.parse::<std::net::IpAddr>().is_ok() {
+            self.client().dialer().addresses(&self.0.base).await?;
+        }
+        Ok(())
+    }
+
     /// What the connection has lately experienced.
     pub fn health(&self) -> Health {
         self.state().clone()
