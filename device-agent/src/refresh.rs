@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use pki::metadata::lookup::TrustedTarget;
 use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
@@ -115,15 +116,6 @@ pub struct Agreed {
 /// The target of images that holds the CA certificates of the facade, its content in its `custom`.
 const TRUST: &str = "trust/facade-ca.pem";
 
-/// What that target says; nothing where it contradicts itself.
-fn anchors(images: &TrustedSet) -> Option<String> {
-    let path: TargetPath = TRUST.parse().ok()?;
-    let target = images.targets().targets.get(&path)?;
-    let pem = target.custom.as_ref()?.get("pem")?.as_str()?;
-    let whole = target.length == pem.len() as u64 && target.hashes.verify(pem.as_bytes()).is_ok();
-    whole.then(|| pem.to_owned())
-}
-
 /// Refreshes both repositories.
 pub struct Refresher<'a> {
     /// From here.
@@ -142,26 +134,7 @@ impl Refresher<'_> {
         let mut images = self.refresh(Repository::Images).await?;
         let mut found = Vec::new();
         for path in assigned.paths() {
-            let mut lookup = images.lookup(path.clone());
-            let mut asked = None;
-            loop {
-                let step = lookup.step().map_err(|source| RefreshError::Metadata {
-                    repository: Repository::Images,
-                    file: asked.clone(),
-                    source,
-                })?;
-                match self.carry(Repository::Images, step, &mut asked).await? {
-                    Carried::Answer(fetched) => lookup.answer(fetched),
-                    Carried::Kept => {}
-                    Carried::Done => break,
-                }
-            }
-            let target = lookup.into_target().map_err(|source| RefreshError::Metadata {
-                repository: Repository::Images,
-                file: asked,
-                source,
-            })?;
-            found.extend(target);
+            found.extend(self.find(&mut images, path.clone()).await?);
         }
         let agreed = assigned.agree(&found).map_err(RefreshError::Disagree)?;
         let release = Release::new(agreed.into_iter().map(|target| Assigned {
@@ -176,8 +149,42 @@ impl Refresher<'_> {
                 director: versions(&director),
             },
             expires: expires(&images).min(expires(&director)),
-            anchors: anchors(&images),
+            anchors: self.anchors(&mut images).await,
         })
+    }
+
+    /// What images says of one target.
+    async fn find(
+        &self,
+        images: &mut TrustedSet,
+        path: TargetPath,
+    ) -> Result<Option<TrustedTarget>, RefreshError> {
+        let refused = |source, file: &Option<String>| RefreshError::Metadata {
+            repository: Repository::Images,
+            file: file.clone(),
+            source,
+        };
+        let mut lookup = images.lookup(path);
+        let mut asked = None;
+        loop {
+            let step = lookup.step().map_err(|source| refused(source, &asked))?;
+            match self.carry(Repository::Images, step, &mut asked).await? {
+                Carried::Answer(fetched) => lookup.answer(fetched),
+                Carried::Kept => {}
+                Carried::Done => break,
+            }
+        }
+        lookup.into_target().map_err(|source| refused(source, &asked))
+    }
+
+    /// The CA certificates that images names; nothing where it names none, or contradicts itself. A release does not
+    /// wait for them.
+    async fn anchors(&self, images: &mut TrustedSet) -> Option<String> {
+        let found = self.find(images, TRUST.parse().ok()?).await.ok().flatten()?;
+        let target = found.target();
+        let pem = target.custom.as_ref()?.get("pem")?.as_str()?;
+        let whole = target.length == pem.len() as u64 && target.hashes.verify(pem.as_bytes()).is_ok();
+        whole.then(|| pem.to_owned())
     }
 
     async fn refresh(&self, repository: Repository) -> Result<TrustedSet, RefreshError> {

@@ -118,6 +118,7 @@ pub struct Facade {
     pub(crate) artifacts: Artifacts,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ca_fingerprint: Fingerprint,
+    ca_roots: Vec<Vec<u8>>,
     pub(crate) clock: Clock,
     pub(crate) devices: Devices,
     pub(crate) director: Director,
@@ -417,15 +418,7 @@ async fn assemble(
         lifetime: signed(config.device_certificate_lifetime),
         grace: signed(config.device_certificate_grace),
     };
-    let anchors: String = data
-        .roots
-        .iter()
-        .map(|root| pki::x509::pem::certificate(root))
-        .collect();
-    if let Err(error) = images.set_trust(&anchors).await {
-        // The roll goes on at the next start; until then devices trust what they trusted.
-        tracing::warn!(error = %chain(&error), "devices are not told of the CA's new certificates yet");
-    }
+    let ca_roots = data.roots.clone();
     let authorities = [data.roots, data.issuing, data.links].concat();
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
@@ -442,6 +435,7 @@ async fn assemble(
         artifacts,
         blobs,
         ca_fingerprint,
+        ca_roots,
         devices,
         director,
         est,
@@ -546,6 +540,9 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
     loop {
         if let Err(error) = facade.images.resign().await {
             tracing::error!(error = %chain(&error), "metadata could not be signed again");
+        }
+        if let Err(error) = facade.images.set_trust(&facade.ca_roots).await {
+            tracing::error!(error = %chain(&error), "the CA certificates that devices trust could not be signed");
         }
         if let Err(error) = facade.puller.evict().await {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");

@@ -30,8 +30,8 @@ pub use self::load::DataDir;
 pub use self::offline::Offline;
 pub use self::rekey::{RekeyError, next_keyring};
 pub use self::renew::renew_server_certificate;
-pub use self::vault::Vault;
 pub use self::roll::{Rolled, retire, roll};
+pub use self::vault::Vault;
 
 const TRUST_DOMAIN: &str = "trust-domain";
 const ROOT_KEY: &str = "ca/root.key";

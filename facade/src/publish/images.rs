@@ -18,6 +18,7 @@ use pki::metadata::{Limits, trusted};
 use pki::oci::{ArtifactName, Tag};
 use pki::wire::{RepositoryVersions, RootPin};
 use pki::x509::DeviceId;
+use pki::x509::pem::certificate;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
@@ -41,10 +42,10 @@ const FILES: Table = Table("images-metadata");
 /// What is published of each targets role.
 const ROLES: Table = Table("images-roles");
 
+const NAME: &str = "images";
+
 /// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
 const TRUST: &str = "trust/facade-ca.pem";
-
-const NAME: &str = "images";
 
 /// What importing an artifact changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,26 +252,31 @@ impl Images {
         self.add_all(vec![addition]).await
     }
 
-    /// Says by which CA certificates devices are to trust the facade, where that is not what was said last. A single
-    /// certificate that was never followed by another needs no saying: devices got it when they enrolled.
-    pub async fn set_trust(&self, pem: &str) -> Result<Outcome, PublishingError> {
+    /// Says by which CA certificates devices are to trust the facade. As long as there was only ever one, devices have it
+    /// from their tokens and nothing is said. Whatever waits for signatures comes first.
+    pub async fn set_trust(&self, roots: &[Vec<u8>]) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let path: TargetPath = TRUST.parse().map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
-        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem))]);
+        let path: TargetPath = TRUST
+            .parse()
+            .map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let pem: String = roots.iter().map(|root| certificate(root)).collect();
+        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem.as_str()))]);
         let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
-        let said = self.published_target(&current.published, &path).await?;
-        let never_rolled = said.is_none() && pem.matches("-----BEGIN CERTIFICATE-----").count() < 2;
-        if never_rolled || said.as_ref() == Some(&target) {
-            return Ok(Outcome::Unchanged);
-        }
-        if current.pending.is_some() {
-            return Err(PublishingError::Waiting);
+        let published = self.published_target(&current.published, &path).await?;
+        let said = published.map_or(roots.len() < 2, |published| published == target);
+        if said || current.pending.is_some() {
+            return Ok(());
         }
         self.demand_not_behind(&current)?;
-        let work = Work { add: vec![(path, target)], ..Work::default() };
-        let reason = "the CA certificates by which devices trust the facade change".to_owned();
+        let work = Work {
+            add: vec![(path, target)],
+            ..Work::default()
+        };
+        let reason = "the CA certificates of the facade have changed".to_owned();
         let request = self.draft(&current, &work, vec![reason]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new()).await
+        self.publish_or_wait(&mut current, request, Batch::new())
+            .await
+            .map(drop)
     }
 
     async fn published_target(
@@ -281,10 +287,10 @@ impl Images {
         if !bins::is_split(&published.targets) {
             return Ok(published.targets.targets.get(path).cloned());
         }
-        let role = bins::of(path);
-        let version = published.roles.get(&role).map_or(0, |state| state.version);
-        let bin: Targets = stored(&*self.parts.store, &role, version).await?;
-        Ok(bin.targets.get(path).cloned())
+        let bin = bins::of(path);
+        let version = published.roles.get(&bin).map_or(0, |state| state.version);
+        let targets: Targets = stored(&*self.parts.store, &bin, version).await?;
+        Ok(targets.targets.get(path).cloned())
     }
 
     /// Signs artifacts in one step.
