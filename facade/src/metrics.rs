@@ -182,6 +182,29 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    /// Each metric of the text as the documentation names it.
+    fn names(text: &str) -> Vec<String> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names = types.filter_map(|line| {
+            let (name, kind) = line.split_once(' ')?;
+            let total = if kind == "counter" { "_total" } else { "" };
+            Some(format!("{name}{total}"))
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn the_documentation_names_every_metric_and_no_other() {
+        let page = include_str!("../docs/metrics.md");
+        let documented = page.lines().filter_map(|line| line.strip_prefix("| `facade_"));
+        let documented = documented.filter_map(|line| Some(format!("facade_{}", line.split_once('`')?.0)));
+        let mut documented: Vec<String> = documented.collect();
+        let mut counted = names(&Metrics::new().text());
+        documented.sort();
+        counted.sort();
+        assert_eq!(documented, counted);
+    }
+
     #[test]
     fn tells_what_was_counted() {
         let metrics = Metrics::new();

@@ -6,6 +6,7 @@
 
 mod authorization;
 mod connections;
+mod cache;
 mod credentials;
 mod enroll;
 mod est;

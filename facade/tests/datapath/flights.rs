@@ -100,22 +100,6 @@ async fn what_a_registry_served_wrongly_is_not_fetched_again_for_every_retry() {
 }
 
 #[tokio::test]
-async fn pruning_takes_what_no_device_may_have_and_nothing_else() {
-    let rig = Rig::start().await;
-    let (stays, goes) = (noise(300_000), noise(300_001));
-    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
-    rig.assign(&["board"], &[&stays, &goes]);
-    assert!(device.get(&blob(&stays)).await.body == stays);
-    assert!(device.get(&blob(&goes)).await.body == goes);
-    rig.assign(&["board"], &[&stays]);
-    rig.clock.set(rig.clock.now() + Duration::from_secs(10));
-    assert!(rig.puller.prune(Duration::from_mins(1)).await.unwrap().is_empty());
-    let gone = rig.puller.prune(Duration::ZERO).await.unwrap();
-    let gone: Vec<_> = gone.iter().map(|held| held.digest).collect();
-    assert_eq!(gone, [pki::digest::Digest::sha256(&goes)]);
-}
-
-#[tokio::test]
 async fn wrong_bytes_of_a_short_blob_never_go_out() {
     let rig = Rig::with(forgetful()).await;
     let layer = noise(500_000);
