@@ -2,12 +2,14 @@
 
 mod artifact;
 mod assign;
+mod audit;
 mod client;
 mod connection;
 mod device;
 mod docker_config;
 mod import;
 mod keys;
+mod operator;
 mod output;
 mod provision;
 mod rekey;
@@ -102,6 +104,12 @@ enum Verb {
     /// Look after the keys that sign metadata
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Say who may use the facade
+    #[command(subcommand)]
+    Operator(operator::Verb),
+    /// Look at and check the log of what was changed
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Print the completions for a shell
@@ -139,6 +147,9 @@ pub enum CliError {
     /// What was to be signed is not what it should be.
     #[error("not signed: {0}")]
     Verification(String),
+    /// What is stored is not what was written.
+    #[error("{0}")]
+    Tampered(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -152,7 +163,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
-            Self::Verification(_) => 6,
+            Self::Verification(_) | Self::Tampered(_) => 6,
         }
     }
 
@@ -206,6 +217,8 @@ impl Cli {
             | Verb::Device(_)
             | Verb::Rekey(_)
             | Verb::Keys(_)
+            | Verb::Operator(_)
+            | Verb::Audit(_)
             | Verb::Status(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
@@ -240,6 +253,8 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Device(verb) => verb.run(&client, output).await,
             Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Keys(verb) => verb.run(&client, output).await,
+            Verb::Operator(verb) => verb.run(&client, output).await,
+            Verb::Audit(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))

@@ -11,6 +11,7 @@ mod est;
 mod faults;
 mod import;
 mod life;
+mod operators;
 mod pull;
 mod rig;
 mod stock_clients;

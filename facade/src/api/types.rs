@@ -3,11 +3,13 @@
 //! Names and digests travel as text here and become types at once on either side.
 
 mod keys;
+mod operators;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::keys::*;
+pub use self::operators::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
