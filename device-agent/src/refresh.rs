@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
 use pki::metadata::{Limits, MetadataError, TrustedSet};
@@ -107,6 +108,20 @@ pub struct Agreed {
     pub versions: MetadataVersions,
     /// When the first of that metadata ends being believed.
     pub expires: Timestamp,
+    /// The CA certificates that the facade is to be trusted by, as PEM, where images says.
+    pub anchors: Option<String>,
+}
+
+/// The target of images that holds the CA certificates of the facade, its content in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
+
+/// What that target says; nothing where it contradicts itself.
+fn anchors(images: &TrustedSet) -> Option<String> {
+    let path: TargetPath = TRUST.parse().ok()?;
+    let target = images.targets().targets.get(&path)?;
+    let pem = target.custom.as_ref()?.get("pem")?.as_str()?;
+    let whole = target.length == pem.len() as u64 && target.hashes.verify(pem.as_bytes()).is_ok();
+    whole.then(|| pem.to_owned())
 }
 
 /// Refreshes both repositories.
@@ -161,6 +176,7 @@ impl Refresher<'_> {
                 director: versions(&director),
             },
             expires: expires(&images).min(expires(&director)),
+            anchors: anchors(&images),
         })
     }
 
@@ -274,6 +290,25 @@ fn stored(state: &StateDir, repository: Repository) -> Result<Stored, RefreshErr
 }
 
 const TOP_LEVEL: [&str; 4] = ["root.json", "timestamp.json", "snapshot.json", "targets.json"];
+
+/// The versions of what lies on disk, which was verified when it was stored; 0 for what is not there or is damaged.
+pub fn stored_versions(state: &StateDir) -> MetadataVersions {
+    let version = |repository: Repository, role: &str| {
+        let bytes = state.read(&format!("{}/{role}.json", repository.directory()));
+        let value = serde_json::from_slice::<serde_json::Value>(&bytes.ok().flatten()?).ok()?;
+        value.get("signed")?.get("version")?.as_u64()
+    };
+    let versions = |repository| RepositoryVersions {
+        root: version(repository, "root").unwrap_or_default(),
+        timestamp: version(repository, "timestamp").unwrap_or_default(),
+        snapshot: version(repository, "snapshot").unwrap_or_default(),
+        targets: version(repository, "targets").unwrap_or_default(),
+    };
+    MetadataVersions {
+        images: versions(Repository::Images),
+        director: versions(Repository::Director),
+    }
+}
 
 fn versions(trusted: &TrustedSet) -> RepositoryVersions {
     RepositoryVersions {

@@ -3,6 +3,7 @@
 mod artifact;
 mod assign;
 mod audit;
+mod ca;
 mod client;
 mod connection;
 mod device;
@@ -80,6 +81,9 @@ enum Verb {
     Init(server::Init),
     /// Run the server
     Serve(server::Serve),
+    /// Change the certificate authority, on the facade's own machine
+    #[command(subcommand)]
+    Ca(ca::Verb),
     /// Connect registries
     #[command(subcommand)]
     Connection(connection::Verb),
@@ -201,6 +205,7 @@ impl Cli {
         let mut output = Output::new(self.global.output, self.global.quiet);
         let result = match self.verb {
             Verb::Init(verb) => verb.run(&mut output),
+            Verb::Ca(verb) => verb.run(&mut output),
             Verb::Serve(verb) => verb.run(),
             Verb::Completions { shell } => {
                 output::completions(shell, &mut Self::definition());
@@ -256,7 +261,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Operator(verb) => verb.run(&client, output).await,
             Verb::Audit(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
-            Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
+            Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))
             }
         }

@@ -241,6 +241,10 @@ pub struct Running {
 impl Running {
     /// Opens everything; nothing is served yet.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        // Before anything is served: a facade that was off for months must not begin with an expired certificate.
+        if let Err(error) = init::renew_server_certificate(&config.data_dir, clock.now()) {
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
+        }
         let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
         let (sled, opened) = SledStore::open(&config.data_dir.join("store"), &dumps(&config))?;
         if let Opened::Restored { moved_to, dump } = &opened {
@@ -332,16 +336,19 @@ fn limits(config: &Config) -> server::Limits {
         connections: config.max_connections,
         connections_per_address: config.max_connections_per_address,
         drain: config.drain_timeout,
+        bandwidth: config.total_bandwidth_bytes,
+        bandwidth_per_device: config.device_bandwidth_bytes,
         ..server::Limits::default()
     }
 }
 
 fn tls_identity(data: &DataDir, config: &Config) -> TlsIdentity {
-    let authorities = [data.authority.root(), data.authority.issuing()];
+    // Devices come with certificates of former authorities until they have renewed.
+    let authorities = data.roots.iter().chain(&data.issuing);
     TlsIdentity {
         chain: data.server_chain.clone(),
         key: data.server_key.clone_key(),
-        device_roots: authorities.map(|der| CertificateDer::from(der.to_vec())).to_vec(),
+        device_roots: authorities.map(|der| CertificateDer::from(der.clone())).collect(),
         domain: data.trust_domain.clone(),
         expired_grace: config.device_certificate_grace,
     }
@@ -414,7 +421,17 @@ async fn assemble(
         lifetime: signed(config.device_certificate_lifetime),
         grace: signed(config.device_certificate_grace),
     };
-    let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
+    let anchors: String = data
+        .roots
+        .iter()
+        .map(|root| pki::x509::pem::certificate(root))
+        .collect();
+    if let Err(error) = images.set_trust(&anchors).await {
+        // The roll goes on at the next start; until then devices trust what they trusted.
+        tracing::warn!(error = %chain(&error), "devices are not told of the CA's new certificates yet");
+    }
+    let authorities = [data.roots, data.issuing, data.links].concat();
+    let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
@@ -489,11 +506,11 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
         Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
             Err(error) => {
-                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used")
+                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used");
             }
         },
         Ok(Err(error)) => {
-            tracing::error!(error = %chain(&error), "the server certificate could not be renewed")
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
         }
         Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
     }

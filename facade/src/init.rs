@@ -8,6 +8,7 @@ mod load;
 mod offline;
 mod rekey;
 mod renew;
+mod roll;
 #[cfg(test)]
 mod tests;
 mod vault;
@@ -29,11 +30,14 @@ pub use self::load::DataDir;
 pub use self::offline::Offline;
 pub use self::rekey::{RekeyError, next_keyring};
 pub use self::renew::renew_server_certificate;
+pub use self::roll::{Rolled, retire, roll};
 pub use self::vault::Vault;
 
 const TRUST_DOMAIN: &str = "trust-domain";
 const ROOT_KEY: &str = "ca/root.key";
 const ROOT: &str = "ca/root.pem";
+/// What former roots say of those that followed them, the newest first.
+const LINKS: &str = "ca/links.pem";
 const ISSUING_KEY: &str = "ca/issuing.key";
 const ISSUING: &str = "ca/issuing.pem";
 const SERVER_KEY: &str = "tls/server.key";

@@ -19,6 +19,13 @@ pub struct AnswerLabels {
     pub status: u16,
 }
 
+/// Which metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RoleLabels {
+    /// Repository and role, as in `images/targets`.
+    pub role: String,
+}
+
 /// Everything that is counted. Clones count together.
 #[derive(Clone, Default)]
 pub struct Metrics {
@@ -54,6 +61,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Answers on the device door.
     pub answers: Family<AnswerLabels, Counter>,
+    /// When metadata ends, in seconds since 1970.
+    pub metadata_expires: Family<RoleLabels, Gauge>,
     registry: Arc<Register>,
 }
 
@@ -143,6 +152,11 @@ impl Metrics {
             self.connections.clone(),
         );
         registry.register("streams", "Open streams of content", self.streams.clone());
+        registry.register(
+            "metadata_expires_timestamp_seconds",
+            "When signed metadata ends",
+            self.metadata_expires.clone(),
+        );
         registry.register("answers", "Answers on the device door", self.answers.clone());
     }
 

@@ -8,6 +8,8 @@ pub mod director;
 pub mod images;
 pub mod request;
 pub mod review;
+#[cfg(test)]
+mod tests;
 pub mod trust;
 pub mod witness;
 

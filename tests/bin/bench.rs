@@ -1,6 +1,15 @@
-//! `bench memory`: what the programs need while an image passes through, for `tests/bench`.
+//! What `tests/bench` measures: `bench memory`, what the programs need while an image passes through; `bench metadata`,
+//! what publishing costs with 100,000 artifacts.
 //!
 //! Prints one line per figure with its limit, and fails when a limit is passed.
+
+#![expect(
+    clippy::expect_used,
+    reason = "a measurement stops where its scene cannot be set"
+)]
+
+#[path = "bench/metadata.rs"]
+mod metadata;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -12,11 +21,14 @@ const MEBIBYTE: u64 = 1 << 20;
 const PULL: Duration = Duration::from_mins(5);
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("memory") {
-        return memory();
+    match std::env::args().nth(1).as_deref() {
+        Some("memory") => memory(),
+        Some("metadata") => metadata::run(),
+        _ => {
+            drop(writeln!(std::io::stderr(), "usage: bench memory | metadata"));
+            ExitCode::from(2)
+        }
     }
-    drop(writeln!(std::io::stderr(), "usage: bench memory"));
-    ExitCode::from(2)
 }
 
 /// Peak resident memory of facade and agent while an image of 16 MiB, then one of 1 GiB, passes through both.
@@ -90,6 +102,11 @@ impl Scene {
         assert!(status.success(), "the agent's sync failed:\n{}", agent.log());
         peak
     }
+}
+
+/// Prints one line.
+fn say(line: &str) {
+    drop(writeln!(std::io::stdout(), "{line}"));
 }
 
 /// Prints a figure and says whether it is within its limit.

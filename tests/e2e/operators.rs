@@ -12,7 +12,10 @@ fn token(facade: &Facade, role: &str) -> String {
 /// Asks as the bearer of a token, and gives the status.
 fn ask(facade: &Facade, method: &str, path: &str, token: &str) -> u16 {
     let bearer = format!("Bearer {token}");
-    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("content-type", "application/json"),
+    ];
     http::request(&facade.operator_authority(), method, path, &headers, b"{}")
         .unwrap()
         .status
@@ -26,7 +29,13 @@ fn operations(facade: &Facade) -> Vec<(String, String)> {
     for (path, methods) in document["paths"].as_object().unwrap() {
         let filled: Vec<&str> = path
             .split('/')
-            .map(|segment| if segment.starts_with('{') { "nothing" } else { segment })
+            .map(|segment| {
+                if segment.starts_with('{') {
+                    "nothing"
+                } else {
+                    segment
+                }
+            })
             .collect();
         for method in methods.as_object().unwrap().keys() {
             operations.push((method.to_uppercase(), filled.join("/")));

@@ -113,8 +113,11 @@ pub struct ConnectionCheck {
 pub struct CheckStep {
     /// What was tried: `name`, `tcp`, `tls`, `registry`, `credentials`, `permission`, `rate limit`.
     pub step: String,
-    /// Whether it worked.
+    /// Whether it worked, or was not tried.
     pub ok: bool,
+    /// It was not tried, because it does not apply.
+    #[serde(default)]
+    pub skipped: bool,
     /// What was seen.
     pub detail: String,
 }
@@ -448,6 +451,9 @@ pub struct Status {
     pub devices_up_to_date: u64,
     /// When each role's metadata ends (RFC 3339).
     pub metadata_expires: std::collections::BTreeMap<String, String>,
+    /// Seconds until each role's metadata ends; negative once it has.
+    #[serde(default)]
+    pub metadata_expires_in_seconds: std::collections::BTreeMap<String, i64>,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Things that need somebody's attention.

@@ -48,6 +48,7 @@ impl Keyring {
     }
 
     /// Another key in front; of the older ones only the one before stays.
+    #[must_use]
     pub fn followed_by(&self, next: SealingKey) -> Self {
         Self {
             current: next,

@@ -11,7 +11,7 @@ use super::CliError;
 use super::client::{Client, encode};
 use super::docker_config;
 use super::output::{Output, fields, table};
-use crate::api::types::{Connection, ConnectionCheck, ConnectionRequest};
+use crate::api::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest};
 use crate::secret::Secret;
 
 /// Verbs on registry connections.
@@ -44,7 +44,7 @@ pub(super) enum Verb {
 /// How a registry is authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Provider {
-    /// User name and token: GHCR, Quay, Harbor, JFrog, ACR, Docker Hub
+    /// User name and token: GHCR, Quay, Harbor, Artifactory, ACR, Docker Hub
     Static,
     /// No credentials: public registries
     Anonymous,
@@ -91,7 +91,7 @@ pub(super) struct Add {
     /// Take the credentials of HOST, or of every host, from a docker config.json or podman auth.json [default: where they
     /// keep it]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["provider", "username", "password_stdin", "password_file", "config_file"])]
-    from_docker_config: Option<Option<PathBuf>>,
+    from_docker_config: Option<Vec<PathBuf>>,
     /// How it is authenticated [default: static with --username, otherwise anonymous]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -169,8 +169,8 @@ impl Add {
 
     /// Connects what a docker `config.json` has credentials for, each with its own outcome.
     async fn import(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let path = match self.from_docker_config.clone().flatten() {
-            Some(path) => path,
+        let path = match self.from_docker_config.iter().flatten().next() {
+            Some(path) => path.clone(),
             None => default_docker_config()?,
         };
         let text = Secret::new(read_file(&path)?);
@@ -364,19 +364,24 @@ async fn test(
         .unwrap_or_default();
     let check: ConnectionCheck = client.post(&format!("{}/test{query}", path(host)), &()).await?;
     output.result(&check, |check| {
-        let steps = check.steps.iter().map(|step| {
-            [
-                if step.ok { "ok" } else { "failed" }.to_owned(),
-                step.step.clone(),
-                step.detail.clone(),
-            ]
-        });
+        let steps = check
+            .steps
+            .iter()
+            .map(|step| [word(step).to_owned(), step.step.clone(), step.detail.clone()]);
         format!("{}\n{}", table(["", "step", "seen"], steps), check.verdict)
     });
     if check.ok {
         Ok(())
     } else {
         Err(CliError::Failed(check.verdict))
+    }
+}
+
+fn word(step: &CheckStep) -> &'static str {
+    match (step.ok, step.skipped) {
+        (false, _) => "failed",
+        (true, true) => "-",
+        (true, false) => "ok",
     }
 }
 

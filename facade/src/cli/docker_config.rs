@@ -42,8 +42,8 @@ struct File {
 
 #[derive(Default, Deserialize)]
 struct Auth {
-    #[serde(default)]
-    auth: String,
+    #[serde(default, rename = "auth")]
+    basic: String,
     #[serde(default)]
     username: String,
     #[serde(default)]
@@ -104,8 +104,8 @@ fn login(auth: Auth, helper: Option<&String>) -> Result<Login, String> {
             password: Secret::new(auth.identity_token),
         });
     }
-    if !auth.auth.is_empty() {
-        return decode(&auth.auth);
+    if !auth.basic.is_empty() {
+        return decode(&auth.basic);
     }
     if !auth.username.is_empty() && !auth.password.is_empty() {
         return Ok(Login {
@@ -150,7 +150,9 @@ fn kept_by(helper: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Vec<(String, Result<(String, String), String>)> {
+    type Shown = Result<(String, String), String>;
+
+    fn read(text: &str) -> Vec<(String, Shown)> {
         let shown = |login: Login| (login.username.clone(), login.password.expose().to_owned());
         let entries = entries(text.as_bytes()).unwrap();
         entries
@@ -207,7 +209,7 @@ mod tests {
             let found = read(&format!(r#"{{"auths": {{"{key}": {auth}}}}}"#));
             assert!(found[0].1.is_err(), "{key} {auth}");
         }
-        assert!(entries(b"[]").is_err());
+        assert!(entries(b"7").is_err());
         assert!(entries(b"not json").is_err());
     }
 }

@@ -56,7 +56,7 @@ impl Output {
 
     /// Shows how far the work is, on one line of a terminal; nothing elsewhere. An empty text takes the line away.
     pub(super) fn progress(&mut self, text: &str) {
-        if io::stderr().is_terminal() {
+        if !self.quiet && io::stderr().is_terminal() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
         }
     }

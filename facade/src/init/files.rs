@@ -232,19 +232,20 @@ fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), I
 
 /// Root can read every file anyhow; what it owns may be readable for its group, but for nobody else.
 fn check_credential(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
-    if found.uid() == 0 && found.mode() & 0o037 == 0 {
+    let mode = found.mode() & 0o777;
+    if found.uid() == 0 && mode | 0o740 == 0o740 {
         return Ok(());
     }
     check_private(path, found, wanted)
 }
 
-fn sync_directory(path: &Path) -> Result<(), InitError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), InitError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| failed("flush", path, source))
 }
 
-fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
     InitError::Io {
         action,
         path: path.to_owned(),

@@ -19,7 +19,7 @@ use x509_parser::prelude::FromDer;
 
 use super::files::{Files, read_elsewhere};
 use super::{
-    ADMIN_HASH, FIRST_TARGETS, ISSUING, ISSUING_KEY, InitError, ROOT, SEAL_KEY, SERVER, SERVER_KEY,
+    ADMIN_HASH, FIRST_TARGETS, ISSUING, ISSUING_KEY, InitError, LINKS, ROOT, SEAL_KEY, SERVER, SERVER_KEY,
     TRUST_DOMAIN,
 };
 use crate::catalog::keyring::Keyring;
@@ -29,6 +29,12 @@ use crate::publish::trust::{KeyRing, RootChain, Trust};
 pub struct DataDir {
     /// The device CA.
     pub authority: Authority,
+    /// What devices trust: the root of the CA, and former ones while devices may still know no other.
+    pub roots: Vec<Vec<u8>>,
+    /// The issuing certificate, then former ones.
+    pub issuing: Vec<Vec<u8>>,
+    /// What leads from former roots to the present one.
+    pub links: Vec<Vec<u8>>,
     /// The server certificate, then the issuing one.
     pub server_chain: Vec<CertificateDer<'static>>,
     /// The key of the server certificate.
@@ -67,6 +73,9 @@ impl DataDir {
         let (server_chain, server_key) = server(files)?;
         Ok(Self {
             authority: authority(files)?,
+            roots: certificates(files, ROOT)?,
+            issuing: certificates(files, ISSUING)?,
+            links: links(files)?,
             server_names: server_names(files)?,
             server_chain,
             server_key,
@@ -91,6 +100,19 @@ pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
     let (root, issuing) = (certificate(files, ROOT)?, certificate(files, ISSUING)?);
     Authority::load(root, issuing, private_key(files, ISSUING_KEY)?)
         .map_err(|error| InitError::unusable(&files.path("ca"), error))
+}
+
+/// The certificates of a file, at least one.
+pub(super) fn certificates(files: &Files, name: &str) -> Result<Vec<Vec<u8>>, InitError> {
+    pem::certificates(&files.read(name)?).map_err(|error| InitError::unusable(&files.path(name), error))
+}
+
+/// What leads from former roots to the present one; nothing where there are none.
+pub(super) fn links(files: &Files) -> Result<Vec<Vec<u8>>, InitError> {
+    if files.find(LINKS)?.is_none() {
+        return Ok(Vec::new());
+    }
+    certificates(files, LINKS)
 }
 
 /// The first certificate of a file.
@@ -195,7 +217,10 @@ fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
 fn trust(files: &Files, repository: &'static str) -> Result<Trust, InitError> {
     let mut ring = KeyRing::default();
     for name in files.list("keys")? {
-        if name.starts_with(&format!("{repository}-")) && name.ends_with(".key") {
+        let ours = name
+            .strip_suffix(".key")
+            .is_some_and(|name| name.starts_with(&format!("{repository}-")));
+        if ours {
             ring.insert(signing_key(files, &format!("keys/{name}"))?);
         }
     }

@@ -325,3 +325,41 @@ fn a_server_certificate_of_the_operators_own_is_left_alone() {
     assert!(!renew_server_certificate(&rig.options.data_dir, late).unwrap());
     assert_eq!(rig.open().unwrap().server_chain.len(), 1);
 }
+
+#[test]
+fn offline_keys_never_come_into_the_data_directory() {
+    let rig = rig();
+    let offline = Offline {
+        directory: rig.directory.path().join("operator"),
+        passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
+    };
+    let options = Options {
+        offline: Some(offline.clone()),
+        ..rig.options.clone()
+    };
+    init(&options).unwrap();
+    for name in ["images-root", "images-targets", "director-root"] {
+        assert!(offline.directory.join(format!("{name}.key")).exists(), "{name}");
+        assert!(!rig.path(&format!("keys/{name}.key")).exists(), "{name}");
+    }
+    let data = rig.open().unwrap();
+    assert!(data.first_targets.is_some());
+    let root = data.images.chain.current();
+    assert!(data.images.ring.signers(&root.roles.targets).is_empty());
+    assert!(data.images.ring.suffices(&root.roles.timestamp));
+    assert_eq!(init(&options).unwrap(), Outcome::default());
+}
+
+#[test]
+fn rejects_offline_keys_within_the_data_directory() {
+    let rig = rig();
+    let offline = Offline {
+        directory: rig.path("offline"),
+        passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
+    };
+    let options = Options {
+        offline: Some(offline),
+        ..rig.options.clone()
+    };
+    assert!(matches!(init(&options), Err(InitError::NotOffline(_))));
+}

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use tokio::sync::Mutex;
 
-use super::images::{Outcome, Parts, root_version, target_path};
+use super::images::{Outcome, Parts, behind_warning, root_version, target_path};
 use super::request::{REQUESTS, Request, root_draft};
 use super::trust::{Role, RootChange, Trust};
 use super::witness::{Marks, Repository};
@@ -260,6 +260,22 @@ impl Director {
         self.parts.witness.claimed(Repository::Director, device, &claimed)
     }
 
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let state = self.state.lock().await;
+        if state.pending.is_some() {
+            warnings.push("a new director root waits for signatures (facade keys sign director)".to_owned());
+        }
+        let end = state.trust.chain.current().expires;
+        if is_ageing(end, self.parts.clock.now(), self.parts.lifetimes.root / 2) {
+            warnings.push(format!(
+                "director/root ends {end} (facade keys rotate director root, or a ceremony)"
+            ));
+        }
+        warnings
+    }
+
     /// Says that the repository, or what was signed for some device, is behind what was published.
     pub async fn behind(&self) -> Option<(PublishingError, Marks)> {
         let state = self.state.lock().await;
@@ -289,16 +305,16 @@ impl Director {
         batch.put_json(COMMON, NAME, &common)?;
         self.parts.store.commit(batch).await?;
         state.common = common;
-        self.settle(&state, seen)
+        self.settle(&state, &seen)
     }
 
     /// By an operator's word: what devices claimed to have seen was never published.
     pub async fn dismiss(&self) -> Result<(), PublishingError> {
         let state = self.state.lock().await;
-        self.settle(&state, self.seen()).map(drop)
+        self.settle(&state, &self.seen()).map(drop)
     }
 
-    fn settle(&self, state: &State, seen: Marks) -> Result<Outcome, PublishingError> {
+    fn settle(&self, state: &State, seen: &Marks) -> Result<Outcome, PublishingError> {
         let settled = Marks {
             timestamp: seen.timestamp,
             snapshot: seen.snapshot,

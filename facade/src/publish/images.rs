@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp as Time;
+use pki::digest::Digest;
 use pki::key::{Signature, SigningKey};
 use pki::metadata::names::TargetPath;
 use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
@@ -39,6 +40,9 @@ const FILES: Table = Table("images-metadata");
 
 /// What is published of each targets role.
 const ROLES: Table = Table("images-roles");
+
+/// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
 
 const NAME: &str = "images";
 
@@ -141,15 +145,14 @@ impl Images {
 
     async fn begin(&self, first_targets: Option<Vec<u8>>) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let request = match first_targets {
-            Some(bytes) => self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new()),
-            None => {
-                let work = Work {
-                    renew: plan::Renew::Top,
-                    ..Work::default()
-                };
-                self.draft(&current, &work, Vec::new()).await?
-            }
+        let request = if let Some(bytes) = first_targets {
+            self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
+        } else {
+            let work = Work {
+                renew: plan::Renew::Top,
+                ..Work::default()
+            };
+            self.draft(&current, &work, Vec::new()).await?
         };
         self.publish(&mut current, request, Batch::new()).await
     }
@@ -246,6 +249,47 @@ impl Images {
             tag: tag.clone(),
         };
         self.add_all(vec![addition]).await
+    }
+
+    /// Says by which CA certificates devices are to trust the facade, where that is not what was said last. A single
+    /// certificate that was never followed by another needs no saying: devices got it when they enrolled.
+    pub async fn set_trust(&self, pem: &str) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        let path: TargetPath = TRUST
+            .parse()
+            .map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem))]);
+        let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
+        let said = self.published_target(&current.published, &path).await?;
+        let never_rolled = said.is_none() && pem.matches("-----BEGIN CERTIFICATE-----").count() < 2;
+        if never_rolled || said.as_ref() == Some(&target) {
+            return Ok(Outcome::Unchanged);
+        }
+        if current.pending.is_some() {
+            return Err(PublishingError::Waiting);
+        }
+        self.demand_not_behind(&current)?;
+        let work = Work {
+            add: vec![(path, target)],
+            ..Work::default()
+        };
+        let reason = "the CA certificates by which devices trust the facade change".to_owned();
+        let request = self.draft(&current, &work, vec![reason]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new()).await
+    }
+
+    async fn published_target(
+        &self,
+        published: &Published,
+        path: &TargetPath,
+    ) -> Result<Option<Target>, PublishingError> {
+        if !bins::is_split(&published.targets) {
+            return Ok(published.targets.targets.get(path).cloned());
+        }
+        let role = bins::of(path);
+        let version = published.roles.get(&role).map_or(0, |state| state.version);
+        let bin: Targets = stored(&*self.parts.store, &role, version).await?;
+        Ok(bin.targets.get(path).cloned())
     }
 
     /// Signs artifacts in one step.
@@ -442,6 +486,39 @@ impl Images {
             ("snapshot", published.snapshot.expires),
             ("timestamp", published.timestamp.expires),
         ])
+    }
+
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let pending = self
+            .current
+            .lock()
+            .await
+            .pending
+            .as_ref()
+            .map(|request| request.reasons.len());
+        if let Some(changes) = pending {
+            warnings.push(format!(
+                "{changes} changes of images wait for signatures (facade keys sign)"
+            ));
+        }
+        let now = self.parts.clock.now();
+        let expires = self.expires().await;
+        for (role, lifetime, remedy) in [
+            (
+                "root",
+                self.parts.lifetimes.root,
+                "facade keys rotate images root, or a ceremony",
+            ),
+            ("targets", self.parts.lifetimes.targets, "facade keys renew"),
+        ] {
+            let end = expires
+                .get(role)
+                .filter(|end| is_ageing(**end, now, lifetime / 2));
+            warnings.extend(end.map(|end| format!("images/{role} ends {end} ({remedy})")));
+        }
+        warnings
     }
 
     /// Holds what a device has seen against what we remember.
@@ -813,6 +890,20 @@ async fn stored(store: &dyn Store, role: &str, version: u64) -> Result<Targets, 
     let bytes = store.get(FILES, &file).await?;
     let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
     super::read(role, &file, &bytes)
+}
+
+/// What is to be said of a repository that is behind, and who knows.
+pub(super) fn behind_warning(behind: Option<(PublishingError, Marks)>) -> Vec<String> {
+    let Some((error, seen)) = behind else {
+        return Vec::new();
+    };
+    let devices: Vec<String> = seen.claimed_by.iter().map(ToString::to_string).collect();
+    let known = if devices.is_empty() {
+        "witness.json".to_owned()
+    } else {
+        devices.join(", ")
+    };
+    vec![format!("{error}; known from {known}")]
 }
 
 /// The version in the name of a root file.

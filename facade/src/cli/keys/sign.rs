@@ -83,13 +83,11 @@ impl Sign {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         let request = fetch(client, &self.repository).await?;
         let signatures = self.sign(&request, output)?;
-        match &self.out {
-            Some(out) => write_json(out, &signatures),
-            None => {
-                tell(output, &upload(client, &self.repository, &signatures).await?);
-                Ok(())
-            }
+        if let Some(out) = &self.out {
+            return write_json(out, &signatures);
         }
+        tell(output, &upload(client, &self.repository, &signatures).await?);
+        Ok(())
     }
 
     fn sign(&self, request: &SigningRequest, output: &mut Output) -> Result<Signatures, CliError> {
@@ -148,9 +146,7 @@ impl Sign {
         let mut chain = RootChain::first(&bytes).map_err(refused)?;
         for root in &request.roots {
             // A file that is not a root at all is refused with the others, when its turn comes.
-            let version = RootChain::first(root.as_bytes())
-                .map(|root| root.current().version)
-                .unwrap_or(u64::MAX);
+            let version = RootChain::first(root.as_bytes()).map_or(u64::MAX, |root| root.current().version);
             if version > chain.current().version {
                 chain.push(root.as_bytes()).map_err(refused)?;
             }
