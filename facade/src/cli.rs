@@ -2,6 +2,7 @@
 
 mod artifact;
 mod assign;
+mod audit;
 mod ca;
 mod cache;
 mod client;
@@ -10,6 +11,7 @@ mod device;
 mod docker_config;
 mod import;
 mod keys;
+mod operator;
 mod output;
 mod provision;
 mod rekey;
@@ -107,6 +109,12 @@ enum Verb {
     /// Look after the keys that sign metadata
     #[command(subcommand)]
     Keys(keys::Verb),
+    /// Say who may use the facade
+    #[command(subcommand)]
+    Operator(operator::Verb),
+    /// Look at and check the log of what was changed
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Look after the cache of pulled content
@@ -150,6 +158,9 @@ pub enum CliError {
     /// Content is not what it was.
     #[error("{0}")]
     Damaged(String),
+    /// What is stored is not what was written.
+    #[error("{0}")]
+    Tampered(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -163,7 +174,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
-            Self::Verification(_) | Self::Damaged(_) => 6,
+            Self::Verification(_) | Self::Damaged(_) | Self::Tampered(_) => 6,
         }
     }
 
@@ -218,6 +229,8 @@ impl Cli {
             | Verb::Device(_)
             | Verb::Rekey(_)
             | Verb::Keys(_)
+            | Verb::Operator(_)
+            | Verb::Audit(_)
             | Verb::Status(_)
             | Verb::Cache(_)) => talk(&self.global, verb, &mut output),
         };
@@ -253,6 +266,8 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Device(verb) => verb.run(&client, output).await,
             Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Keys(verb) => verb.run(&client, output).await,
+            Verb::Operator(verb) => verb.run(&client, output).await,
+            Verb::Audit(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Cache(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {

@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::auth::Tokens;
+use crate::api::enroll::limit::Limit;
 use crate::api::enroll::{self, Est};
 use crate::api::{device_door, problem::chain};
 use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
 use crate::catalog::artifacts::Artifacts;
+use crate::catalog::audit::Audit;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
@@ -116,6 +118,7 @@ pub(crate) struct SealKeyPlace {
 pub struct Facade {
     pub(crate) access: Arc<Access>,
     pub(crate) artifacts: Artifacts,
+    pub(crate) audit: Audit,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ca_fingerprint: Fingerprint,
     ca_roots: Vec<Vec<u8>>,
@@ -128,6 +131,7 @@ pub struct Facade {
     pub(crate) public_url: FacadeUrl,
     pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
+    pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
     pub(crate) rollouts: Rollouts,
     pub(crate) seal_key: SealKeyPlace,
@@ -423,6 +427,8 @@ async fn assemble(
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
+        audit: Audit::open(Arc::clone(&store)).await?,
+        refusals: Limit::default(),
         tokens: Tokens::new(store, data.admin_token_hash),
         seal_key: SealKeyPlace {
             data_dir: config.data_dir.clone(),

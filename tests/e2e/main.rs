@@ -14,6 +14,7 @@ mod faults;
 mod import;
 mod keys;
 mod life;
+mod operators;
 mod pull;
 mod rig;
 mod secrets;

@@ -4,12 +4,14 @@
 
 mod cache;
 mod keys;
+mod operators;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::cache::*;
 pub use self::keys::*;
+pub use self::operators::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

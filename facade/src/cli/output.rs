@@ -42,6 +42,11 @@ impl Output {
         write_out(text.trim_end());
     }
 
+    /// Prints one line of a result that is lines, whatever the format.
+    pub(super) fn line(&mut self, text: &str) {
+        write_out(text);
+    }
+
     /// Tells people something beside the result.
     pub(super) fn note(&mut self, text: &str) {
         if !self.quiet {
