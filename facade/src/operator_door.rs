@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::console::PeerAddress;
 use crate::facade::StartError;
 
 /// Most connections at a time: people, pipelines and a console, not a fleet.
@@ -70,7 +71,7 @@ impl OperatorDoor {
                 accepted = self.listener.accept() => accepted,
                 () = &mut shutdown => break,
             };
-            let Ok((tcp, _)) = accepted else {
+            let Ok((tcp, peer)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
@@ -78,6 +79,7 @@ impl OperatorDoor {
                 continue;
             };
             let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
+            let router = router.layer(axum::Extension(PeerAddress(peer)));
             tasks.spawn(async move {
                 connection(tcp, tls, router, watcher).await;
                 drop(place);

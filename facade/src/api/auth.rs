@@ -53,7 +53,8 @@ impl Tokens {
         Self { store, first_admin }
     }
 
-    async fn caller(&self, token: &str, now: jiff::Timestamp) -> Result<Option<Caller>, StoreError> {
+    /// Who a token belongs to; nobody, where it is not valid or no longer.
+    pub(crate) async fn caller(&self, token: &str, now: jiff::Timestamp) -> Result<Option<Caller>, StoreError> {
         // Finding a token by its hash tells nothing about any token, whatever time it takes.
         let hash = HEXLOWER.encode(&Sha256::digest(token.as_bytes()));
         if hash == self.first_admin {

@@ -4,7 +4,7 @@
 //! by the token's record and never by the request. A refused token is refused in the same words whatever the reason; the
 //! reason is in the log. Every answer that changed a device carries it, for what answers requests from memory.
 
-mod limit;
+pub(crate) mod limit;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -17,11 +17,11 @@ const MAX_ADDRESSES: usize = 65_536;
 
 /// Allowances by address (the generic cell rate algorithm: one time per address).
 #[derive(Debug, Default)]
-pub(super) struct Limit(Mutex<HashMap<IpAddr, Timestamp>>);
+pub(crate) struct Limit(Mutex<HashMap<IpAddr, Timestamp>>);
 
 impl Limit {
     /// Takes one from the allowance of an address; otherwise tells for how long there is none.
-    pub(super) fn take(&self, address: IpAddr, now: Timestamp) -> Result<(), SignedDuration> {
+    pub(crate) fn take(&self, address: IpAddr, now: Timestamp) -> Result<(), SignedDuration> {
         let address = network(address);
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if times.len() >= MAX_ADDRESSES && !times.contains_key(&address) {
@@ -44,7 +44,7 @@ impl Limit {
     }
 
     /// Gives back what a success took.
-    pub(super) fn give_back(&self, address: IpAddr) {
+    pub(crate) fn give_back(&self, address: IpAddr) {
         let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(time) = times.get_mut(&network(address)) {
             *time = time.saturating_sub(INTERVAL).unwrap_or(*time);
