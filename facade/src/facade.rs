@@ -31,6 +31,7 @@ use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
+use crate::console;
 use crate::config::Config;
 use crate::init::{self, DataDir, InitError, Vault};
 use crate::metrics::Metrics;
@@ -266,7 +267,9 @@ impl Running {
         let public_url = public_url(&config, &data, address.port())?;
         let facade = Arc::new(assemble(&config, &clock, store, data, public_url).await?);
         facade.warm_up().await?;
-        let operator_door = OperatorDoor::open(&config, crate::api::router(Arc::clone(&facade))).await?;
+        let api = crate::api::router(Arc::clone(&facade));
+        let pages = console::with_api(&facade, api, console_transport(&config));
+        let operator_door = OperatorDoor::open(&config, pages).await?;
         let device_door = DeviceDoor {
             tls,
             access: Arc::clone(&facade.access),
@@ -325,6 +328,13 @@ impl Running {
             tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
         tracing::info!("stopped");
+    }
+}
+
+fn console_transport(config: &Config) -> console::Transport {
+    match config.operator_tls_certificate {
+        Some(_) => console::Transport::Tls,
+        None => console::Transport::Plain,
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(name: String, role: Role) -> Self {
+    pub(crate) fn new(name: String, role: Role) -> Self {
         Self { name, role }
     }
 

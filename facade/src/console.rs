@@ -1,0 +1,130 @@
+//! The console: the pages that people see at the operator door.
+//!
+//! A page decides nothing. It asks the operator API, in this process and with the token of whoever signed in, and shows
+//! what it answers; so no page can do what the API would refuse to that token. Everything works without JavaScript:
+//! forms, and a redirect after each.
+
+mod artifacts;
+mod assignments;
+mod calls;
+mod connections;
+mod devices;
+mod enrollment;
+mod fields;
+mod guard;
+mod overview;
+mod page;
+mod repository;
+mod session;
+mod sign_in;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::{IntoResponse, Redirect};
+use axum::routing::{get, post};
+use futures_util::future::BoxFuture;
+
+use crate::api::auth::Caller;
+use crate::api::enroll::limit::Limit;
+use crate::clock::Clock;
+use crate::facade::Facade;
+use crate::secret::Secret;
+use crate::store::StoreError;
+use session::Sessions;
+pub(crate) use sign_in::PeerAddress;
+
+/// Whether browsers reach the console over TLS of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Cookies are for TLS only.
+    Tls,
+    /// On loopback, or behind somebody else's TLS.
+    Plain,
+}
+
+type Who = Arc<dyn Fn(Secret) -> BoxFuture<'static, Result<Option<Caller>, StoreError>> + Send + Sync>;
+
+/// What the pages work with.
+#[derive(Clone)]
+struct Console {
+    api: Router,
+    who: Who,
+    sessions: Arc<Sessions>,
+    attempts: Arc<Limit>,
+    clock: Clock,
+    transport: Transport,
+}
+
+/// The operator door: the API, and the console in front of it.
+pub fn with_api(facade: &Arc<Facade>, api: Router, transport: Transport) -> Router {
+    let clock = facade.clock.clone();
+    let facade = Arc::clone(facade);
+    let who: Who = Arc::new(move |token| {
+        let facade = Arc::clone(&facade);
+        Box::pin(async move {
+            let found = facade.tokens.find(token.expose(), facade.clock.now()).await?;
+            Ok(found.map(|(name, role)| Caller::new(name, role)))
+        })
+    });
+    let console = Console {
+        api: api.clone(),
+        who,
+        sessions: Arc::new(Sessions::default()),
+        attempts: Arc::new(Limit::default()),
+        clock,
+        transport,
+    };
+    api.merge(pages(console))
+}
+
+fn pages(console: Console) -> Router {
+    Router::new()
+        .route("/", get(|| async { Redirect::to("/console") }))
+        .route("/console", get(overview::show))
+        .route("/console/sign-in", get(sign_in::show).post(sign_in::sign_in))
+        .route("/console/sign-out", post(sign_in::sign_out))
+        .route("/console/connections", get(connections::list).post(connections::add))
+        .route("/console/connections/test", post(connections::test))
+        .route("/console/connections/remove", post(connections::remove))
+        .route("/console/repository", get(repository::show).post(repository::import))
+        .route("/console/artifacts", get(artifacts::list))
+        .route("/console/artifact", get(artifacts::show))
+        .route("/console/artifact/{change}", post(artifacts::change))
+        .route("/console/devices", get(devices::list))
+        .route("/console/device", get(devices::show))
+        .route("/console/device/{change}", post(devices::change))
+        .route("/console/enrollment", get(enrollment::show).post(enrollment::make))
+        .route("/console/enrollment/revoke", post(enrollment::revoke))
+        .route(
+            "/console/assignments",
+            get(assignments::list).post(assignments::assign),
+        )
+        .route("/console/assignments/remove", post(assignments::take_back))
+        .route("/console/style.css", get(style))
+        .route("/console/console.js", get(script))
+        .route("/console/{*elsewhere}", get(page::nowhere))
+        .layer(axum::middleware::from_fn(page::dress))
+        .with_state(console)
+}
+
+async fn style() -> impl IntoResponse {
+    asset("text/css; charset=utf-8", include_str!("console/assets/style.css"))
+}
+
+async fn script() -> impl IntoResponse {
+    asset(
+        "text/javascript; charset=utf-8",
+        include_str!("console/assets/console.js"),
+    )
+}
+
+fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    // The pages name their version of the facade in the query.
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "public, max-age=86400"),
+    ];
+    (headers, text)
+}

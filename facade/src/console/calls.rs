@@ -1,0 +1,71 @@
+//! Asks the operator API, in this process, as whoever is signed in.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tower_service::Service as _;
+
+use crate::api::problem::Problem;
+use crate::secret::Secret;
+
+/// Largest answer in bytes: a list of 100,000 tags fits.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+
+/// The operator API, as one token sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    router: Router,
+    token: Secret,
+}
+
+impl Api {
+    pub(super) fn new(router: Router, token: Secret) -> Self {
+        Self { router, token }
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.call(Method::GET, path, Body::empty()).await
+    }
+
+    pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.call(Method::DELETE, path, Body::empty()).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.call(Method::POST, path, Body::empty()).await
+    }
+
+    pub(super) async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Problem> {
+        let bytes = serde_json::to_vec(body).map_err(|error| Problem::internal(&error))?;
+        self.call(Method::POST, path, Body::from(bytes)).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, Problem> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token.expose()))
+            .body(body)
+            .map_err(|_| Problem::malformed("this is nothing that can be asked for"))?;
+        let answer = match self.router.clone().call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        let status = answer.status();
+        let bytes = axum::body::to_bytes(answer.into_body(), MAX_ANSWER_BYTES)
+            .await
+            .map_err(|error| Problem::internal(&error))?;
+        if status.is_success() {
+            serde_json::from_slice(&bytes).map_err(|error| Problem::internal(&error))
+        } else {
+            Err(serde_json::from_slice(&bytes).unwrap_or_else(|error| Problem::internal(&error)))
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Devices: the list with its filters, one device, and its standing.
+
+use askama::Template;
+use axum::extract::Path;
+use axum::response::Response;
+
+use super::fields::encoded;
+use super::guard::{Change, Visit};
+use super::page::{Failure, Frame, Outcome, page, short};
+use crate::api::problem::Problem;
+use crate::api::types::{Device, Page};
+
+/// Devices on one page.
+const SHOWN: usize = 100;
+/// Pages that one search for a standing looks through.
+const SEARCHED: usize = 10;
+
+const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "revoked"];
+
+#[derive(Template)]
+#[template(path = "console/devices.html")]
+struct Devices {
+    frame: Frame,
+    group: String,
+    standing: String,
+    standings: [&'static str; 5],
+    devices: Vec<Device>,
+    next: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "console/device.html")]
+struct Detail {
+    frame: Frame,
+    device: Device,
+}
+
+pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
+    let group = visit.query.text("group").to_owned();
+    let standing = visit.query.text("standing").to_owned();
+    let (devices, next) = search(&visit, &group, &standing).await?;
+    Ok(page(&Devices {
+        frame: visit.frame("Devices", "/console/devices"),
+        group,
+        standing,
+        standings: STANDINGS,
+        devices,
+        next,
+    }))
+}
+
+/// A page of devices, and where the next one begins. A search goes no further than a few thousand devices at a time.
+async fn search(
+    visit: &Visit,
+    group: &str,
+    standing: &str,
+) -> Result<(Vec<Device>, Option<String>), Problem> {
+    let mut after = visit.query.filled("after");
+    let mut devices = Vec::new();
+    for _ in 0..SEARCHED {
+        let limit = SHOWN - devices.len();
+        let mut path = format!("/api/v1/devices?limit={limit}");
+        if !group.is_empty() {
+            path = format!("{path}&group={}", encoded(group));
+        }
+        if let Some(after) = &after {
+            path = format!("{path}&after={}", encoded(after));
+        }
+        let page: Page<Device> = visit.api.get(&path).await?;
+        let found = page.items.into_iter();
+        devices.extend(found.filter(|device| standing.is_empty() || device.standing == standing));
+        after = page.next;
+        if after.is_none() || devices.len() >= SHOWN {
+            break;
+        }
+    }
+    Ok((devices, after))
+}
+
+pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
+    let id = encoded(visit.query.text("id"));
+    let device: Device = visit.api.get(&format!("/api/v1/devices/{id}")).await?;
+    Ok(page(&Detail {
+        frame: visit.frame(&device.id, "/console/devices"),
+        device,
+    }))
+}
+
+pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response {
+    let id = change.fields.text("id");
+    let outcome = do_it(&change, &verb, id).await;
+    change.back(&format!("/console/device?id={}", encoded(id)), outcome)
+}
+
+async fn do_it(change: &Change, verb: &str, id: &str) -> Result<String, Problem> {
+    if !["approve", "suspend", "restore", "revoke"].contains(&verb) {
+        return Err(Problem::not_found("there is no such change"));
+    }
+    if verb == "revoke" && change.fields.text("confirmation") != id {
+        return Err(Problem::invalid(
+            "confirmation",
+            "nothing was changed: type the device's id to revoke it",
+        ));
+    }
+    let path = format!("/api/v1/devices/{}/{verb}", encoded(id));
+    let device: Device = change.visit.api.post(&path).await?;
+    Ok(Outcome::done(&format!("{} is {} now.", device.id, device.standing)).html())
+}
+
+impl Detail {
+    /// Why it does not run what it should, in words; nothing where it does.
+    fn waits(&self) -> Option<&'static str> {
+        let device = &self.device;
+        match device.standing.as_str() {
+            "pending" => return Some("It waits for approval: until then it has no certificate."),
+            "suspended" => return Some("It is suspended: it is turned away until it is restored."),
+            "quarantined" => {
+                return Some("It is quarantined: two devices seem to use its identity. Find out which is the real one, then restore or revoke it.");
+            }
+            "revoked" => return Some("It is revoked for good. To bring it back, enroll it again under another id."),
+            _ => {}
+        }
+        if device.wanted.is_empty() {
+            return Some("Nothing is assigned to it.");
+        }
+        if device.last_seen_at.is_none() {
+            return Some("It has not reported yet: is its agent running?");
+        }
+        let missing = device.wanted.iter().any(|name| !device.running.contains(name));
+        match (missing, device.refused.is_empty()) {
+            (true, false) => Some("It refuses something: see below."),
+            (true, true) => Some("It is on its way: it takes new assignments when it next asks."),
+            (false, _) => None,
+        }
+    }
+}
+
+/// How much of what it should run a device says it runs.
+fn met(device: &Device) -> usize {
+    let wanted = device.wanted.iter();
+    wanted.filter(|name| device.running.contains(name)).count()
+}

@@ -1,0 +1,93 @@
+//! Signing in with an operator token, and out.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use askama::Template;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+
+use super::Console;
+use super::guard::{self, Change};
+use super::page::{Failure, page};
+use super::session::set_cookie;
+use crate::api::problem::Problem;
+use crate::secret::Secret;
+
+/// Longest token that is looked up.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// Where a connection to the operator door comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
+#[derive(Template)]
+#[template(path = "console/sign_in.html")]
+struct SignIn {
+    refusal: String,
+    version: &'static str,
+}
+
+pub(super) async fn show() -> Response {
+    form(String::new())
+}
+
+fn form(refusal: String) -> Response {
+    page(&SignIn {
+        refusal,
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+pub(super) async fn sign_in(
+    State(console): State<Console>,
+    peer: Option<Extension<PeerAddress>>,
+    request: Request,
+) -> Result<Response, Failure> {
+    guard::check_origin(request.headers(), request.uri())?;
+    let fields = guard::read(request.into_body()).await?;
+    let now = console.clock.now();
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0.ip());
+    if let Err(wait) = console.attempts.take(address, now) {
+        tracing::warn!(peer.address = %address, "too many attempts to sign in to the console");
+        let seconds = wait.as_secs().max(0) + 1;
+        let refusal = format!("Too many attempts from your address. Try again in {seconds} s.");
+        return Ok((StatusCode::TOO_MANY_REQUESTS, form(refusal)).into_response());
+    }
+    let token = Secret::new(fields.text("token").to_owned());
+    let caller = if token.expose().len() > MAX_TOKEN_BYTES {
+        None
+    } else {
+        (console.who)(token.clone()).await.map_err(Problem::from)?
+    };
+    let Some(caller) = caller else {
+        tracing::warn!(peer.address = %address, "a token that is not valid was tried at the console");
+        let refusal = "This is not a valid token: it was mistyped, has ended, or was revoked.".to_owned();
+        return Ok((StatusCode::UNAUTHORIZED, form(refusal)).into_response());
+    };
+    console.attempts.give_back(address);
+    let cookie = console
+        .sessions
+        .open(token, now)
+        .map_err(|error| Problem::internal(&error))?;
+    tracing::info!(peer.address = %address, by = %caller.name, "signed in to the console");
+    Ok(with_cookie(
+        Redirect::to("/console").into_response(),
+        &set_cookie(&cookie, console.transport),
+    ))
+}
+
+pub(super) async fn sign_out(State(console): State<Console>, change: Change) -> Response {
+    change.visit.sign_out();
+    with_cookie(
+        Redirect::to("/console/sign-in").into_response(),
+        &set_cookie("", console.transport),
+    )
+}
+
+fn with_cookie(mut response: Response, cookie: &str) -> Response {
+    if let Ok(cookie) = HeaderValue::from_str(cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
