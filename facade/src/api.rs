@@ -12,8 +12,8 @@ pub mod types;
 
 mod artifacts;
 mod assignments;
-mod cache;
 mod audit;
+mod cache;
 mod connections;
 mod devices;
 pub(crate) mod gate;

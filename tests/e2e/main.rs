@@ -5,8 +5,8 @@
 #![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
 
 mod authorization;
-mod connections;
 mod cache;
+mod connections;
 mod credentials;
 mod enroll;
 mod est;

@@ -1,7 +1,7 @@
 //! What each device should have: assignments of artifacts to devices and groups.
 //!
-//! A target has at most one artifact of a repository: assigning another replaces it. A device's own assignment wins over
-//! its groups', and among its groups the newest wins. The answer for one device is computed from memory; the store is
+//! What is assigned of one repository in one step stands together; assigning of that repository again replaces it all. A
+//! device's own assignment of a repository wins over its groups', and among its groups the newest wins. The answer for one device is computed from memory; the store is
 //! written before memory changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -55,12 +55,8 @@ pub struct Assignment {
 
 impl Assignment {
     fn key(&self) -> String {
-        key(&self.target, self.artifact.repository())
+        format!("{}/{}", self.target, self.artifact)
     }
-}
-
-fn key(target: &Target, repository: &Repository) -> String {
-    format!("{target}/{repository}")
 }
 
 /// An assignment that was made or taken back, and the one it replaced.
@@ -72,6 +68,11 @@ pub struct Change {
     pub replaces: Option<ArtifactName>,
 }
 
+/// When a target got what it has of one repository.
+fn assigned_at(together: &Together) -> Option<Timestamp> {
+    together.values().map(|assignment| assignment.assigned_at).max()
+}
+
 /// The assignments, and the devices they reach.
 pub struct Rollouts {
     store: Arc<dyn Store>,
@@ -79,9 +80,12 @@ pub struct Rollouts {
     state: RwLock<State>,
 }
 
+/// What a target has of one repository.
+type Together = BTreeMap<ArtifactName, Assignment>;
+
 #[derive(Default)]
 struct State {
-    assignments: BTreeMap<Target, BTreeMap<Repository, Assignment>>,
+    assignments: BTreeMap<Target, BTreeMap<Repository, Together>>,
     members: HashMap<DeviceId, Member>,
     groups: HashMap<Group, BTreeSet<DeviceId>>,
 }
@@ -99,14 +103,14 @@ impl State {
             .get(device)
             .into_iter()
             .flat_map(|member| &member.groups);
-        let mut newest: BTreeMap<&Repository, &Assignment> = BTreeMap::new();
-        for (repository, assignment) in groups
+        let mut newest: BTreeMap<&Repository, &Together> = BTreeMap::new();
+        for (repository, together) in groups
             .filter_map(|group| self.assignments.get(&Target::Group(group.clone())))
             .flatten()
         {
-            let held = newest.entry(repository).or_insert(assignment);
-            if assignment.assigned_at > held.assigned_at {
-                *held = assignment;
+            let held = newest.entry(repository).or_insert(together);
+            if assigned_at(together) > assigned_at(held) {
+                *held = together;
             }
         }
         newest.extend(
@@ -115,10 +119,52 @@ impl State {
                 .into_iter()
                 .flatten(),
         );
-        newest
-            .into_values()
-            .map(|assignment| assignment.artifact.clone())
-            .collect()
+        newest.into_values().flat_map(BTreeMap::keys).cloned().collect()
+    }
+
+    fn insert(&mut self, assignment: Assignment) {
+        let target = self.assignments.entry(assignment.target.clone()).or_default();
+        let together = target
+            .entry(assignment.artifact.repository().clone())
+            .or_default();
+        together.insert(assignment.artifact.clone(), assignment);
+    }
+
+    fn remove(&mut self, assignment: &Assignment) {
+        let Some(target) = self.assignments.get_mut(&assignment.target) else {
+            return;
+        };
+        let repository = assignment.artifact.repository();
+        if let Some(together) = target.get_mut(repository) {
+            together.remove(&assignment.artifact);
+            if together.is_empty() {
+                target.remove(repository);
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Assignment> {
+        self.assignments
+            .values()
+            .flat_map(BTreeMap::values)
+            .flat_map(BTreeMap::values)
+    }
+
+    /// What new assignments take the place of.
+    fn replaced_by(&self, assignments: &[Assignment]) -> Vec<Assignment> {
+        let mut replaced = BTreeMap::new();
+        for new in assignments {
+            let together = self
+                .assignments
+                .get(&new.target)
+                .and_then(|target| target.get(new.artifact.repository()));
+            for old in together.into_iter().flat_map(BTreeMap::values) {
+                if assignments.iter().all(|new| new.key() != old.key()) {
+                    replaced.insert(old.key(), old.clone());
+                }
+            }
+        }
+        replaced.into_values().collect()
     }
 
     fn reached(&self, target: &Target) -> Vec<DeviceId> {
@@ -134,12 +180,7 @@ impl Rollouts {
     pub async fn load(store: Arc<dyn Store>, access: Arc<Access>) -> Result<Self, StoreError> {
         let mut state = State::default();
         for (_, assignment) in scan_json::<Assignment>(&*store, TABLE, Scan::ALL).await? {
-            let repository = assignment.artifact.repository().clone();
-            state
-                .assignments
-                .entry(assignment.target.clone())
-                .or_default()
-                .insert(repository, assignment);
+            state.insert(assignment);
         }
         Ok(Self {
             store,
@@ -150,19 +191,34 @@ impl Rollouts {
 
     /// Assigns artifacts, and gives the changes and how many devices they reach.
     pub async fn assign(&self, assignments: Vec<Assignment>) -> Result<(Vec<Change>, usize), StoreError> {
+        let replaced = self
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replaced_by(&assignments);
         let mut batch = Batch::new();
+        for old in &replaced {
+            batch.delete(TABLE, &old.key());
+        }
         for assignment in &assignments {
             batch.put_json(TABLE, &assignment.key(), assignment)?;
         }
         self.store.commit(batch).await?;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        for old in &replaced {
+            state.remove(old);
+        }
         let mut changes = Vec::new();
         for assignment in assignments {
-            let held = state.assignments.entry(assignment.target.clone()).or_default();
-            let before = held.insert(assignment.artifact.repository().clone(), assignment.clone());
-            let replaces = before
-                .map(|before| before.artifact)
-                .filter(|before| *before != assignment.artifact);
+            state.insert(assignment.clone());
+            let takes_place_of = |old: &&Assignment| {
+                old.target == assignment.target
+                    && old.artifact.repository() == assignment.artifact.repository()
+            };
+            let replaces = replaced
+                .iter()
+                .find(takes_place_of)
+                .map(|old| old.artifact.clone());
             changes.push(Change { assignment, replaces });
         }
         let targets = changes
@@ -181,8 +237,12 @@ impl Rollouts {
         let found: Vec<Assignment> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let find = |(target, artifact): &(Target, ArtifactName)| {
-                let held = state.assignments.get(target)?.get(artifact.repository())?;
-                (held.artifact == *artifact).then(|| held.clone())
+                state
+                    .assignments
+                    .get(target)?
+                    .get(artifact.repository())?
+                    .get(artifact)
+                    .cloned()
             };
             wanted.iter().filter_map(find).collect()
         };
@@ -193,9 +253,7 @@ impl Rollouts {
         self.store.commit(batch).await?;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         for assignment in &found {
-            if let Some(held) = state.assignments.get_mut(&assignment.target) {
-                held.remove(assignment.artifact.repository());
-            }
+            state.remove(assignment);
         }
         let targets = found.iter().map(|assignment| assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);
@@ -215,7 +273,7 @@ impl Rollouts {
     pub async fn withdraw(&self, artifact: &ArtifactName) -> Result<usize, StoreError> {
         let wanted: Vec<(Target, ArtifactName)> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let all = state.assignments.values().flat_map(BTreeMap::values);
+            let all = state.all();
             all.filter(|held| held.artifact == *artifact)
                 .map(|held| (held.target.clone(), artifact.clone()))
                 .collect()

@@ -209,3 +209,23 @@ async fn a_deleted_device_is_forgotten_at_once() {
             .is_empty()
     );
 }
+
+#[tokio::test]
+async fn several_of_one_repository_stand_together_until_the_next_step() {
+    let rig = Rig::new().await;
+    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    let versions: Vec<ArtifactName> = ["1", "2", "3"]
+        .iter()
+        .map(|text| artifact("ghcr.io/o/app", text))
+        .collect();
+    let both = versions[..2]
+        .iter()
+        .map(|name| assignment(&group("kitchen"), name, 1))
+        .collect();
+    rig.rollouts.assign(both).await.unwrap();
+    assert_eq!(rig.wanted("board").len(), 2);
+    let changes = rig.assign(&group("kitchen"), &versions[2], 2).await;
+    assert!(changes[0].replaces.is_some());
+    assert_eq!(rig.wanted("board"), [versions[2].to_string()]);
+    assert_eq!(rig.rollouts.list(None, 10).await.unwrap().len(), 1);
+}
