@@ -135,7 +135,7 @@ async fn admit(
         at: facade.clock.now(),
         who: caller.name.clone(),
         action: format!("{} {}", request.method(), route.as_str()),
-        subject: request.uri().path().to_owned(),
+        subject: subject(request.uri().path(), b""),
         from: address.to_string(),
         result: 403,
         request_id: id.to_owned(),
@@ -146,7 +146,7 @@ async fn admit(
     }
     let (parts, body) = request.into_parts();
     let body = read(body).await?;
-    happening.subject = subject(&happening.subject, &body);
+    happening.subject = subject(parts.uri.path(), &body);
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
     happening.result = response.status().as_u16();
     // A request that was turned down for what it says has changed nothing; one that failed may have.
