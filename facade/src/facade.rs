@@ -494,11 +494,11 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
         Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
             Err(error) => {
-                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used")
+                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used");
             }
         },
         Ok(Err(error)) => {
-            tracing::error!(error = %chain(&error), "the server certificate could not be renewed")
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
         }
         Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
     }
