@@ -29,8 +29,8 @@ use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
-use crate::console;
 use crate::config::Config;
+use crate::console;
 use crate::init::{self, DataDir, InitError};
 use crate::metrics::Metrics;
 use crate::operator_door::OperatorDoor;
@@ -161,7 +161,10 @@ impl Facade {
 
     /// Fetches everything an artifact consists of into the cache.
     pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
-        let documents = closure.documents.iter().map(|descriptor| (descriptor, Kind::Document));
+        let documents = closure
+            .documents
+            .iter()
+            .map(|descriptor| (descriptor, Kind::Document));
         let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
         for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();

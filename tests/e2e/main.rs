@@ -5,6 +5,7 @@
 #![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
 
 mod authorization;
+mod console;
 mod credentials;
 mod enroll;
 mod est;

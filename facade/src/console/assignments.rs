@@ -61,8 +61,15 @@ async fn send(change: &Change, path: &str) -> Result<AssignmentReport, Problem> 
 }
 
 fn told(what: &str, report: &AssignmentReport) -> String {
-    let replaced = report.assignments.iter().any(|assignment| assignment.replaces.is_some());
-    let replaced = if replaced { " It replaces another version of it." } else { "" };
+    let replaced = report
+        .assignments
+        .iter()
+        .any(|assignment| assignment.replaces.is_some());
+    let replaced = if replaced {
+        " It replaces another version of it."
+    } else {
+        ""
+    };
     let devices = match report.devices {
         1 => "1 device is".to_owned(),
         number => format!("{number} devices are"),

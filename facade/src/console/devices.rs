@@ -115,9 +115,13 @@ impl Detail {
             "pending" => return Some("It waits for approval: until then it has no certificate."),
             "suspended" => return Some("It is suspended: it is turned away until it is restored."),
             "quarantined" => {
-                return Some("It is quarantined: two devices seem to use its identity. Find out which is the real one, then restore or revoke it.");
+                return Some(
+                    "It is quarantined: two devices seem to use its identity. Find out which is the real one, then restore or revoke it.",
+                );
             }
-            "revoked" => return Some("It is revoked for good. To bring it back, enroll it again under another id."),
+            "revoked" => {
+                return Some("It is revoked for good. To bring it back, enroll it again under another id.");
+            }
             _ => {}
         }
         if device.wanted.is_empty() {

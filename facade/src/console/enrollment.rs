@@ -71,10 +71,7 @@ async fn mint(change: &Change) -> Result<String, Problem> {
 }
 
 pub(super) async fn revoke(change: Change) -> Response {
-    let path = format!(
-        "/api/v1/enrollment-tokens/{}",
-        encoded(change.fields.text("id"))
-    );
+    let path = format!("/api/v1/enrollment-tokens/{}", encoded(change.fields.text("id")));
     let revoked: Result<EnrollmentToken, Problem> = change.visit.api.delete(&path).await;
     let outcome = revoked.map(|token| Outcome::done(&format!("Token {} is revoked.", token.id)).html());
     change.back(HERE, outcome)
@@ -91,10 +88,7 @@ fn picture(text: &str) -> Option<Picture> {
             let _ = write!(path, "M{} {}h1v1h-1z", place % side + 4, place / side + 4);
         }
     }
-    Some(Picture {
-        side: side + 8,
-        path,
-    })
+    Some(Picture { side: side + 8, path })
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ impl Fields {
 
     /// The same, where nothing was filled in is nothing.
     pub(super) fn filled(&self, name: &str) -> Option<String> {
-        Some(self.text(name)).filter(|text| !text.is_empty()).map(str::to_owned)
+        Some(self.text(name))
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
     }
 
     /// A value exactly as it was typed: blanks belong to a password.

@@ -136,8 +136,7 @@ impl FromRequest<Console> for Change {
 /// Reads a form.
 pub(super) async fn read(body: axum::body::Body) -> Result<Fields, Failure> {
     let bytes = axum::body::to_bytes(body, MAX_FORM_BYTES).await;
-    let bytes =
-        bytes.map_err(|_| Failure(Problem::malformed("the form is larger than 1 MiB or was cut")))?;
+    let bytes = bytes.map_err(|_| Failure(Problem::malformed("the form is larger than 1 MiB or was cut")))?;
     Ok(Fields::parse(&bytes))
 }
 
@@ -191,7 +190,12 @@ mod tests {
     #[test]
     fn rejects_a_form_of_another_site() {
         let host = ("host", "console:8080");
-        for origin in ["https://evil.example", "null", "https://console:9090", "https://evil.example/console:8080"] {
+        for origin in [
+            "https://evil.example",
+            "null",
+            "https://console:9090",
+            "https://evil.example/console:8080",
+        ] {
             assert!(!check(&[host, ("origin", origin)]), "{origin}");
         }
         let origin = ("origin", "https://console:8080");

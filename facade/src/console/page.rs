@@ -23,8 +23,14 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::X_FRAME_OPTIONS, "DENY"),
     // Not `no-referrer`: with that, browsers hide where our own forms come from as well.
     (header::REFERRER_POLICY, "same-origin"),
-    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
 ];
 
 /// What surrounds a page.
@@ -252,7 +258,13 @@ mod tests {
 
     #[test]
     fn tells_times_from_now() {
-        let cases = [(-5, "just now"), (-60, "60 s ago"), (3_600, "in 60 min"), (-7_200, "2 h ago"), (259_200, "in 3 days")];
+        let cases = [
+            (-5, "just now"),
+            (-60, "60 s ago"),
+            (3_600, "in 60 min"),
+            (-7_200, "2 h ago"),
+            (259_200, "in 3 days"),
+        ];
         for (seconds, expected) in cases {
             assert_eq!(told(seconds), expected);
         }
@@ -260,14 +272,23 @@ mod tests {
 
     #[test]
     fn tells_sizes_in_the_largest_unit_that_fits() {
-        for (bytes, expected) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (204 << 20, "204 MiB"), (5 << 40, "5.0 TiB")] {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (204 << 20, "204 MiB"),
+            (5 << 40, "5.0 TiB"),
+        ] {
             assert_eq!(size(&bytes), expected);
         }
     }
 
     #[test]
     fn a_time_that_is_none_cannot_be_html() {
-        let when = When { at: "<script>".parse().ok(), now: Timestamp::UNIX_EPOCH };
+        let when = When {
+            at: "<script>".parse().ok(),
+            now: Timestamp::UNIX_EPOCH,
+        };
         assert_eq!(when.to_string(), "<span class=\"none\">never</span>");
     }
 }
