@@ -21,7 +21,7 @@ fn report_as(device: &Device, facade: &Facade, reason: &str) {
         "--show-error",
         "--fail-with-body",
         "--request",
-        "POST",
+        "PUT",
     ]);
     curl.args([
         "--header",
