@@ -109,10 +109,7 @@ impl Global {
         ];
         Flags {
             file: self.config.clone(),
-            settings: settings
-                .into_iter()
-                .filter_map(|(key, text)| Some((key, text.clone()?)))
-                .collect(),
+            settings: settings.into_iter().filter_map(|(key, text)| Some((key, text.clone()?))).collect(),
         }
     }
 }
@@ -122,11 +119,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Success
-            };
+            let code = if error.use_stderr() { Exit::Usage } else { Exit::Success };
             // A reader that went away is no failure of ours.
             let _ = error.print();
             return code.into();

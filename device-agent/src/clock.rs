@@ -48,10 +48,7 @@ impl Clock {
     }
 
     fn with(source: Source) -> Self {
-        Self {
-            source,
-            floor: Arc::new(AtomicI64::new(built().as_millisecond())),
-        }
+        Self { source, floor: Arc::new(AtomicI64::new(built().as_millisecond())) }
     }
 
     /// The time now: the device's clock, or the floor where the clock is behind it.

@@ -180,10 +180,7 @@ impl Config {
         if let Some(proxy) = general {
             texts.set("proxy", Origin::Environment("HTTPS_PROXY".into()), proxy);
         }
-        let named = flags
-            .file
-            .clone()
-            .or_else(|| ours.get("CONFIG").map(PathBuf::from));
+        let named = flags.file.clone().or_else(|| ours.get("CONFIG").map(PathBuf::from));
         texts.read_file(named.as_deref());
         for (name, text) in ours.into_iter().filter(|(name, _)| name != "CONFIG") {
             let full = format!("{ENVIRONMENT_PREFIX}{name}");
@@ -310,11 +307,7 @@ impl Texts {
             log_format: self.take("log_format", LogFormat::Auto, parse::log_format),
             colour: true,
         };
-        if self.mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(self.mistakes))
-        }
+        if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError(self.mistakes)) }
     }
 }
 
@@ -367,14 +360,9 @@ mod tests {
         std::fs::write(temporary.path(), file).unwrap();
         let flags = Flags {
             file: Some(temporary.path().to_owned()),
-            settings: flags
-                .iter()
-                .map(|(key, text)| (*key, (*text).to_owned()))
-                .collect(),
+            settings: flags.iter().map(|(key, text)| (*key, (*text).to_owned())).collect(),
         };
-        let environment = environment
-            .iter()
-            .map(|(name, text)| (OsString::from(name), OsString::from(text)));
+        let environment = environment.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
         Config::read(&flags, environment).map_err(|error| error.to_string())
     }
 
@@ -393,10 +381,7 @@ mod tests {
     fn rejects_unknown_keys_and_names_the_nearest() {
         let error = read("namspace = \"x\"\n", &[("DEVICE_AGENT_STAL", "1s")], &[]).unwrap_err();
         assert!(error.contains("did you mean namespace?"), "{error}");
-        assert!(
-            error.contains("DEVICE_AGENT_STAL") && error.contains("did you mean stall?"),
-            "{error}"
-        );
+        assert!(error.contains("DEVICE_AGENT_STAL") && error.contains("did you mean stall?"), "{error}");
     }
 
     #[test]

@@ -87,25 +87,16 @@ struct Outcome {
 
 impl Outcome {
     fn event(event: Event) -> Self {
-        Self {
-            event: Some(event),
-            error: None,
-        }
+        Self { event: Some(event), error: None }
     }
 
     fn failed(fault: Fault, error: impl Into<AgentError>) -> Self {
-        Self {
-            event: Some(Event::Failed(fault)),
-            error: Some(error.into()),
-        }
+        Self { event: Some(Event::Failed(fault)), error: Some(error.into()) }
     }
 
     /// Nothing is decided: the same effect again, after a while.
     fn again(error: impl Into<AgentError>) -> Self {
-        Self {
-            event: None,
-            error: Some(error.into()),
-        }
+        Self { event: None, error: Some(error.into()) }
     }
 }
 
@@ -359,11 +350,7 @@ impl Agent {
         self.learn(identity.certificate().not_before());
         let client = identity.client(&self.clock, self.config.proxy.as_ref())?;
         let renew_at = identity.renew_at(random::number());
-        let session = Arc::new(Session {
-            identity,
-            client,
-            renew_at,
-        });
+        let session = Arc::new(Session { identity, client, renew_at });
         self.shared().session = Some(Arc::clone(&session));
         Ok(session)
     }

@@ -72,13 +72,7 @@ impl Ask {
     }
 
     fn new(method: Method, path: String, body: Bytes) -> Self {
-        Self {
-            method,
-            path,
-            headers: HeaderMap::new(),
-            body,
-            patience: PATIENCE,
-        }
+        Self { method, path, headers: HeaderMap::new(), body, patience: PATIENCE }
     }
 
     /// Adds a header.
@@ -103,10 +97,7 @@ impl Ask {
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT_ENCODING, "identity")
             .body(Full::new(self.body.clone()))
-            .map_err(|source| ClientError::Request {
-                path: self.path.clone(),
-                source,
-            })?;
+            .map_err(|source| ClientError::Request { path: self.path.clone(), source })?;
         for (name, value) in &self.headers {
             request.headers_mut().append(name, value.clone());
         }
@@ -259,10 +250,8 @@ impl Answer {
     pub async fn next(&mut self, stall: Duration) -> Result<Option<Bytes>, ClientError> {
         loop {
             let frame = tokio::time::timeout(stall, self.body.frame()).await;
-            let frame = frame.map_err(|_| ClientError::Stalled {
-                path: self.path.clone(),
-                seconds: stall.as_secs(),
-            })?;
+            let frame = frame
+                .map_err(|_| ClientError::Stalled { path: self.path.clone(), seconds: stall.as_secs() })?;
             match frame {
                 None => {
                     if let Some(sender) = self.sender.take() {
@@ -271,10 +260,7 @@ impl Answer {
                     return Ok(None);
                 }
                 Some(Err(source)) => {
-                    return Err(ClientError::Cut {
-                        path: self.path.clone(),
-                        source,
-                    });
+                    return Err(ClientError::Cut { path: self.path.clone(), source });
                 }
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data() {
@@ -290,10 +276,7 @@ impl Answer {
         let mut whole = Vec::new();
         while let Some(bytes) = self.next(STALL).await? {
             if whole.len() as u64 + bytes.len() as u64 > max_bytes {
-                return Err(ClientError::TooLong {
-                    path: self.path,
-                    max_bytes,
-                });
+                return Err(ClientError::TooLong { path: self.path, max_bytes });
             }
             whole.extend_from_slice(&bytes);
         }
@@ -301,20 +284,15 @@ impl Answer {
     }
 
     async fn accept(self) -> Result<Self, ClientError> {
-        let encoded = self
-            .headers
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|encoding| encoding != "identity");
+        let encoded =
+            self.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         if encoded {
             return Err(ClientError::Encoded { path: self.path });
         }
         match self.status {
             status if status.is_success() => Ok(self),
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Ok(self),
-            status if status.is_redirection() => Err(ClientError::Redirect {
-                path: self.path,
-                status,
-            }),
+            status if status.is_redirection() => Err(ClientError::Redirect { path: self.path, status }),
             _ => Err(self.refusal().await),
         }
     }
@@ -323,11 +301,6 @@ impl Answer {
         let (path, status) = (self.path.clone(), self.status);
         let retry_after = self.headers.get(header::RETRY_AFTER).and_then(error::retry_after);
         let body = self.whole(MAX_REFUSAL_BYTES as u64).await.unwrap_or_default();
-        ClientError::Status {
-            path,
-            status,
-            retry_after,
-            detail: error::detail(&body),
-        }
+        ClientError::Status { path, status, retry_after, detail: error::detail(&body) }
     }
 }

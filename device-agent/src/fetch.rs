@@ -83,11 +83,7 @@ impl FetchError {
 
     /// What went wrong on the way to the facade, if it was that.
     pub fn class(&self) -> Option<Class> {
-        if let Self::Client { source, .. } = self {
-            Some(source.class())
-        } else {
-            None
-        }
+        if let Self::Client { source, .. } = self { Some(source.class()) } else { None }
     }
 }
 
@@ -140,10 +136,8 @@ impl Fetcher<'_> {
         let root = assigned.root();
         let mut known = Known::default();
         loop {
-            let next = plan::next(&root, &known, self.platform).map_err(|source| FetchError::Plan {
-                artifact: artifact.clone(),
-                source,
-            })?;
+            let next = plan::next(&root, &known, self.platform)
+                .map_err(|source| FetchError::Plan { artifact: artifact.clone(), source })?;
             match next {
                 Next::Complete => return Ok(()),
                 Next::Document(descriptor) => {
@@ -199,10 +193,8 @@ impl Fetcher<'_> {
             }
         }
         let space = self.runtime.space().await.map_err(FetchError::Runtime)?;
-        plan::admit(&missing, &space, self.limits.reserve_bytes).map_err(|source| FetchError::Plan {
-            artifact: lease.artifact().clone(),
-            source,
-        })?;
+        plan::admit(&missing, &space, self.limits.reserve_bytes)
+            .map_err(|source| FetchError::Plan { artifact: lease.artifact().clone(), source })?;
         futures_util::stream::iter(&missing)
             .map(|blob| self.transfer(lease, blob))
             .buffer_unordered(self.limits.parallel)

@@ -21,10 +21,7 @@ pub struct HandoverError {
 impl HandoverError {
     fn new(assigned: &Assigned) -> impl Fn(ImageError) -> Self {
         let artifact = assigned.artifact.clone();
-        move |source| Self {
-            artifact: artifact.clone(),
-            source,
-        }
+        move |source| Self { artifact: artifact.clone(), source }
     }
 
     /// Which artifact it was.
@@ -59,15 +56,11 @@ pub async fn activate(
 ) -> Result<(), HandoverError> {
     // All are imported before the first alias moves: a release changes as a whole or not at all.
     for assigned in release.assigned() {
-        import(runtime, assigned, platform)
-            .await
-            .map_err(HandoverError::new(assigned))?;
+        import(runtime, assigned, platform).await.map_err(HandoverError::new(assigned))?;
     }
     for assigned in release.assigned() {
         let promoted = runtime.promote(&assigned.artifact).await;
-        promoted
-            .map_err(ImageError::Runtime)
-            .map_err(HandoverError::new(assigned))?;
+        promoted.map_err(ImageError::Runtime).map_err(HandoverError::new(assigned))?;
     }
     Ok(())
 }
@@ -117,11 +110,8 @@ pub async fn tidy(
             take_back(runtime, &handed.artifact).await?;
         }
     }
-    let wanted: Vec<ArtifactName> = next
-        .into_iter()
-        .flat_map(Release::assigned)
-        .map(|assigned| assigned.artifact.clone())
-        .collect();
+    let wanted: Vec<ArtifactName> =
+        next.into_iter().flat_map(Release::assigned).map(|assigned| assigned.artifact.clone()).collect();
     runtime.clean(&wanted).await?;
     Ok(())
 }

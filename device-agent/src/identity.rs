@@ -163,13 +163,7 @@ impl Identity {
         if certificate.key() != key.fingerprint() {
             return Err(IdentityError::Mismatch);
         }
-        Ok(Self {
-            facade,
-            certificate,
-            anchors,
-            chain,
-            key: Arc::new(key),
-        })
+        Ok(Self { facade, certificate, anchors, chain, key: Arc::new(key) })
     }
 
     /// Which facade, and as whom.
@@ -202,18 +196,12 @@ impl Identity {
     /// When the certificate is to be renewed: after two thirds of its life, a twentieth earlier or later, so that a fleet
     /// enrolled in one hour does not come back in one hour.
     pub fn renew_at(&self, random: u64) -> Timestamp {
-        let life = self
-            .certificate
-            .not_after()
-            .duration_since(self.certificate.not_before());
+        let life = self.certificate.not_after().duration_since(self.certificate.not_before());
         let seconds = life.as_secs().max(0);
         let spread = seconds / 10;
         let jitter = i64::try_from(random % (spread.unsigned_abs() + 1)).unwrap_or_default() - spread / 2;
         let after = SignedDuration::from_secs(seconds / 3 * 2 + jitter);
-        self.certificate
-            .not_before()
-            .checked_add(after)
-            .unwrap_or(Timestamp::MAX)
+        self.certificate.not_before().checked_add(after).unwrap_or(Timestamp::MAX)
     }
 }
 
@@ -233,15 +221,9 @@ fn parse_key(pem: &[u8]) -> Option<PrivateKey> {
 
 fn credentials(chain: &[CertificateDer<'static>], key: &PrivateKey) -> Credentials {
     let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
-    Credentials {
-        chain: chain.to_vec(),
-        key: key.into(),
-    }
+    Credentials { chain: chain.to_vec(), key: key.into() }
 }
 
 fn to_pem(certificates: &[CertificateDer<'static>]) -> String {
-    certificates
-        .iter()
-        .map(|certificate| pki::x509::pem::certificate(certificate))
-        .collect()
+    certificates.iter().map(|certificate| pki::x509::pem::certificate(certificate)).collect()
 }

@@ -219,9 +219,7 @@ pub enum Effect<'a> {
 
 impl Default for State {
     fn default() -> Self {
-        Self::Unenrolled {
-            standing: Standing::default(),
-        }
+        Self::Unenrolled { standing: Standing::default() }
     }
 }
 
@@ -256,51 +254,19 @@ impl State {
                 _ => Self::Fetching { standing, next },
             },
             Self::Activating { standing, next } => match event {
-                Event::Activated { deadline } => Self::Confirming {
-                    standing,
-                    next,
-                    deadline,
-                },
-                Event::Failed(fault) => Self::RollingBack {
-                    standing,
-                    next,
-                    fault,
-                },
+                Event::Activated { deadline } => Self::Confirming { standing, next, deadline },
+                Event::Failed(fault) => Self::RollingBack { standing, next, fault },
                 _ => Self::Activating { standing, next },
             },
-            Self::Confirming {
-                standing,
-                next,
-                deadline,
-            } => match event {
-                Event::Healthy => Self::Idle {
-                    standing: standing.confirm(next),
-                },
-                Event::Failed(fault) => Self::RollingBack {
-                    standing,
-                    next,
-                    fault,
-                },
-                _ => Self::Confirming {
-                    standing,
-                    next,
-                    deadline,
-                },
+            Self::Confirming { standing, next, deadline } => match event {
+                Event::Healthy => Self::Idle { standing: standing.confirm(next) },
+                Event::Failed(fault) => Self::RollingBack { standing, next, fault },
+                _ => Self::Confirming { standing, next, deadline },
             },
-            Self::RollingBack {
-                standing,
-                next,
-                fault,
-            } => match (event, fault) {
-                (Event::RolledBack, Fault::Release) => Self::Idle {
-                    standing: standing.reject(next),
-                },
+            Self::RollingBack { standing, next, fault } => match (event, fault) {
+                (Event::RolledBack, Fault::Release) => Self::Idle { standing: standing.reject(next) },
                 (Event::RolledBack, Fault::Circumstance) => Self::Idle { standing },
-                _ => Self::RollingBack {
-                    standing,
-                    next,
-                    fault,
-                },
+                _ => Self::RollingBack { standing, next, fault },
             },
         }
     }

@@ -99,17 +99,11 @@ pub fn next(root: &Descriptor, known: &Known, platform: &Platform) -> Result<Nex
 }
 
 fn document(descriptor: &Descriptor) -> Result<Next, PlanError> {
-    if !matches!(
-        descriptor.media_type.kind(),
-        MediaKind::Manifest | MediaKind::Index
-    ) {
+    if !matches!(descriptor.media_type.kind(), MediaKind::Manifest | MediaKind::Index) {
         return Err(PlanError::NotAManifest(descriptor.digest));
     }
     if descriptor.size > MAX_DOCUMENT_BYTES as u64 {
-        return Err(PlanError::DocumentTooLarge {
-            digest: descriptor.digest,
-            size_bytes: descriptor.size,
-        });
+        return Err(PlanError::DocumentTooLarge { digest: descriptor.digest, size_bytes: descriptor.size });
     }
     Ok(Next::Document(descriptor.clone()))
 }
@@ -128,33 +122,24 @@ fn missing<'a>(
             None => wanted.push(blob.clone()),
         }
     }
-    if wanted.is_empty() {
-        Ok(Next::Complete)
-    } else {
-        Ok(Next::Blobs(wanted))
-    }
+    if wanted.is_empty() { Ok(Next::Complete) } else { Ok(Next::Blobs(wanted)) }
 }
 
 /// Lets what is missing in only where it fits, unpacked too, and leaves a reserve. Where the place cannot be seen,
 /// nothing is known and nothing is refused.
 pub fn admit(missing: &[Descriptor], space: &Space, reserve_bytes: u64) -> Result<(), PlanError> {
-    let content = missing
-        .iter()
-        .fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+    let content = missing.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
     let unpacked = if space.unpacked_free_bytes.is_some() {
-        missing
-            .iter()
-            .fold(0_u64, |sum, blob| sum.saturating_add(unpacked(blob)))
+        missing.iter().fold(0_u64, |sum, blob| sum.saturating_add(unpacked(blob)))
     } else {
         0
     };
     let fits = |need: u64, free: Option<u64>| {
         let need_bytes = need.saturating_add(reserve_bytes);
         match free {
-            Some(free_bytes) if need > 0 && free_bytes < need_bytes => Err(PlanError::NoRoom {
-                need_bytes,
-                free_bytes,
-            }),
+            Some(free_bytes) if need > 0 && free_bytes < need_bytes => {
+                Err(PlanError::NoRoom { need_bytes, free_bytes })
+            }
             _ => Ok(()),
         }
     };
@@ -167,14 +152,8 @@ pub fn admit(missing: &[Descriptor], space: &Space, reserve_bytes: u64) -> Resul
 
 /// What a layer will take when it is unpacked: its own size if it is not compressed, else what such layers usually do.
 fn unpacked(blob: &Descriptor) -> u64 {
-    let compressed = ["gzip", "zstd"]
-        .iter()
-        .any(|how| blob.media_type.as_str().ends_with(how));
-    if compressed {
-        blob.size.saturating_mul(7) / 2
-    } else {
-        blob.size
-    }
+    let compressed = ["gzip", "zstd"].iter().any(|how| blob.media_type.as_str().ends_with(how));
+    if compressed { blob.size.saturating_mul(7) / 2 } else { blob.size }
 }
 
 fn platforms(manifests: &[Descriptor]) -> String {
@@ -184,11 +163,7 @@ fn platforms(manifests: &[Descriptor]) -> String {
         .filter(|platform| platform.is_runnable())
         .map(ToString::to_string)
         .collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -260,23 +235,15 @@ mod tests {
         let mut known = Known::default();
         known.documents.insert(root().digest, index("linux/amd64", 300));
         let error = next(&root(), &known, &device()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the artifact has no image for linux/arm64 (it has: linux/amd64)"
-        );
+        assert_eq!(error.to_string(), "the artifact has no image for linux/arm64 (it has: linux/amd64)");
     }
 
     #[test]
     fn rejects_documents_of_absurd_size_before_asking_for_them() {
         let huge = descriptor(MediaType::OCI_MANIFEST, "index", u64::MAX / 2);
-        assert!(matches!(
-            next(&huge, &Known::default(), &device()),
-            Err(PlanError::DocumentTooLarge { .. })
-        ));
+        assert!(matches!(next(&huge, &Known::default(), &device()), Err(PlanError::DocumentTooLarge { .. })));
         let mut known = Known::default();
-        known
-            .documents
-            .insert(root().digest, index("linux/arm64", 1 << 40));
+        known.documents.insert(root().digest, index("linux/arm64", 1 << 40));
         assert!(next(&root(), &known, &device()).is_err());
     }
 
@@ -285,26 +252,16 @@ mod tests {
         let mut longer = layer("a");
         longer.size += 1;
         let mut known = Known::default();
-        known
-            .documents
-            .insert(root().digest, manifest(&[layer("a"), longer]));
-        assert!(matches!(
-            next(&root(), &known, &device()),
-            Err(PlanError::TwoLengths(_))
-        ));
+        known.documents.insert(root().digest, manifest(&[layer("a"), longer]));
+        assert!(matches!(next(&root(), &known, &device()), Err(PlanError::TwoLengths(_))));
     }
 
     #[test]
     fn rejects_an_index_inside_an_index() {
         let mut known = Known::default();
         known.documents.insert(root().digest, index("linux/arm64", 300));
-        known
-            .documents
-            .insert(Digest::sha256(b"manifest"), index("linux/arm64", 300));
-        assert!(matches!(
-            next(&root(), &known, &device()),
-            Err(PlanError::NotAManifest(_))
-        ));
+        known.documents.insert(Digest::sha256(b"manifest"), index("linux/arm64", 300));
+        assert!(matches!(next(&root(), &known, &device()), Err(PlanError::NotAManifest(_))));
     }
 
     #[test]
@@ -318,17 +275,11 @@ mod tests {
         assert!(admit(&missing, &space(Some(460), Some(460), true), 10).is_ok());
         assert_eq!(
             admit(&missing, &space(Some(459), Some(459), true), 10),
-            Err(PlanError::NoRoom {
-                need_bytes: 460,
-                free_bytes: 459
-            })
+            Err(PlanError::NoRoom { need_bytes: 460, free_bytes: 459 })
         );
         assert!(admit(&missing, &space(Some(110), None, false), 10).is_ok());
         assert!(admit(&missing, &space(Some(110), Some(300), false), 10).is_err());
         assert!(admit(&missing, &space(None, None, false), 10).is_ok());
-        assert!(
-            admit(&[], &space(Some(0), None, false), 10).is_ok(),
-            "nothing is missing"
-        );
+        assert!(admit(&[], &space(Some(0), None, false), 10).is_ok(), "nothing is missing");
     }
 }

@@ -60,9 +60,7 @@ impl Progress {
     pub fn take_back(&self, bytes: u64) {
         let _ = self
             .done_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| {
-                Some(done.saturating_sub(bytes))
-            });
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| Some(done.saturating_sub(bytes)));
     }
 
     /// A transfer was cut and waits before it goes on.

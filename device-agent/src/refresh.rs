@@ -144,10 +144,7 @@ impl Refresher<'_> {
         }));
         Ok(Agreed {
             release,
-            versions: MetadataVersions {
-                images: versions(&images),
-                director: versions(&director),
-            },
+            versions: MetadataVersions { images: versions(&images), director: versions(&director) },
             expires: expires(&images).min(expires(&director)),
             anchors: self.anchors(&mut images).await,
         })
@@ -190,11 +187,8 @@ impl Refresher<'_> {
     async fn refresh(&self, repository: Repository) -> Result<TrustedSet, RefreshError> {
         let stored = stored(self.state, repository)?;
         let mut asked = None;
-        let refused = |source, file: &Option<String>| RefreshError::Metadata {
-            repository,
-            file: file.clone(),
-            source,
-        };
+        let refused =
+            |source, file: &Option<String>| RefreshError::Metadata { repository, file: file.clone(), source };
         let mut refresh = Refresh::new(stored, self.clock.now(), Limits::default())
             .map_err(|source| refused(source, &Some("root.json".to_owned())))?;
         loop {
@@ -223,16 +217,12 @@ impl Refresher<'_> {
         match step {
             Step::Done => Ok(Carried::Done),
             Step::Store { file, bytes } => {
-                self.state
-                    .write(&format!("{directory}/{file}"), &bytes)
-                    .map_err(RefreshError::State)?;
+                self.state.write(&format!("{directory}/{file}"), &bytes).map_err(RefreshError::State)?;
                 tracing::debug!(repository = repository.name(), file, "metadata stored");
                 Ok(Carried::Kept)
             }
             Step::Remove { file } => {
-                self.state
-                    .remove(&format!("{directory}/{file}"))
-                    .map_err(RefreshError::State)?;
+                self.state.remove(&format!("{directory}/{file}")).map_err(RefreshError::State)?;
                 Ok(Carried::Kept)
             }
             Step::Fetch { file, max_bytes } => {
@@ -245,16 +235,9 @@ impl Refresher<'_> {
                     Err(ClientError::TooLong { max_bytes, .. }) => Err(RefreshError::Metadata {
                         repository,
                         file: Some(file.clone()),
-                        source: MetadataError::TooLong {
-                            file,
-                            limit: max_bytes,
-                        },
+                        source: MetadataError::TooLong { file, limit: max_bytes },
                     }),
-                    Err(source) => Err(RefreshError::Client {
-                        repository,
-                        file,
-                        source,
-                    }),
+                    Err(source) => Err(RefreshError::Client { repository, file, source }),
                 }
             }
         }
@@ -270,14 +253,9 @@ enum Carried {
 /// The metadata as it lies on disk. What is damaged there is fetched again, except the root, on which all else stands.
 fn stored(state: &StateDir, repository: Repository) -> Result<Stored, RefreshError> {
     let directory = repository.directory();
-    let read = |file: &str| {
-        state
-            .read(&format!("{directory}/{file}"))
-            .map_err(RefreshError::State)
-    };
-    let root = read("root.json")?.ok_or_else(|| RefreshError::NoRoot {
-        file: format!("{directory}/root.json"),
-    })?;
+    let read = |file: &str| state.read(&format!("{directory}/{file}")).map_err(RefreshError::State);
+    let root =
+        read("root.json")?.ok_or_else(|| RefreshError::NoRoot { file: format!("{directory}/root.json") })?;
     let mut delegated = BTreeMap::new();
     for file in state.list(&directory).map_err(RefreshError::State)? {
         if TOP_LEVEL.contains(&file.as_str()) {
@@ -311,10 +289,7 @@ pub fn stored_versions(state: &StateDir) -> MetadataVersions {
         snapshot: version(repository, "snapshot").unwrap_or_default(),
         targets: version(repository, "targets").unwrap_or_default(),
     };
-    MetadataVersions {
-        images: versions(Repository::Images),
-        director: versions(Repository::Director),
-    }
+    MetadataVersions { images: versions(Repository::Images), director: versions(Repository::Director) }
 }
 
 fn versions(trusted: &TrustedSet) -> RepositoryVersions {

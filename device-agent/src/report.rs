@@ -61,11 +61,7 @@ impl Reporter<'_> {
             return Ok(());
         };
         tracing::warn!(code = %code, reason, "refused");
-        let refusal = Refusal {
-            subject,
-            code,
-            reason: Line::shortened(reason),
-        };
+        let refusal = Refusal { subject, code, reason: Line::shortened(reason) };
         let mut refused = self.refused();
         if refused.contains(&refusal) {
             return Ok(());
@@ -79,39 +75,25 @@ impl Reporter<'_> {
 
     /// What was refused and not told yet. A damaged list is an empty one: it is told, not decided by.
     pub fn refused(&self) -> Vec<Refusal> {
-        self.state
-            .read_json(REFUSED_FILE, "remove it")
-            .ok()
-            .flatten()
-            .unwrap_or_default()
+        self.state.read_json(REFUSED_FILE, "remove it").ok().flatten().unwrap_or_default()
     }
 
     /// Notes what is handed over from now on; what was there before keeps its time.
     pub fn handed_over(&self, release: &Release, now: Timestamp) -> Result<(), StateError> {
         let before = self.running();
         let since = |artifact: &ArtifactName| {
-            before
-                .iter()
-                .find(|running| running.artifact == *artifact)
-                .map_or(now, |running| running.since)
+            before.iter().find(|running| running.artifact == *artifact).map_or(now, |running| running.since)
         };
         let running: Vec<Running> = release
             .assigned()
-            .map(|assigned| Running {
-                artifact: assigned.artifact.clone(),
-                since: since(&assigned.artifact),
-            })
+            .map(|assigned| Running { artifact: assigned.artifact.clone(), since: since(&assigned.artifact) })
             .collect();
         self.state.write_json(RUNNING_FILE, &running)
     }
 
     /// What is handed over, and since when.
     pub fn running(&self) -> Vec<Running> {
-        self.state
-            .read_json(RUNNING_FILE, "remove it")
-            .ok()
-            .flatten()
-            .unwrap_or_default()
+        self.state.read_json(RUNNING_FILE, "remove it").ok().flatten().unwrap_or_default()
     }
 
     /// Sends one report; returns when the facade wants the next.
@@ -137,16 +119,11 @@ impl Reporter<'_> {
             attempt: progress.resumed.saturating_add(1),
         });
         let body = serde_json::to_vec(&report).map_err(ReportError::Encode)?;
-        let ask = Ask::put("/v1/report", body).with(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static("application/json"),
-        );
+        let ask = Ask::put("/v1/report", body)
+            .with(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
         let answer = client.ask(&ask).await.map_err(ReportError::Client)?;
         let told = answer.status().is_success();
-        let answer = answer
-            .whole(MAX_ANSWER_BYTES)
-            .await
-            .map_err(ReportError::Client)?;
+        let answer = answer.whole(MAX_ANSWER_BYTES).await.map_err(ReportError::Client)?;
         if told && !refused.is_empty() {
             self.state.remove(REFUSED_FILE).map_err(ReportError::State)?;
         }
@@ -172,9 +149,7 @@ impl Reporter<'_> {
         };
         let ahead = answer.next_counter.saturating_sub(1);
         if ahead > sent && ahead - sent <= MAX_JUMP {
-            self.state
-                .write_json(REPORT_FILE, &Counter { counter: ahead })
-                .map_err(ReportError::State)?;
+            self.state.write_json(REPORT_FILE, &Counter { counter: ahead }).map_err(ReportError::State)?;
         }
         let every = Duration::from_secs(u64::from(answer.report_every_seconds));
         Ok(every.clamp(SHORTEST_EVERY, LONGEST_EVERY))
@@ -234,9 +209,7 @@ mod tests {
         assert_eq!(reporter.heard(2, answer).unwrap(), Duration::from_secs(60));
         assert_eq!(reporter.next_counter().unwrap(), 41);
         // An older answer that comes late takes nothing back.
-        reporter
-            .heard(41, br#"{"next_counter":3,"report_every_seconds":0}"#)
-            .unwrap();
+        reporter.heard(41, br#"{"next_counter":3,"report_every_seconds":0}"#).unwrap();
         assert_eq!(reporter.next_counter().unwrap(), 42);
     }
 

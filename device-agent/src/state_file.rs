@@ -112,11 +112,7 @@ impl StateDir {
             Errno::LOOP | Errno::NOTDIR => StateError::NotRegular(path.to_owned()),
             errno => failed("open", path, errno.into()),
         })?;
-        let this = Self {
-            path: path.to_owned(),
-            root,
-            changes_left: AtomicI64::new(-1),
-        };
+        let this = Self { path: path.to_owned(), root, changes_left: AtomicI64::new(-1) };
         this.check_ownership()?;
         Ok(this)
     }
@@ -141,8 +137,7 @@ impl StateDir {
         match self.changes_left.load(Ordering::Relaxed) {
             0 => Err(failed("change", path, std::io::ErrorKind::StorageFull.into())),
             left => {
-                self.changes_left
-                    .store(left.saturating_sub(1).max(-1), Ordering::Relaxed);
+                self.changes_left.store(left.saturating_sub(1).max(-1), Ordering::Relaxed);
                 Ok(())
             }
         }
@@ -153,11 +148,7 @@ impl StateDir {
             rustix::fs::fstat(&self.root).map_err(|errno| failed("examine", &self.path, errno.into()))?;
         let user = rustix::process::geteuid().as_raw();
         if stat.st_uid != user {
-            return Err(StateError::ForeignOwner {
-                path: self.path.clone(),
-                owner: stat.st_uid,
-                user,
-            });
+            return Err(StateError::ForeignOwner { path: self.path.clone(), owner: stat.st_uid, user });
         }
         self.check_mode(&self.path, stat.st_mode, 0o700)
     }
@@ -168,11 +159,7 @@ impl StateDir {
             // Nothing for group and others.
             return Ok(());
         }
-        Err(StateError::TooOpen {
-            path: path.to_owned(),
-            mode: mode & 0o7777,
-            expected,
-        })
+        Err(StateError::TooOpen { path: path.to_owned(), mode: mode & 0o7777, expected })
     }
 
     /// Takes the directory for this process alone, so that `run` and `sync` do not fight over it.
@@ -329,13 +316,11 @@ impl StateDir {
         let Some(bytes) = self.read(name)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|source| StateError::Damaged {
-                path: self.path_of(name),
-                remedy,
-                source: source.into(),
-            })
+        serde_json::from_slice(&bytes).map(Some).map_err(|source| StateError::Damaged {
+            path: self.path_of(name),
+            remedy,
+            source: source.into(),
+        })
     }
 
     /// Writes a JSON file, durable on return.
@@ -374,13 +359,8 @@ impl StateDir {
 
     /// Opens the directories on the way to a file, never through a symbolic link.
     fn walk<'a>(&self, name: &'a str, missing: Missing) -> Result<Option<(OwnedFd, &'a str)>, StateError> {
-        let (parents, last) = name
-            .rsplit_once('/')
-            .map_or(("", name), |(parents, last)| (parents, last));
-        let mut here = self
-            .root
-            .try_clone()
-            .map_err(|source| failed("open", &self.path, source))?;
+        let (parents, last) = name.rsplit_once('/').map_or(("", name), |(parents, last)| (parents, last));
+        let mut here = self.root.try_clone().map_err(|source| failed("open", &self.path, source))?;
         for part in parents.split('/').filter(|part| !part.is_empty()) {
             if missing == Missing::Create {
                 match rustix::fs::mkdirat(&here, part, Mode::RWXU) {
@@ -426,19 +406,13 @@ fn sync(directory: &impl AsFd, path: &Path) -> Result<(), StateError> {
 }
 
 fn failed(doing: &'static str, path: &Path, source: std::io::Error) -> StateError {
-    StateError::Io {
-        doing,
-        path: path.to_owned(),
-        source,
-    }
+    StateError::Io { doing, path: path.to_owned(), source }
 }
 
 const LOCK_FILE: &str = "lock";
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 #[cfg(test)]
 mod tests {
@@ -458,17 +432,8 @@ mod tests {
         assert_eq!(state.read("metadata/images/root.json").unwrap(), None);
         state.write("metadata/images/root.json", b"one").unwrap();
         state.write("metadata/images/root.json", b"two").unwrap();
-        assert_eq!(
-            state.read("metadata/images/root.json").unwrap().as_deref(),
-            Some(&b"two"[..])
-        );
-        let mode = |name: &str| {
-            std::fs::metadata(state.path_of(name))
-                .unwrap()
-                .permissions()
-                .mode()
-                & 0o777
-        };
+        assert_eq!(state.read("metadata/images/root.json").unwrap().as_deref(), Some(&b"two"[..]));
+        let mode = |name: &str| std::fs::metadata(state.path_of(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode("metadata/images/root.json"), 0o600);
         assert_eq!(mode("metadata/images"), 0o700);
         assert_eq!(state.list("metadata/images").unwrap(), ["root.json"]);
@@ -495,14 +460,8 @@ mod tests {
         std::fs::write(outside.join("secret"), b"s").unwrap();
         symlink(&outside, state.path_of("metadata")).unwrap();
         symlink(outside.join("secret"), state.path_of("facade.json")).unwrap();
-        assert!(matches!(
-            state.write("metadata/root.json", b"x"),
-            Err(StateError::NotRegular(_))
-        ));
-        assert!(matches!(
-            state.read("facade.json"),
-            Err(StateError::NotRegular(_))
-        ));
+        assert!(matches!(state.write("metadata/root.json", b"x"), Err(StateError::NotRegular(_))));
+        assert!(matches!(state.read("facade.json"), Err(StateError::NotRegular(_))));
         // Writing replaces the link itself and leaves its target alone.
         state.write("facade.json", b"ours").unwrap();
         assert_eq!(std::fs::read(outside.join("secret")).unwrap(), b"s");
@@ -555,9 +514,6 @@ mod tests {
         state.write("identity/next/key.pem", b"new").unwrap();
         state.rename("identity/next/key.pem", "identity/key.pem").unwrap();
         state.rename("identity/next/key.pem", "identity/key.pem").unwrap();
-        assert_eq!(
-            state.read("identity/key.pem").unwrap().as_deref(),
-            Some(&b"new"[..])
-        );
+        assert_eq!(state.read("identity/key.pem").unwrap().as_deref(), Some(&b"new"[..]));
     }
 }

@@ -59,10 +59,7 @@ struct Security;
 impl utoipa::Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document
-            .components
-            .get_or_insert_with(Default::default)
-            .add_security_scheme("token", bearer);
+        document.components.get_or_insert_with(Default::default).add_security_scheme("token", bearer);
     }
 }
 
@@ -118,20 +115,14 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 /// What the gate answers before any handler is reached is said once, for every operation.
 fn describe_gate(document: &mut utoipa::openapi::OpenApi) {
-    let refusals = [
-        ("403", "The token's role does not allow this"),
-        ("429", "Too many requests without a valid token"),
-    ];
+    let refusals =
+        [("403", "The token's role does not allow this"), ("429", "Too many requests without a valid token")];
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             for (status, description) in refusals {
                 let answer = || gate_refusal(description).into();
-                operation
-                    .responses
-                    .responses
-                    .entry(status.to_owned())
-                    .or_insert_with(answer);
+                operation.responses.responses.entry(status.to_owned()).or_insert_with(answer);
             }
         }
     }

@@ -92,16 +92,10 @@ pub fn authorize(peer: &Peer, action: &Action, access: &Access, now: Timestamp) 
 }
 
 fn content_of(device: &Device, asked: &ContentAction, access: &Access) -> Result<Wanted, Refusal> {
-    let granted = access
-        .grant(device.id(), &asked.repository, &asked.digest)
-        .ok_or(Refusal::NotAssigned)?;
+    let granted = access.grant(device.id(), &asked.repository, &asked.digest).ok_or(Refusal::NotAssigned)?;
     let Granted { descriptor, kind } = Arc::unwrap_or_clone(granted);
     if kind != asked.kind {
         return Err(Refusal::OtherPath);
     }
-    Ok(Wanted {
-        repository: asked.repository.clone(),
-        descriptor,
-        kind,
-    })
+    Ok(Wanted { repository: asked.repository.clone(), descriptor, kind })
 }

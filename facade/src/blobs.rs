@@ -49,10 +49,7 @@ impl BlobsError {
     pub fn is_storage_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                )
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
             Self::Task { .. } => false,
         }

@@ -183,12 +183,7 @@ impl CliError {
     }
 
     fn from_problem(problem: Problem) -> Self {
-        let Problem {
-            status,
-            detail,
-            field,
-            ..
-        } = problem;
+        let Problem { status, detail, field, .. } = problem;
         let detail = match field {
             Some(field) => format!("{field}: {detail}"),
             None => detail,
@@ -249,11 +244,8 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
         .enable_all()
         .build()
         .map_err(|error| CliError::from_error(&error))?;
-    let client = client::Client::new(
-        &global.server,
-        global.token_file.as_deref(),
-        global.ca_file.as_deref(),
-    )?;
+    let client =
+        client::Client::new(&global.server, global.token_file.as_deref(), global.ca_file.as_deref())?;
     runtime.block_on(async {
         match verb {
             Verb::Connection(verb) => verb.run(&client, output).await,

@@ -223,20 +223,14 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Con
     let mut config = Config::new(flags.data_dir.clone());
     let mut errors = Vec::new();
     if let Some(path) = find_file(flags) {
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable {
-            path: path.clone(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
         read_file(&mut config, &path, &text, &mut errors);
     }
     read_environment(&mut config, environment, &mut errors);
     config.aws_environment = aws_environment(environment);
     check(&config, &mut errors);
-    if errors.is_empty() {
-        Ok(config)
-    } else {
-        Err(ConfigError::Invalid(errors))
-    }
+    if errors.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(errors)) }
 }
 
 /// The process's environment, as far as it is text.
@@ -250,9 +244,7 @@ fn find_file(flags: &Flags) -> Option<PathBuf> {
     if flags.config.is_some() {
         return flags.config.clone();
     }
-    [flags.data_dir.join("facade.toml"), PathBuf::from(SYSTEM_FILE)]
-        .into_iter()
-        .find(|path| path.exists())
+    [flags.data_dir.join("facade.toml"), PathBuf::from(SYSTEM_FILE)].into_iter().find(|path| path.exists())
 }
 
 fn read_file(config: &mut Config, path: &Path, text: &str, errors: &mut Vec<String>) {
@@ -277,10 +269,8 @@ fn read_file(config: &mut Config, path: &Path, text: &str, errors: &mut Vec<Stri
             | toml::Value::Datetime(_)
             | toml::Value::Array(_)
             | toml::Value::Table(_) => {
-                errors.push(format!(
-                    "{}: {key} must be a text, a whole number, true or false",
-                    path.display()
-                ));
+                errors
+                    .push(format!("{}: {key} must be a text, a whole number, true or false", path.display()));
                 continue;
             }
         };
@@ -305,11 +295,7 @@ fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>,
     }
     let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("FACADE_")) {
-        match SETTINGS
-            .iter()
-            .zip(&known)
-            .find(|(_, variable)| *variable == name)
-        {
+        match SETTINGS.iter().zip(&known).find(|(_, variable)| *variable == name) {
             Some((setting, _)) => {
                 if let Err(error) = (setting.read)(config, value) {
                     errors.push(format!("{name}: {error}"));
@@ -339,13 +325,8 @@ fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
 }
 
 /// Variables of the command line's other verbs; the server ignores them.
-const OPERATOR_VARIABLES: [&str; 5] = [
-    "FACADE_SERVER",
-    "FACADE_TOKEN_FILE",
-    "FACADE_CA_FILE",
-    "FACADE_DATA_DIR",
-    "FACADE_CONFIG",
-];
+const OPERATOR_VARIABLES: [&str; 5] =
+    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
 
 fn check(config: &Config, errors: &mut Vec<String>) {
     let with_certificate = config.operator_tls_certificate.is_some();
@@ -391,9 +372,7 @@ fn some_path(text: &str) -> Result<Option<PathBuf>, String> {
 }
 
 fn some_https_url(text: &str) -> Result<Option<String>, String> {
-    let authority = text
-        .strip_prefix("https://")
-        .map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let authority = text.strip_prefix("https://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
     match authority {
         Some(authority) if !authority.is_empty() && !authority.contains(['/', '?', '#', '@', ' ']) => {
             Ok(Some(format!("https://{authority}")))
@@ -415,17 +394,11 @@ fn boolean(text: &str) -> Result<bool, String> {
 }
 
 fn count(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|count| *count > 0)
-        .ok_or_else(|| format!("{text:?} is not a number above zero"))
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| format!("{text:?} is not a number above zero"))
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
-    text.split_at(
-        text.find(|character: char| !character.is_ascii_digit())
-            .unwrap_or(text.len()),
-    )
+    text.split_at(text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len()))
 }
 
 /// Reads a length of time such as `90s`, `15m`, `24h` or `30d`.
@@ -438,16 +411,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "d" => Some(86_400),
         _ => None,
     };
-    let total = number
-        .parse::<u64>()
-        .ok()
-        .zip(seconds)
-        .and_then(|(number, unit)| number.checked_mul(unit));
+    let total = number.parse::<u64>().ok().zip(seconds).and_then(|(number, unit)| number.checked_mul(unit));
     match total {
         Some(total) if total > 0 && total <= 100 * 365 * 86_400 => Ok(Duration::from_secs(total)),
-        _ => Err(format!(
-            "{text:?} is not a length of time (for example 90s, 15m, 24h or 30d)"
-        )),
+        _ => Err(format!("{text:?} is not a length of time (for example 90s, 15m, 24h or 30d)")),
     }
 }
 
@@ -465,11 +432,8 @@ fn size(text: &str) -> Result<u64, String> {
         "TiB" => Some(40),
         _ => None,
     };
-    let bytes = number
-        .parse::<u64>()
-        .ok()
-        .zip(shift)
-        .and_then(|(number, shift)| number.checked_mul(1 << shift));
+    let bytes =
+        number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
     bytes.ok_or_else(|| format!("{text:?} is not a size (for example 512MiB or 50GiB)"))
 }
 
@@ -484,14 +448,9 @@ mod tests {
     fn load_with(file: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("facade.toml"), file).unwrap();
-        let flags = Flags {
-            data_dir: directory.path().to_owned(),
-            config: None,
-        };
-        let environment = environment
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
+        let flags = Flags { data_dir: directory.path().to_owned(), config: None };
+        let environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         load(&flags, &environment).map_err(|error| error.to_string())
     }
 
@@ -514,10 +473,7 @@ mod tests {
     fn rejects_unknown_keys_and_names_the_nearest() {
         let error = load_with("device_listn = \"x\"", &[("FACADE_OPERATOR_LISTN", "y")]).unwrap_err();
         assert!(error.contains("did you mean \"device_listen\"?"), "{error}");
-        assert!(
-            error.contains("did you mean \"FACADE_OPERATOR_LISTEN\"?"),
-            "{error}"
-        );
+        assert!(error.contains("did you mean \"FACADE_OPERATOR_LISTEN\"?"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,9 @@ mod repository;
 mod session;
 mod sign_in;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -85,31 +88,19 @@ fn pages(console: Console) -> Router {
         .route("/console", get(overview::show))
         .route("/console/sign-in", get(sign_in::show).post(sign_in::sign_in))
         .route("/console/sign-out", post(sign_in::sign_out))
-        .route(
-            "/console/connections",
-            get(connections::list).post(connections::add),
-        )
+        .route("/console/connections", get(connections::list).post(connections::add))
         .route("/console/connections/test", post(connections::test))
         .route("/console/connections/remove", post(connections::remove))
-        .route(
-            "/console/repository",
-            get(repository::show).post(repository::import),
-        )
+        .route("/console/repository", get(repository::show).post(repository::import))
         .route("/console/artifacts", get(artifacts::list))
         .route("/console/artifact", get(artifacts::show))
         .route("/console/artifact/{change}", post(artifacts::change))
         .route("/console/devices", get(devices::list))
         .route("/console/device", get(devices::show))
         .route("/console/device/{change}", post(devices::change))
-        .route(
-            "/console/enrollment",
-            get(enrollment::show).post(enrollment::make),
-        )
+        .route("/console/enrollment", get(enrollment::show).post(enrollment::make))
         .route("/console/enrollment/revoke", post(enrollment::revoke))
-        .route(
-            "/console/assignments",
-            get(assignments::list).post(assignments::assign),
-        )
+        .route("/console/assignments", get(assignments::list).post(assignments::assign))
         .route("/console/assignments/remove", post(assignments::take_back))
         .route("/console/style.css", get(style))
         .route("/console/console.js", get(script))
@@ -119,24 +110,15 @@ fn pages(console: Console) -> Router {
 }
 
 async fn style() -> impl IntoResponse {
-    asset(
-        "text/css; charset=utf-8",
-        include_str!("console/assets/style.css"),
-    )
+    asset("text/css; charset=utf-8", include_str!("console/assets/style.css"))
 }
 
 async fn script() -> impl IntoResponse {
-    asset(
-        "text/javascript; charset=utf-8",
-        include_str!("console/assets/console.js"),
-    )
+    asset("text/javascript; charset=utf-8", include_str!("console/assets/console.js"))
 }
 
 fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
     // The pages name their version of the facade in the query.
-    let headers = [
-        (header::CONTENT_TYPE, kind),
-        (header::CACHE_CONTROL, "public, max-age=86400"),
-    ];
+    let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "public, max-age=86400")];
     (headers, text)
 }

@@ -147,11 +147,7 @@ impl Facade {
         for descriptor in &resolved.closure.documents {
             if let Some(bytes) = resolved.documents.get(&descriptor.digest) {
                 let repository = resolved.closure.name.repository().clone();
-                let wanted = Wanted {
-                    repository,
-                    descriptor: descriptor.clone(),
-                    kind: Kind::Document,
-                };
+                let wanted = Wanted { repository, descriptor: descriptor.clone(), kind: Kind::Document };
                 self.puller.keep(&wanted, bytes).await?;
             }
         }
@@ -160,18 +156,11 @@ impl Facade {
 
     /// Fetches everything an artifact consists of into the cache.
     pub(crate) async fn prefetch(&self, closure: &Closure) -> Result<(), PullError> {
-        let documents = closure
-            .documents
-            .iter()
-            .map(|descriptor| (descriptor, Kind::Document));
+        let documents = closure.documents.iter().map(|descriptor| (descriptor, Kind::Document));
         let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
         for (descriptor, kind) in documents.chain(blobs) {
             let repository = closure.name.repository().clone();
-            let wanted = Wanted {
-                repository,
-                descriptor: descriptor.clone(),
-                kind,
-            };
+            let wanted = Wanted { repository, descriptor: descriptor.clone(), kind };
             self.puller.prefetch(&wanted).await?;
         }
         Ok(())
@@ -254,12 +243,9 @@ impl Running {
         }
         let store: Arc<dyn Store> = Arc::new(sled.clone());
         let address = config.device_listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| StartError::Listen { address, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
         let tls = Tls::new(tls_identity(&data, &config), clock.clone())?;
         if let Err(error) = data.check_server_certificate(clock.now()) {
             tracing::error!(error = %chain(&error), "devices cannot connect");
@@ -286,14 +272,7 @@ impl Running {
             public_url = %facade.public_url,
             "facade ready"
         );
-        Ok(Self {
-            facade,
-            device_door,
-            device_listener: listener,
-            operator_door,
-            store: sled,
-            config,
-        })
+        Ok(Self { facade, device_door, device_listener: listener, operator_door, store: sled, config })
     }
 
     /// Serves until `shutdown`, then drains.
@@ -314,9 +293,7 @@ impl Running {
             self.facade.clock.clone(),
             stopping.clone(),
         ));
-        let devices = self
-            .device_door
-            .run(self.device_listener, stopping.clone().cancelled_owned());
+        let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
         shutdown.await;
@@ -440,10 +417,7 @@ async fn assemble(
         audit: Audit::open(Arc::clone(&store)).await?,
         refusals: Limit::default(),
         tokens: Tokens::new(store, data.admin_token_hash),
-        seal_key: SealKeyPlace {
-            data_dir: config.data_dir.clone(),
-            elsewhere: config.seal_key_file.clone(),
-        },
+        seal_key: SealKeyPlace { data_dir: config.data_dir.clone(), elsewhere: config.seal_key_file.clone() },
         stopping: CancellationToken::new(),
         wait_timeout: config.wait_timeout,
         clock: clock.clone(),
@@ -570,10 +544,7 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
         renew_server_certificate(&tls, &config, now).await;
         if now >= next_dump {
             next_dump = now.checked_add(config.dump_interval).unwrap_or(Timestamp::MAX);
-            match store
-                .dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string())
-                .await
-            {
+            match store.dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string()).await {
                 Ok(path) => tracing::info!(path = %path.display(), "database dumped"),
                 Err(error) => tracing::error!(error = %chain(&error), "the database could not be dumped"),
             }
@@ -605,10 +576,8 @@ pub fn log(config: &Config) -> Result<(), String> {
     let filter =
         tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(terminal);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     let started = if config.log_json || !terminal {
         builder.json().flatten_event(true).try_init()
     } else {

@@ -202,26 +202,17 @@ pub enum InitError {
 
 impl InitError {
     fn unusable(path: &Path, reason: impl std::fmt::Display) -> Self {
-        Self::Unusable {
-            path: path.to_owned(),
-            reason: reason.to_string(),
-        }
+        Self::Unusable { path: path.to_owned(), reason: reason.to_string() }
     }
 
     fn generate(file: &str, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Generate {
-            file: file.to_owned(),
-            source: Box::new(source),
-        }
+        Self::Generate { file: file.to_owned(), source: Box::new(source) }
     }
 }
 
 /// Makes what is missing, and changes nothing that is there.
 pub fn init(options: &Options) -> Result<Outcome, InitError> {
-    let names = options
-        .hostnames
-        .iter()
-        .map(|text| text.parse().map_err(InitError::Hostname));
+    let names = options.hostnames.iter().map(|text| text.parse().map_err(InitError::Hostname));
     let names: Vec<ServerName> = names.collect::<Result<_, _>>()?;
     if names.is_empty() {
         return Err(InitError::NoHostname);
@@ -243,9 +234,7 @@ pub fn init(options: &Options) -> Result<Outcome, InitError> {
     making.sealing_key()?;
     making.admin_token()?;
     making.check()?;
-    Ok(Outcome {
-        created: making.created,
-    })
+    Ok(Outcome { created: making.created })
 }
 
 /// One run of `init`.
@@ -364,9 +353,7 @@ impl Making {
             version: 1,
             expires: expires.map_err(|error| InitError::generate(file, error))?,
             consistent_snapshot: true,
-            keys: [root, targets, snapshot, timestamp]
-                .map(|key| (key.id(), key.clone()))
-                .into(),
+            keys: [root, targets, snapshot, timestamp].map(|key| (key.id(), key.clone())).into(),
             roles: RootRoles {
                 root: role(root),
                 timestamp: role(timestamp),

@@ -81,9 +81,7 @@ pub fn create(path: &Path, passphrase: &Secret) -> Result<SigningKey, KeyFileErr
     getrandom::fill(&mut salt).map_err(|error| KeyFileError::Key(KeyError::Randomness(error)))?;
     let sealing = derive(passphrase, &salt, MEMORY_KIB, PASSES, LANES)?;
     let id = key.public().id().to_string();
-    let sealed = sealing
-        .seal(&*key.seed(), place(&id))
-        .map_err(KeyFileError::Seal)?;
+    let sealed = sealing.seal(&*key.seed(), place(&id)).map_err(KeyFileError::Seal)?;
     let file = File {
         drayage_key: 1,
         public: key.public().clone(),
@@ -94,10 +92,7 @@ pub fn create(path: &Path, passphrase: &Secret) -> Result<SigningKey, KeyFileErr
         sealed,
     };
     let text = serde_json::to_string_pretty(&file).map_err(|_| KeyFileError::Malformed)?;
-    write(path, text.as_bytes()).map_err(|source| KeyFileError::Io {
-        action: "write",
-        source,
-    })?;
+    write(path, text.as_bytes()).map_err(|source| KeyFileError::Io { action: "write", source })?;
     Ok(key)
 }
 
@@ -109,31 +104,19 @@ pub fn public(path: &Path) -> Result<PublicKey, KeyFileError> {
 /// Opens a key file.
 pub fn open(path: &Path, passphrase: &Secret) -> Result<SigningKey, KeyFileError> {
     let file = read(path)?;
-    let salt = BASE64URL_NOPAD
-        .decode(file.salt.as_bytes())
-        .map_err(|_| KeyFileError::Malformed)?;
+    let salt = BASE64URL_NOPAD.decode(file.salt.as_bytes()).map_err(|_| KeyFileError::Malformed)?;
     let sealing = derive(passphrase, &salt, file.memory_kib, file.passes, file.lanes)?;
     let id = file.public.id().to_string();
     // The id of the sealing key is derived from the passphrase too, and is bound to it: rebuild what we would have sealed.
-    let seed = sealing
-        .open(&file.sealed, place(&id))
-        .map_err(|_| KeyFileError::Wrong)?;
+    let seed = sealing.open(&file.sealed, place(&id)).map_err(|_| KeyFileError::Wrong)?;
     let seed: Zeroizing<[u8; 32]> =
         Zeroizing::new(seed.as_slice().try_into().map_err(|_| KeyFileError::Wrong)?);
     let key = SigningKey::from_seed(&seed);
-    if key.public().id() == file.public.id() {
-        Ok(key)
-    } else {
-        Err(KeyFileError::Wrong)
-    }
+    if key.public().id() == file.public.id() { Ok(key) } else { Err(KeyFileError::Wrong) }
 }
 
 fn place(id: &str) -> Context<'_> {
-    Context {
-        host: "offline-key",
-        field: id,
-        version: 1,
-    }
+    Context { host: "offline-key", field: id, version: 1 }
 }
 
 fn derive(
@@ -156,24 +139,13 @@ fn derive(
 }
 
 fn read(path: &Path) -> Result<File, KeyFileError> {
-    let bytes = std::fs::read(path).map_err(|source| KeyFileError::Io {
-        action: "read",
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| KeyFileError::Io { action: "read", source })?;
     let file: File = pki::json::parse_as(&bytes, MAX_BYTES).map_err(|_| KeyFileError::Malformed)?;
-    if file.drayage_key == 1 {
-        Ok(file)
-    } else {
-        Err(KeyFileError::Malformed)
-    }
+    if file.drayage_key == 1 { Ok(file) } else { Err(KeyFileError::Malformed) }
 }
 
 fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -194,10 +166,7 @@ mod tests {
         let key = create(&path, &passphrase).unwrap();
         assert_eq!(open(&path, &passphrase).unwrap().public(), key.public());
         assert_eq!(public(&path).unwrap(), *key.public());
-        assert!(matches!(
-            open(&path, &secret("correct horse batterz")),
-            Err(KeyFileError::Wrong)
-        ));
+        assert!(matches!(open(&path, &secret("correct horse batterz")), Err(KeyFileError::Wrong)));
         let text = std::fs::read_to_string(&path).unwrap();
         let seed = data_encoding::HEXLOWER.encode(&*key.seed());
         assert!(!text.contains(&seed));
@@ -209,10 +178,7 @@ mod tests {
     fn rejects_a_short_passphrase_and_a_public_key_that_was_put_in() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.key");
-        assert!(matches!(
-            create(&path, &secret("short")),
-            Err(KeyFileError::Passphrase)
-        ));
+        assert!(matches!(create(&path, &secret("short")), Err(KeyFileError::Passphrase)));
         let passphrase = secret("correct horse battery");
         create(&path, &passphrase).unwrap();
         let mut file = read(&path).unwrap();

@@ -81,76 +81,33 @@ impl Metrics {
     }
 
     fn register_lock(&self) -> std::sync::MutexGuard<'_, Option<Registry>> {
-        self.registry
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.registry.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn register(&self, registry: &mut Registry) {
         let counters: [(&str, &str, &Counter<u64, AtomicU64>); 9] = [
             ("cache_hits", "Pulls served from the cache", &self.cache_hits),
             ("cache_misses", "Pulls that began a flight", &self.cache_misses),
-            (
-                "flights_joined",
-                "Pulls that joined a flight of somebody else",
-                &self.flights_joined,
-            ),
-            (
-                "flights_failed",
-                "Flights that brought nothing",
-                &self.flights_failed,
-            ),
-            (
-                "content_mismatches",
-                "Contents that were not what was imported",
-                &self.mismatches,
-            ),
-            (
-                "upstream_content_requests",
-                "Requests to registries for content",
-                &self.upstream_requests,
-            ),
-            (
-                "tls_handshakes",
-                "Completed TLS handshakes on the device door",
-                &self.handshakes,
-            ),
-            (
-                "tls_handshakes_failed",
-                "Failed TLS handshakes on the device door",
-                &self.handshakes_failed,
-            ),
-            (
-                "connections_refused",
-                "Connections turned away or cut by a limit",
-                &self.connections_refused,
-            ),
+            ("flights_joined", "Pulls that joined a flight of somebody else", &self.flights_joined),
+            ("flights_failed", "Flights that brought nothing", &self.flights_failed),
+            ("content_mismatches", "Contents that were not what was imported", &self.mismatches),
+            ("upstream_content_requests", "Requests to registries for content", &self.upstream_requests),
+            ("tls_handshakes", "Completed TLS handshakes on the device door", &self.handshakes),
+            ("tls_handshakes_failed", "Failed TLS handshakes on the device door", &self.handshakes_failed),
+            ("connections_refused", "Connections turned away or cut by a limit", &self.connections_refused),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
         for (name, help, counter) in [
-            (
-                "upstream_content",
-                "Content from registries",
-                &self.upstream_bytes,
-            ),
+            ("upstream_content", "Content from registries", &self.upstream_bytes),
             ("served_content", "Content to devices", &self.served_bytes),
-            (
-                "evicted_content",
-                "Content evicted from the cache",
-                &self.evicted_bytes,
-            ),
+            ("evicted_content", "Content evicted from the cache", &self.evicted_bytes),
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, counter.clone());
         }
         registry.register("flights", "Flights under way", self.flights.clone());
-        registry.register(
-            "connections",
-            "Open connections on the device door",
-            self.connections.clone(),
-        );
+        registry.register("connections", "Open connections on the device door", self.connections.clone());
         registry.register("streams", "Open streams of content", self.streams.clone());
         registry.register(
             "metadata_expires_timestamp_seconds",
@@ -210,19 +167,10 @@ mod tests {
         let metrics = Metrics::new();
         metrics.cache_hits.inc();
         metrics.clone().served_bytes.inc_by(7);
-        metrics
-            .answers
-            .get_or_create(&AnswerLabels {
-                action: "blob",
-                status: 200,
-            })
-            .inc();
+        metrics.answers.get_or_create(&AnswerLabels { action: "blob", status: 200 }).inc();
         let text = metrics.text();
         assert!(text.contains("facade_cache_hits_total 1"), "{text}");
         assert!(text.contains("facade_served_content_bytes_total 7"), "{text}");
-        assert!(
-            text.contains(r#"facade_answers_total{action="blob",status="200"} 1"#),
-            "{text}"
-        );
+        assert!(text.contains(r#"facade_answers_total{action="blob",status="200"} 1"#), "{text}");
     }
 }

@@ -43,19 +43,13 @@ impl OperatorDoor {
     /// Listens.
     pub(crate) async fn open(config: &Config, router: Router) -> Result<Self, StartError> {
         let address = config.operator_listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| StartError::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
         let tls = match (&config.operator_tls_certificate, &config.operator_tls_key) {
             (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
             _ => None,
         };
-        Ok(Self {
-            listener,
-            tls,
-            router,
-            drain: config.drain_timeout,
-        })
+        Ok(Self { listener, tls, router, drain: config.drain_timeout })
     }
 
     /// Where it listens.
@@ -84,16 +78,7 @@ impl OperatorDoor {
             let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
             let router = router.layer(axum::Extension(PeerAddress(peer)));
             tasks.spawn(async move {
-                connection(
-                    tcp,
-                    tls,
-                    Routes {
-                        router,
-                        peer: Peer(peer.ip()),
-                    },
-                    watcher,
-                )
-                .await;
+                connection(tcp, tls, Routes { router, peer: Peer(peer.ip()) }, watcher).await;
                 drop(place);
             });
         }
@@ -130,14 +115,8 @@ async fn serve(
     watcher: Watcher,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(30));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(routes.peer);
         routes.router.clone().call(request)
@@ -149,10 +128,7 @@ async fn serve(
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, StartError> {
-    let failed = |path: &Path, reason: String| StartError::OperatorTls {
-        path: path.to_owned(),
-        reason,
-    };
+    let failed = |path: &Path, reason: String| StartError::OperatorTls { path: path.to_owned(), reason };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
     let chain = chain.map_err(|error| failed(certificate, error.to_string()))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error.to_string()))?;

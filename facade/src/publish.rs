@@ -141,18 +141,14 @@ fn read<T: Document + Clone>(role: &str, file: &str, bytes: &[u8]) -> Result<T, 
     let signed = Signed::<T>::parse(role, bytes, MAX_STORED_BYTES);
     signed
         .map(|signed| signed.document().clone())
-        .map_err(|_| PublishingError::Unreadable {
-            file: file.to_owned(),
-        })
+        .map_err(|_| PublishingError::Unreadable { file: file.to_owned() })
 }
 
 const TIMESTAMP_FILE: &str = "timestamp.json";
 
 /// When metadata that is signed now ends: whole seconds, as TUF writes times.
 fn end_of(now: Timestamp, lifetime: Duration) -> Timestamp {
-    let end = now
-        .as_second()
-        .saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
+    let end = now.as_second().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
     Timestamp::from_second(end).unwrap_or(Timestamp::MAX)
 }
 
@@ -175,8 +171,6 @@ fn sign_with<T: Document>(
     keys: &RoleKeys,
     ring: &KeyRing,
 ) -> Result<Vec<u8>, PublishingError> {
-    sign(document, &ring.signers(keys)).map_err(|source| PublishingError::Sign {
-        file: versioned(document.version(), role),
-        source,
-    })
+    sign(document, &ring.signers(keys))
+        .map_err(|source| PublishingError::Sign { file: versioned(document.version(), role), source })
 }

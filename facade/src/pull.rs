@@ -259,19 +259,14 @@ impl Puller {
         let patience = self.0.settings.patience;
         match tokio::time::timeout(patience, reader.available(offset)).await {
             Ok(available) => available.map(|_| reader),
-            Err(_) => Err(PullError::Slow {
-                digest,
-                waited: patience,
-            }),
+            Err(_) => Err(PullError::Slow { digest, waited: patience }),
         }
     }
 
     /// Fetches content into the cache ahead of anybody asking; returns when it is there.
     pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_none() {
-            self.join(wanted, &self.0.fetch)?
-                .available(wanted.descriptor.size.saturating_sub(1))
-                .await?;
+            self.join(wanted, &self.0.fetch)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
         }
         Ok(())
     }
@@ -291,9 +286,7 @@ impl Puller {
             let incoming = Incoming::whole(bytes.clone());
             Box::pin(async { Ok(incoming) })
         });
-        self.join(wanted, &at_hand)?
-            .available(wanted.descriptor.size.saturating_sub(1))
-            .await?;
+        self.join(wanted, &at_hand)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
         Ok(())
     }
 
@@ -306,9 +299,7 @@ impl Puller {
             self.0.metrics.cache_misses.inc();
             let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
-            self.0
-                .tasks
-                .spawn(async move { fill::run(&shared, lead, &fetch).await });
+            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
             return Ok(Reader::of_flight(flight, Origin::Upstream));
         }
         self.0.metrics.flights_joined.inc();
@@ -331,17 +322,12 @@ impl Puller {
 impl Shared {
     async fn cached(&self, wanted: &Wanted) -> Result<Option<Reader>, PullError> {
         let Descriptor { digest, size, .. } = wanted.descriptor;
-        let storage = |source| PullError::Storage {
-            digest,
-            source: Arc::new(source),
-        };
+        let storage = |source| PullError::Storage { digest, source: Arc::new(source) };
         let Some(content) = self.blobs.open(digest).await.map_err(storage)? else {
             return Ok(None);
         };
-        let length = content.len_bytes().map_err(|source| PullError::Read {
-            digest,
-            source: Arc::new(source),
-        })?;
+        let length =
+            content.len_bytes().map_err(|source| PullError::Read { digest, source: Arc::new(source) })?;
         if length == size {
             return Ok(Some(Reader::of_cache(content, digest, size)));
         }
@@ -359,11 +345,7 @@ impl Shared {
         kept.extend(self.flights.digests());
         let now = self.clock.now();
         let mut freed = 0;
-        for victim in self
-            .settings
-            .policy
-            .victims(&mut held, &kept, free_bytes, incoming_bytes, now)
-        {
+        for victim in self.settings.policy.victims(&mut held, &kept, free_bytes, incoming_bytes, now) {
             if self.blobs.delete(victim.digest).await? {
                 freed += victim.size_bytes;
                 tracing::info!(blob.digest = %victim.digest, size_bytes = victim.size_bytes, "blob evicted");

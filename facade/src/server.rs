@@ -159,10 +159,7 @@ impl DeviceDoor {
         drop(listener);
         shared.drain.cancel();
         shared.tasks.close();
-        if tokio::time::timeout(shared.door.limits.drain, shared.tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(shared.door.limits.drain, shared.tasks.wait()).await.is_err() {
             cut.cancel();
             shared.tasks.wait().await;
         }

@@ -47,11 +47,7 @@ pub struct Scan<'a> {
 
 impl Scan<'_> {
     /// Every record of the table.
-    pub const ALL: Self = Self {
-        prefix: "",
-        after: None,
-        limit: usize::MAX,
-    };
+    pub const ALL: Self = Self { prefix: "", after: None, limit: usize::MAX };
 }
 
 /// What went wrong with a record.

@@ -83,13 +83,7 @@ impl Upstreams {
             environment: Arc::new(settings.aws_environment.clone()),
             clock: settings.clock.clone(),
         };
-        Ok(Self(Arc::new(Shared {
-            settings,
-            proxy,
-            roots,
-            plain_tls,
-            cloud,
-        })))
+        Ok(Self(Arc::new(Shared { settings, proxy, roots, plain_tls, cloud })))
     }
 
     /// Makes a registry of a definition and its secrets; asks nobody. Keep it: it caches tokens and connections.
@@ -114,12 +108,7 @@ impl Upstreams {
         let client = Client::new(dialer, limits);
         let source = Source::new(credential, shared.cloud.clone(), limits.rejected);
         let authorizer = Authorizer::new(definition.host.as_str().into(), client.clone(), source, limits);
-        Registry::new(Parts {
-            definition,
-            client,
-            authorizer,
-            clock: shared.settings.clock.clone(),
-        })
+        Registry::new(Parts { definition, client, authorizer, clock: shared.settings.clock.clone() })
     }
 }
 
@@ -178,8 +167,6 @@ fn proxy(settings: &ProxySettings) -> Option<Arc<Matcher>> {
 
 impl fmt::Debug for Upstreams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstreams")
-            .field("settings", &self.0.settings)
-            .finish_non_exhaustive()
+        f.debug_struct("Upstreams").field("settings", &self.0.settings).finish_non_exhaustive()
     }
 }

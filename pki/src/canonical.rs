@@ -119,20 +119,11 @@ mod tests {
         for (value, expected) in [
             (json!({}), "{}"),
             (json!([1, -2, 0, true, false, null]), "[1,-2,0,true,false,null]"),
-            (
-                json!({"b": 1, "a": {"d": [], "c": ""}}),
-                r#"{"a":{"c":"","d":[]},"b":1}"#,
-            ),
-            (
-                json!({"é": "ü", "z": "\u{1f600}", "Z": 1}),
-                "{\"Z\":1,\"z\":\"\u{1f600}\",\"é\":\"ü\"}",
-            ),
+            (json!({"b": 1, "a": {"d": [], "c": ""}}), r#"{"a":{"c":"","d":[]},"b":1}"#),
+            (json!({"é": "ü", "z": "\u{1f600}", "Z": 1}), "{\"Z\":1,\"z\":\"\u{1f600}\",\"é\":\"ü\"}"),
             (json!("a\"b\\c/d"), r#""a\"b\\c/d""#),
             (json!("line\nbreak\u{0}\t\u{7f}"), "\"line\nbreak\u{0}\t\u{7f}\""),
-            (
-                json!({"\u{ffff}": 1, "\u{10000}": 2}),
-                "{\"\u{ffff}\":1,\"\u{10000}\":2}",
-            ),
+            (json!({"\u{ffff}": 1, "\u{10000}": 2}), "{\"\u{ffff}\":1,\"\u{10000}\":2}"),
         ] {
             assert_eq!(canonical(&value), expected);
         }
@@ -148,10 +139,7 @@ mod tests {
     fn rejects_numbers_that_are_not_integers() {
         for text in ["1.0", "1e3", "-0.5", "1e300", "18446744073709551616"] {
             let value: Value = serde_json::from_str(text).unwrap();
-            assert!(
-                matches!(to_bytes(&value), Err(CanonicalError::NotAnInteger(_))),
-                "{text}"
-            );
+            assert!(matches!(to_bytes(&value), Err(CanonicalError::NotAnInteger(_))), "{text}");
         }
     }
 
@@ -159,15 +147,8 @@ mod tests {
     fn rejects_integers_that_not_every_reader_holds() {
         assert_eq!(canonical(&json!(9_007_199_254_740_991_i64)), "9007199254740991");
         assert_eq!(canonical(&json!(-9_007_199_254_740_991_i64)), "-9007199254740991");
-        for value in [
-            json!(9_007_199_254_740_992_i64),
-            json!(-9_007_199_254_740_992_i64),
-            json!(u64::MAX),
-        ] {
-            assert!(
-                matches!(to_bytes(&value), Err(CanonicalError::OutOfRange(_))),
-                "{value}"
-            );
+        for value in [json!(9_007_199_254_740_992_i64), json!(-9_007_199_254_740_992_i64), json!(u64::MAX)] {
+            assert!(matches!(to_bytes(&value), Err(CanonicalError::OutOfRange(_))), "{value}");
         }
     }
 

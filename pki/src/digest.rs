@@ -80,9 +80,7 @@ impl Digest {
 
     /// The raw hash.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes
-            .get(..self.algorithm.len_bytes())
-            .unwrap_or(&self.bytes)
+        self.bytes.get(..self.algorithm.len_bytes()).unwrap_or(&self.bytes)
     }
 
     /// The hash in lower-case hexadecimal, without the algorithm.
@@ -105,9 +103,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, DigestError> {
         // Error texts end up in logs and answers: never carry more of a hostile text than a digest could need.
         let shown = || text.chars().take(160).collect::<String>();
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| DigestError::NoAlgorithm(shown()))?;
+        let (name, hex) = text.split_once(':').ok_or_else(|| DigestError::NoAlgorithm(shown()))?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
             "sha512" => Algorithm::Sha512,
@@ -142,9 +138,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -227,22 +221,14 @@ pub struct Verifier {
 impl Verifier {
     /// Starts verifying content of `expected_bytes` bytes.
     pub fn new(expected: Digest, expected_bytes: u64) -> Self {
-        Self {
-            expected,
-            expected_bytes,
-            received_bytes: 0,
-            hasher: Hasher::new(expected.algorithm()),
-        }
+        Self { expected, expected_bytes, received_bytes: 0, hasher: Hasher::new(expected.algorithm()) }
     }
 
     /// Adds the next bytes; refuses as soon as there are more than promised.
     pub fn update(&mut self, bytes: &[u8]) -> Result<(), Mismatch> {
         let received = self.received_bytes.saturating_add(bytes.len() as u64);
         if received > self.expected_bytes {
-            return Err(Mismatch::Long {
-                digest: self.expected,
-                expected_bytes: self.expected_bytes,
-            });
+            return Err(Mismatch::Long { digest: self.expected, expected_bytes: self.expected_bytes });
         }
         self.hasher.update(bytes);
         self.received_bytes = received;
@@ -267,10 +253,7 @@ impl Verifier {
         if computed == self.expected {
             Ok(())
         } else {
-            Err(Mismatch::Digest {
-                expected: self.expected,
-                computed,
-            })
+            Err(Mismatch::Digest { expected: self.expected, computed })
         }
     }
 }
@@ -278,11 +261,7 @@ impl Verifier {
 /// Verifies content that is already whole.
 pub fn verify(expected: Digest, bytes: &[u8]) -> Result<(), Mismatch> {
     let computed = Digest::of(expected.algorithm(), bytes);
-    if computed == expected {
-        Ok(())
-    } else {
-        Err(Mismatch::Digest { expected, computed })
-    }
+    if computed == expected { Ok(()) } else { Err(Mismatch::Digest { expected, computed }) }
 }
 
 #[cfg(test)]
@@ -322,19 +301,10 @@ mod tests {
     fn verifier_agrees_only_with_the_promised_bytes() {
         let check = |bytes: &[u8], length| {
             let mut verifier = Verifier::new(Digest::sha256(b"hello"), length);
-            bytes
-                .chunks(2)
-                .try_for_each(|piece| verifier.update(piece))
-                .and_then(|()| verifier.finish())
+            bytes.chunks(2).try_for_each(|piece| verifier.update(piece)).and_then(|()| verifier.finish())
         };
         assert_eq!(check(b"hello", 5), Ok(()));
-        assert!(matches!(
-            check(b"hell", 5),
-            Err(Mismatch::Short {
-                received_bytes: 4,
-                ..
-            })
-        ));
+        assert!(matches!(check(b"hell", 5), Err(Mismatch::Short { received_bytes: 4, .. })));
         assert!(matches!(check(b"hello!", 5), Err(Mismatch::Long { .. })));
         assert!(matches!(check(b"hellO", 5), Err(Mismatch::Digest { .. })));
         assert!(matches!(check(b"hello", 6), Err(Mismatch::Short { .. })));

@@ -33,9 +33,7 @@ pub fn parse(bytes: &[u8], max_bytes: usize) -> Result<Value, JsonError> {
         return Err(JsonError::TooLong(max_bytes));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Unambiguous { depth: 0 }
-        .deserialize(&mut deserializer)
-        .map_err(JsonError::Malformed)?;
+    let value = Unambiguous { depth: 0 }.deserialize(&mut deserializer).map_err(JsonError::Malformed)?;
     deserializer.end().map_err(JsonError::Malformed)?;
     Ok(value)
 }
@@ -92,9 +90,7 @@ impl<'de> Visitor<'de> for Unambiguous {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        serde_json::Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -135,10 +131,7 @@ mod tests {
     #[test]
     fn reads_what_serde_json_reads() {
         let text = r#"{"a":[1,-2,3.5,true,null,"x\u00e9"],"b":{"c":{}}}"#;
-        assert_eq!(
-            parse(text.as_bytes(), 1000).unwrap(),
-            serde_json::from_str::<Value>(text).unwrap()
-        );
+        assert_eq!(parse(text.as_bytes(), 1000).unwrap(), serde_json::from_str::<Value>(text).unwrap());
     }
 
     #[test]
@@ -153,10 +146,7 @@ mod tests {
             r#"{"a":1e400}"#,
             r#"{"a":"\ud800"}"#,
         ] {
-            assert!(
-                matches!(parse(text.as_bytes(), 1000), Err(JsonError::Malformed(_))),
-                "{text}"
-            );
+            assert!(matches!(parse(text.as_bytes(), 1000), Err(JsonError::Malformed(_))), "{text}");
         }
     }
 

@@ -79,9 +79,7 @@ impl Serialize for KeyId {
 
 impl<'de> Deserialize<'de> for KeyId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -109,17 +107,10 @@ impl PublicKey {
     pub fn from_object(object: Map<String, Value>) -> Result<Self, KeyError> {
         let keytype = member(&object, "keytype")?;
         let scheme = member(&object, "scheme")?;
-        let keyval = object
-            .get("keyval")
-            .and_then(Value::as_object)
-            .ok_or(KeyError::Member("keyval"))?;
+        let keyval = object.get("keyval").and_then(Value::as_object).ok_or(KeyError::Member("keyval"))?;
         let public = member(keyval, "public")?;
         let material = Material::parse(keytype, scheme, public).unwrap_or(Material::Unusable);
-        Ok(Self {
-            id: KeyId::of(&object)?,
-            object,
-            material,
-        })
+        Ok(Self { id: KeyId::of(&object)?, object, material })
     }
 
     /// The key object of a raw Ed25519 key.
@@ -131,17 +122,10 @@ impl PublicKey {
         let object = Map::from_iter([
             ("keytype".to_owned(), Value::from("ed25519")),
             ("scheme".to_owned(), Value::from("ed25519")),
-            (
-                "keyval".to_owned(),
-                Value::Object(Map::from_iter([("public".to_owned(), hex.into())])),
-            ),
+            ("keyval".to_owned(), Value::Object(Map::from_iter([("public".to_owned(), hex.into())]))),
         ]);
         let id = KeyId(Sha256::digest(canonical.as_bytes()).into());
-        Self {
-            id,
-            object,
-            material: Material::Ed25519(public),
-        }
+        Self { id, object, material: Material::Ed25519(public) }
     }
 
     /// The key's id, computed from all of its object.
@@ -164,12 +148,12 @@ impl PublicKey {
         use ring::signature::{ECDSA_P256_SHA256_ASN1, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
         match &self.material {
             Material::Ed25519(public) => verifies_ed25519(public, message, signature),
-            Material::EcdsaP256(point) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
-                .verify(message, signature)
-                .is_ok(),
-            Material::RsaPss(public) => UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, public)
-                .verify(message, signature)
-                .is_ok(),
+            Material::EcdsaP256(point) => {
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).verify(message, signature).is_ok()
+            }
+            Material::RsaPss(public) => {
+                UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA256, public).verify(message, signature).is_ok()
+            }
             Material::Unusable => false,
         }
     }
@@ -198,10 +182,7 @@ impl<'de> Deserialize<'de> for PublicKey {
 }
 
 fn member<'a>(object: &'a Map<String, Value>, name: &'static str) -> Result<&'a str, KeyError> {
-    object
-        .get(name)
-        .and_then(Value::as_str)
-        .ok_or(KeyError::Member(name))
+    object.get(name).and_then(Value::as_str).ok_or(KeyError::Member(name))
 }
 
 /// Strict: refuses keys of small order, under which one signature fits many messages.
@@ -246,11 +227,7 @@ fn spki_key(pem: &str, algorithm: &str, curve: Option<&str>) -> Option<Vec<u8>> 
     let (rest, info) = SubjectPublicKeyInfo::from_der(&der).ok()?;
     let names_algorithm = info.algorithm.algorithm.to_id_string() == algorithm;
     let names_curve = |curve: &str| {
-        let parameters = info
-            .algorithm
-            .parameters
-            .as_ref()
-            .and_then(|any| any.as_oid().ok());
+        let parameters = info.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
         parameters.is_some_and(|oid| oid.to_id_string() == curve)
     };
     let fits = rest.is_empty() && names_algorithm && curve.is_none_or(names_curve);
@@ -299,10 +276,7 @@ impl SigningKey {
 
     /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> Signature {
-        Signature {
-            keyid: self.public.id,
-            bytes: self.secret.sign(message).to_bytes().to_vec(),
-        }
+        Signature { keyid: self.public.id, bytes: self.secret.sign(message).to_bytes().to_vec() }
     }
 }
 
@@ -403,9 +377,7 @@ mod tests {
     #[test]
     fn takes_the_bare_point_of_an_ecdsa_key_as_the_same_key() {
         let pem = foreign(&FOREIGN[1]);
-        let Material::EcdsaP256(point) = pem.material() else {
-            panic!("not ecdsa")
-        };
+        let Material::EcdsaP256(point) = pem.material() else { panic!("not ecdsa") };
         let bare = object(&json!({
             "keytype": "ecdsa-sha2-nistp256",
             "scheme": "ecdsa-sha2-nistp256",
@@ -439,11 +411,7 @@ mod tests {
             ("ecdsa", "ecdsa-sha2-nistp256", FOREIGN[2][2]),
             ("ecdsa", "ecdsa-sha2-nistp256", "04"),
             ("rsa", "rsassa-pss-sha256", FOREIGN[1][2]),
-            (
-                "rsa",
-                "rsassa-pss-sha256",
-                "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----",
-            ),
+            ("rsa", "rsassa-pss-sha256", "-----BEGIN PUBLIC KEY-----\n-----END PUBLIC KEY-----"),
         ] {
             let key = object(&json!({"keytype": keytype, "scheme": scheme, "keyval": {"public": public}}));
             assert!(!key.is_usable(), "{keytype} {scheme}");
@@ -461,17 +429,11 @@ mod tests {
             json!({"keytype": 1, "scheme": "ed25519", "keyval": {"public": ""}}),
         ] {
             let object = value.as_object().unwrap().clone();
-            assert!(
-                matches!(PublicKey::from_object(object), Err(KeyError::Member(_))),
-                "{value}"
-            );
+            assert!(matches!(PublicKey::from_object(object), Err(KeyError::Member(_))), "{value}");
         }
         let fraction = json!({"keytype": "a", "scheme": "b", "keyval": {"public": ""}, "x": 1.5});
         let object = fraction.as_object().unwrap().clone();
-        assert!(matches!(
-            PublicKey::from_object(object),
-            Err(KeyError::Canonical(_))
-        ));
+        assert!(matches!(PublicKey::from_object(object), Err(KeyError::Canonical(_))));
     }
 
     #[test]
@@ -488,14 +450,7 @@ mod tests {
     fn rejects_key_ids_that_are_not_64_lower_case_digits() {
         let good = FOREIGN[0][3];
         assert_eq!(good.parse::<KeyId>().unwrap().to_string(), good);
-        for text in [
-            "",
-            &good[1..],
-            &good.to_uppercase(),
-            &format!("{good}0"),
-            &"z".repeat(64),
-            "é",
-        ] {
+        for text in ["", &good[1..], &good.to_uppercase(), &format!("{good}0"), &"z".repeat(64), "é"] {
             assert!(text.parse::<KeyId>().is_err(), "{text}");
         }
     }
@@ -505,10 +460,7 @@ mod tests {
         let key = SigningKey::from_seed(&[0xab; 32]);
         assert_eq!(format!("{key:?}"), format!("SigningKey({})", key.public().id()));
         assert_eq!(*key.seed(), [0xab; 32]);
-        assert_ne!(
-            SigningKey::generate().unwrap().seed(),
-            SigningKey::generate().unwrap().seed()
-        );
+        assert_ne!(SigningKey::generate().unwrap().seed(), SigningKey::generate().unwrap().seed());
     }
 
     proptest! {

@@ -115,11 +115,8 @@ impl SealingKey {
     /// Reads the text form of a key; white space around it is the editor's.
     pub fn from_text(text: &str) -> Result<Self, SealError> {
         let encoded = text.trim().strip_prefix(KEY_PREFIX).ok_or(SealError::NotAKey)?;
-        let bytes = Zeroizing::new(
-            BASE64URL_NOPAD
-                .decode(encoded.as_bytes())
-                .map_err(|_| SealError::NotAKey)?,
-        );
+        let bytes =
+            Zeroizing::new(BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| SealError::NotAKey)?);
         let master: [u8; 32] = bytes.as_slice().try_into().map_err(|_| SealError::NotAKey)?;
         Ok(Self::from_master(Zeroizing::new(master)))
     }
@@ -143,49 +140,29 @@ impl SealingKey {
         // 192 random bits: no counter to keep, and no repetition to fear.
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| SealError::NoRandomness)?;
-        let payload = Payload {
-            msg: secret,
-            aad: &context.associated_data(),
-        };
+        let payload = Payload { msg: secret, aad: &context.associated_data() };
         let ciphertext = self
             .cipher()
             .encrypt(&XNonce::from(nonce), payload)
             .map_err(|_| SealError::TooLong(secret.len()))?;
-        Ok(Sealed {
-            key: self.id,
-            nonce,
-            ciphertext: ciphertext.into(),
-        })
+        Ok(Sealed { key: self.id, nonce, ciphertext: ciphertext.into() })
     }
 
     /// Opens a sealed secret of one place.
     pub fn open(&self, sealed: &Sealed, context: Context<'_>) -> Result<Zeroizing<Vec<u8>>, SealError> {
         if sealed.key != self.id {
-            return Err(SealError::OtherKey {
-                found: sealed.key,
-                expected: self.id,
-            });
+            return Err(SealError::OtherKey { found: sealed.key, expected: self.id });
         }
-        let payload = Payload {
-            msg: &sealed.ciphertext,
-            aad: &context.associated_data(),
-        };
-        self.cipher()
-            .decrypt(&XNonce::from(sealed.nonce), payload)
-            .map(Zeroizing::new)
-            .map_err(|_| SealError::NotAuthentic {
-                host: context.host.to_owned(),
-                field: context.field.to_owned(),
-            })
+        let payload = Payload { msg: &sealed.ciphertext, aad: &context.associated_data() };
+        self.cipher().decrypt(&XNonce::from(sealed.nonce), payload).map(Zeroizing::new).map_err(|_| {
+            SealError::NotAuthentic { host: context.host.to_owned(), field: context.field.to_owned() }
+        })
     }
 
     fn from_master(master: Zeroizing<[u8; 32]>) -> Self {
         let mut id = [0; 8];
         derive(&master, b"drayage seal v1 key id", &mut id);
-        Self {
-            master,
-            id: SealingKeyId(id),
-        }
+        Self { master, id: SealingKeyId(id) }
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
@@ -232,12 +209,8 @@ impl FromStr for Sealed {
             .and_then(|rest| rest.split_once('.'))
             .ok_or(SealError::NotSealed)?;
         let id = HEXLOWER.decode(id.as_bytes()).map_err(|_| SealError::NotSealed)?;
-        let body = BASE64URL_NOPAD
-            .decode(body.as_bytes())
-            .map_err(|_| SealError::NotSealed)?;
-        let (nonce, ciphertext) = body
-            .split_first_chunk::<NONCE_BYTES>()
-            .ok_or(SealError::NotSealed)?;
+        let body = BASE64URL_NOPAD.decode(body.as_bytes()).map_err(|_| SealError::NotSealed)?;
+        let (nonce, ciphertext) = body.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::NotSealed)?;
         if ciphertext.len() < TAG_BYTES || ciphertext.len() > MAX_PLAINTEXT + TAG_BYTES {
             return Err(SealError::NotSealed);
         }
@@ -271,9 +244,7 @@ impl Serialize for Sealed {
 
 impl<'de> Deserialize<'de> for Sealed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -281,11 +252,7 @@ impl<'de> Deserialize<'de> for Sealed {
 mod tests {
     use super::*;
 
-    const PLACE: Context<'_> = Context {
-        host: "ghcr.io",
-        field: "password",
-        version: 3,
-    };
+    const PLACE: Context<'_> = Context { host: "ghcr.io", field: "password", version: 3 };
 
     fn sealed() -> (SealingKey, Sealed) {
         let key = SealingKey::generate().unwrap();
@@ -313,13 +280,7 @@ mod tests {
         let (_, sealed) = sealed();
         let other = SealingKey::generate().unwrap();
         let error = other.open(&sealed, PLACE).unwrap_err();
-        assert_eq!(
-            error,
-            SealError::OtherKey {
-                found: sealed.key_id(),
-                expected: other.id()
-            }
-        );
+        assert_eq!(error, SealError::OtherKey { found: sealed.key_id(), expected: other.id() });
     }
 
     #[test]
@@ -327,36 +288,20 @@ mod tests {
         let (_, mut sealed) = sealed();
         let other = SealingKey::generate().unwrap();
         sealed.key = other.id();
-        assert!(matches!(
-            other.open(&sealed, PLACE),
-            Err(SealError::NotAuthentic { .. })
-        ));
+        assert!(matches!(other.open(&sealed, PLACE), Err(SealError::NotAuthentic { .. })));
     }
 
     #[test]
     fn rejects_a_value_moved_to_another_host_field_or_version() {
         let (key, sealed) = sealed();
         for place in [
-            Context {
-                host: "quay.io",
-                ..PLACE
-            },
-            Context {
-                field: "username",
-                ..PLACE
-            },
+            Context { host: "quay.io", ..PLACE },
+            Context { field: "username", ..PLACE },
             Context { version: 2, ..PLACE },
             // The boundary between the parts is authenticated too.
-            Context {
-                host: "ghcr.iop",
-                field: "assword",
-                ..PLACE
-            },
+            Context { host: "ghcr.iop", field: "assword", ..PLACE },
         ] {
-            assert!(
-                matches!(key.open(&sealed, place), Err(SealError::NotAuthentic { .. })),
-                "{place:?}"
-            );
+            assert!(matches!(key.open(&sealed, place), Err(SealError::NotAuthentic { .. })), "{place:?}");
         }
     }
 
@@ -394,16 +339,8 @@ mod tests {
     #[test]
     fn rejects_texts_that_are_not_keys() {
         let text = SealingKey::generate().unwrap().to_text();
-        for text in [
-            "",
-            "drayage-seal-key.1.AAAA",
-            &text.replace(".1.", ".2."),
-            &text[..30],
-        ] {
-            assert!(
-                matches!(SealingKey::from_text(text), Err(SealError::NotAKey)),
-                "{text}"
-            );
+        for text in ["", "drayage-seal-key.1.AAAA", &text.replace(".1.", ".2."), &text[..30]] {
+            assert!(matches!(SealingKey::from_text(text), Err(SealError::NotAKey)), "{text}");
         }
     }
 
@@ -411,10 +348,7 @@ mod tests {
     fn rejects_secrets_beyond_the_limit() {
         let key = SealingKey::generate().unwrap();
         assert!(key.seal(&vec![0; MAX_PLAINTEXT], PLACE).is_ok());
-        assert_eq!(
-            key.seal(&vec![0; MAX_PLAINTEXT + 1], PLACE),
-            Err(SealError::TooLong(MAX_PLAINTEXT + 1))
-        );
+        assert_eq!(key.seal(&vec![0; MAX_PLAINTEXT + 1], PLACE), Err(SealError::TooLong(MAX_PLAINTEXT + 1)));
     }
 
     #[test]

@@ -22,10 +22,7 @@ fn main() -> ExitCode {
         Some("metadata") => metadata::run(),
         Some("pull") => pull::run(),
         _ => {
-            drop(writeln!(
-                std::io::stderr(),
-                "usage: bench memory | metadata | pull"
-            ));
+            drop(writeln!(std::io::stderr(), "usage: bench memory | metadata | pull"));
             ExitCode::from(2)
         }
     }

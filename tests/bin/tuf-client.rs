@@ -66,9 +66,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let outcome = Arguments::try_parse()
-        .map_err(Into::into)
-        .and_then(|arguments| run(&arguments));
+    let outcome = Arguments::try_parse().map_err(Into::into).and_then(|arguments| run(&arguments));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,10 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "a command line tool says on standard error why it failed"
-)]
+#[expect(clippy::print_stderr, reason = "a command line tool says on standard error why it failed")]
 fn report(error: &dyn std::error::Error) {
     eprintln!("tuf-client: {error}");
     let mut cause = error.source();
@@ -92,31 +87,22 @@ fn report(error: &dyn std::error::Error) {
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
-    let disk = Disk {
-        directory: arguments.metadata_dir.clone(),
-    };
+    let disk = Disk { directory: arguments.metadata_dir.clone() };
     if let Verb::Init { root } = &arguments.verb {
         let bytes = fs::read(root)?;
         trusted::first_root(&bytes, &Limits::default())?;
         return Ok(disk.store("root.json", &bytes)?);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let metadata_url = arguments
-            .metadata_url
-            .as_deref()
-            .ok_or("--metadata-url is needed")?;
+        let metadata_url = arguments.metadata_url.as_deref().ok_or("--metadata-url is needed")?;
         let client = Client { disk, metadata_url };
         let mut set = client.refresh().await?;
         if matches!(arguments.verb, Verb::Download) {
             let shop = Shop::from(arguments)?;
             for path in &arguments.target_name {
-                let target = client
-                    .lookup(&mut set, path)
-                    .await?
-                    .ok_or_else(|| format!("no target {path}"))?;
+                let target =
+                    client.lookup(&mut set, path).await?.ok_or_else(|| format!("no target {path}"))?;
                 shop.obtain(&target, set.root().consistent_snapshot).await?;
             }
         }
@@ -161,11 +147,7 @@ impl Client<'_> {
             Ok(())
         })
         .await?;
-        Ok(if found {
-            Fetched::Bytes(bytes)
-        } else {
-            Fetched::Absent
-        })
+        Ok(if found { Fetched::Bytes(bytes) } else { Fetched::Absent })
     }
 }
 
@@ -232,10 +214,7 @@ impl<'a> Shop<'a> {
             return Err("--target-name is needed".into());
         }
         Ok(Self {
-            base_url: arguments
-                .target_base_url
-                .as_deref()
-                .ok_or("--target-base-url is needed")?,
+            base_url: arguments.target_base_url.as_deref().ok_or("--target-base-url is needed")?,
             directory: arguments.target_dir.as_deref().ok_or("--target-dir is needed")?,
         })
     }
@@ -247,10 +226,7 @@ impl<'a> Shop<'a> {
         if check.clone().accepts_file(&self.directory.join(&name)) {
             return Ok(());
         }
-        let url = join(
-            self.base_url,
-            &served_path(target.path(), consistent.then_some(check.prefix)),
-        );
+        let url = join(self.base_url, &served_path(target.path(), consistent.then_some(check.prefix)));
         // Unverified bytes stay in an unnamed file, so that nothing is left of them whatever happens.
         let mut unnamed = tempfile::tempfile()?;
         let found = get(&url, target.target().length.saturating_add(1), |piece| {
@@ -277,28 +253,17 @@ impl Check {
     fn new(target: &TrustedTarget) -> Outcome<Self> {
         let length = target.target().length;
         let digests: Vec<Digest> = target.target().hashes.digests().collect();
-        let prefix = *digests
-            .first()
-            .ok_or_else(|| format!("no known hash for {}", target.path()))?;
-        let verifiers = digests
-            .into_iter()
-            .map(|digest| Verifier::new(digest, length))
-            .collect();
+        let prefix = *digests.first().ok_or_else(|| format!("no known hash for {}", target.path()))?;
+        let verifiers = digests.into_iter().map(|digest| Verifier::new(digest, length)).collect();
         Ok(Self { prefix, verifiers })
     }
 
     fn update(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.verifiers
-            .iter_mut()
-            .try_for_each(|verifier| verifier.update(piece))
-            .map_err(io::Error::other)
+        self.verifiers.iter_mut().try_for_each(|verifier| verifier.update(piece)).map_err(io::Error::other)
     }
 
     fn finish(self) -> io::Result<()> {
-        self.verifiers
-            .into_iter()
-            .try_for_each(Verifier::finish)
-            .map_err(io::Error::other)
+        self.verifiers.into_iter().try_for_each(Verifier::finish).map_err(io::Error::other)
     }
 
     fn accepts_file(mut self, path: &Path) -> bool {
@@ -361,23 +326,15 @@ fn put(directory: &Path, name: &str, content: &mut dyn Read) -> io::Result<()> {
 /// Sends one GET and hands over at most `max_bytes` of its body; `false` when the server says that there is nothing.
 async fn get(url: &str, max_bytes: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> Outcome<bool> {
     let uri: Uri = url.parse()?;
-    let authority = uri
-        .authority()
-        .ok_or_else(|| format!("{url} names no host"))?
-        .clone();
+    let authority = uri.authority().ok_or_else(|| format!("{url} names no host"))?.clone();
     if uri.scheme_str() != Some("http") {
         return Err(format!("{url} is not an http:// address").into());
     }
-    let address = (
-        authority.host().trim_matches(['[', ']']).to_owned(),
-        authority.port_u16().unwrap_or(80),
-    );
+    let address = (authority.host().trim_matches(['[', ']']).to_owned(), authority.port_u16().unwrap_or(80));
     let stream = timeout(PATIENCE, TcpStream::connect(address)).await??;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::get(path)
-        .header("host", authority.as_str())
-        .header("connection", "close");
+    let request = Request::get(path).header("host", authority.as_str()).header("connection", "close");
     let request = request.body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = timeout(PATIENCE, sender.send_request(request)).await??;

@@ -35,10 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "a command line tool says on standard error why it failed"
-)]
+#[expect(clippy::print_stderr, reason = "a command line tool says on standard error why it failed")]
 fn report(error: &dyn std::error::Error) {
     eprintln!("tuf-publish: {error}");
 }
@@ -54,56 +51,24 @@ fn publish(directory: &Path) -> Outcome<()> {
     fs::write(metadata.join("1.root.json"), sign(&first, &[&keys.old_root])?)?;
     let second = keys.second_root(&first, expires);
     let by_old = sign(&second, &[&keys.old_root])?;
-    fs::write(
-        metadata.join("2.root.json"),
-        add_signature(&by_old, &keys.new_root)?,
-    )?;
+    fs::write(metadata.join("2.root.json"), add_signature(&by_old, &keys.new_root)?)?;
 
     let mut files = BTreeMap::new();
     let mut put = |role: &str, version: u64, bytes: Vec<u8>| -> Outcome<()> {
         files.insert(format!("{role}.json"), FileMeta::of(version, &bytes));
-        Ok(fs::write(
-            metadata.join(format!("{version}.{}.json", quote(role))),
-            bytes,
-        )?)
+        Ok(fs::write(metadata.join(format!("{version}.{}.json", quote(role))), bytes)?)
     };
     let top = keys.top_level_targets(expires);
-    put(
-        "targets",
-        1,
-        sign(&with(&top, "app/top", directory)?, &[&keys.targets])?,
-    )?;
-    put(
-        "team/a",
-        1,
-        sign(&with(&empty(expires), "team/a/web", directory)?, &[&keys.team])?,
-    )?;
+    put("targets", 1, sign(&with(&top, "app/top", directory)?, &[&keys.targets])?)?;
+    put("team/a", 1, sign(&with(&empty(expires), "team/a/web", directory)?, &[&keys.team])?)?;
     let bin = with(&empty(expires), "anything/else", directory)?;
     put("bin-0-f", 1, sign(&bin, &[&keys.team])?)?;
 
-    let snapshot = sign(
-        &Snapshot {
-            version: 1,
-            expires,
-            meta: files,
-            extra: Map::new(),
-        },
-        &[&keys.online],
-    )?;
+    let snapshot = sign(&Snapshot { version: 1, expires, meta: files, extra: Map::new() }, &[&keys.online])?;
     fs::write(metadata.join("1.snapshot.json"), &snapshot)?;
-    let meta = TimestampMeta {
-        snapshot: FileMeta::of(1, &snapshot),
-    };
-    let timestamp = Timestamp {
-        version: 1,
-        expires,
-        meta,
-        extra: Map::new(),
-    };
-    Ok(fs::write(
-        metadata.join("timestamp.json"),
-        sign(&timestamp, &[&keys.online])?,
-    )?)
+    let meta = TimestampMeta { snapshot: FileMeta::of(1, &snapshot) };
+    let timestamp = Timestamp { version: 1, expires, meta, extra: Map::new() };
+    Ok(fs::write(metadata.join("timestamp.json"), sign(&timestamp, &[&keys.online])?)?)
 }
 
 struct Keys {
@@ -147,9 +112,7 @@ impl Keys {
     fn second_root(&self, first: &Root, expires: Time) -> Root {
         let mut second = first.successor(expires);
         second.keys.remove(&self.old_root.public().id());
-        second
-            .keys
-            .insert(self.new_root.public().id(), self.new_root.public().clone());
+        second.keys.insert(self.new_root.public().id(), self.new_root.public().clone());
         second.roles.root = RoleKeys::new(&[self.new_root.public()], 1);
         second
     }
@@ -183,13 +146,7 @@ impl Keys {
 }
 
 fn empty(expires: Time) -> Targets {
-    Targets {
-        version: 1,
-        expires,
-        targets: BTreeMap::new(),
-        delegations: None,
-        extra: Map::new(),
-    }
+    Targets { version: 1, expires, targets: BTreeMap::new(), delegations: None, extra: Map::new() }
 }
 
 /// Lists a target whose content is its own path, and writes it where clients fetch it.
@@ -197,14 +154,9 @@ fn with(document: &Targets, path: &str, directory: &Path) -> Outcome<Targets> {
     let content = path.as_bytes();
     let digest = Digest::sha256(content);
     let path: TargetPath = path.parse()?;
-    let custom = json!({"media_type": "text/plain"})
-        .as_object()
-        .cloned()
-        .unwrap_or_default();
+    let custom = json!({"media_type": "text/plain"}).as_object().cloned().unwrap_or_default();
     let mut document = document.clone();
-    document
-        .targets
-        .insert(path.clone(), Target::new(digest, content.len() as u64, custom));
+    document.targets.insert(path.clone(), Target::new(digest, content.len() as u64, custom));
     let (folder, name) = path.as_str().rsplit_once('/').unwrap_or(("", path.as_str()));
     let folder = directory.join("targets").join(folder);
     fs::create_dir_all(&folder)?;

@@ -23,24 +23,13 @@ impl Scene {
         let image = ImageBuilder::new().random_layer(20_000).build();
         let other_image = ImageBuilder::new().random_layer(30_000).build();
         let assigned = registry.push("team/app", "v1", &image).through(&proxy.host());
-        let other = registry
-            .push("team/other", "v1", &other_image)
-            .through(&proxy.host());
+        let other = registry.push("team/other", "v1", &other_image).through(&proxy.host());
         let facade = Facade::start();
         facade.connect_as(&registry, &proxy.host());
         let device = Device::enrolled("board-1", &facade);
         facade.deliver(&assigned, "board-1");
         facade.import(&other);
-        Self {
-            _registry: registry,
-            proxy,
-            facade,
-            device,
-            image,
-            assigned,
-            other_image,
-            other,
-        }
+        Self { _registry: registry, proxy, facade, device, image, assigned, other_image, other }
     }
 
     fn client(&self) -> DeviceClient {
@@ -48,18 +37,11 @@ impl Scene {
     }
 
     fn manifest(&self) -> String {
-        format!(
-            "/v2/{}/manifests/{}",
-            self.assigned.repository, self.assigned.digest
-        )
+        format!("/v2/{}/manifests/{}", self.assigned.repository, self.assigned.digest)
     }
 
     fn blob(&self) -> String {
-        format!(
-            "/v2/{}/blobs/{}",
-            self.assigned.repository,
-            self.image.largest_blob()
-        )
+        format!("/v2/{}/blobs/{}", self.assigned.repository, self.image.largest_blob())
     }
 
     /// Fails the test when `ask` makes the facade ask the registry, or hand anything out.
@@ -80,10 +62,7 @@ fn device_reads_everything_of_its_artifact() {
     assert_eq!(client.get("/v2/").status, 200);
     let manifest = client.get(&scene.manifest());
     assert_eq!((manifest.status, &manifest.body), (200, &scene.image.root.bytes));
-    assert_eq!(
-        manifest.header("docker-content-digest"),
-        Some(scene.assigned.digest.to_string().as_str())
-    );
+    assert_eq!(manifest.header("docker-content-digest"), Some(scene.assigned.digest.to_string().as_str()));
     assert_eq!(manifest.header("content-type"), Some(scene.image.root.media_type));
     for (digest, bytes) in &scene.image.blobs {
         let blob = client.get(&format!("/v2/{}/blobs/{digest}", scene.assigned.repository));
@@ -95,18 +74,11 @@ fn device_reads_everything_of_its_artifact() {
 fn ranges_and_heads_are_answered() {
     let scene = Scene::set();
     let bytes = &scene.image.blobs[&scene.image.largest_blob()];
-    let part = scene
-        .client()
-        .send("GET", &scene.blob(), &["Range: bytes=100-199"]);
+    let part = scene.client().send("GET", &scene.blob(), &["Range: bytes=100-199"]);
     assert_eq!((part.status, part.body.as_slice()), (206, &bytes[100..200]));
     let head = scene.client().send("HEAD", &scene.blob(), &[]);
-    assert_eq!(
-        head.header("content-length"),
-        Some(bytes.len().to_string().as_str())
-    );
-    let beyond = scene
-        .client()
-        .send("GET", &scene.blob(), &["Range: bytes=999999-"]);
+    assert_eq!(head.header("content-length"), Some(bytes.len().to_string().as_str()));
+    let beyond = scene.client().send("GET", &scene.blob(), &["Range: bytes=999999-"]);
     assert_eq!(beyond.status, 416);
 }
 
@@ -125,26 +97,14 @@ fn unassigned_and_unknown_are_refused_alike() {
     let unknown = Digest::sha256(b"nobody has this");
     let targets = [
         format!("/v2/{}/manifests/{}", scene.other.repository, scene.other.digest),
-        format!(
-            "/v2/{}/blobs/{}",
-            scene.other.repository,
-            scene.other_image.largest_blob()
-        ),
+        format!("/v2/{}/blobs/{}", scene.other.repository, scene.other_image.largest_blob()),
         format!("/v2/{}/blobs/{unknown}", scene.assigned.repository),
-        format!(
-            "/v2/{}/blobs/{}",
-            scene.assigned.repository,
-            scene.other_image.largest_blob()
-        ),
+        format!("/v2/{}/blobs/{}", scene.assigned.repository, scene.other_image.largest_blob()),
         format!("/v2/nowhere.example/x/blobs/{unknown}"),
     ];
     for target in targets {
         let answer = scene.refused(|| client.get(&target));
-        assert_eq!(
-            (answer.status, answer.error_code().as_deref()),
-            (403, Some("DENIED")),
-            "{target}"
-        );
+        assert_eq!((answer.status, answer.error_code().as_deref()), (403, Some("DENIED")), "{target}");
     }
 }
 
@@ -161,11 +121,7 @@ fn other_methods_are_refused() {
     let scene = Scene::set();
     for method in ["PUT", "POST", "PATCH", "DELETE"] {
         let answer = scene.refused(|| scene.client().send(method, &scene.manifest(), &[]));
-        assert_eq!(
-            (answer.status, answer.error_code().as_deref()),
-            (405, Some("UNSUPPORTED")),
-            "{method}"
-        );
+        assert_eq!((answer.status, answer.error_code().as_deref()), (405, Some("UNSUPPORTED")), "{method}");
     }
 }
 
@@ -187,13 +143,7 @@ fn malformed_requests_are_refused() {
 fn nobody_is_refused() {
     let scene = Scene::set();
     let nobody = DeviceClient::anonymous(&scene.facade.device_url(), &scene.facade.ca_file());
-    for target in [
-        "/v2/",
-        "/metadata/images/timestamp.json",
-        "/v1/wait",
-        &scene.manifest(),
-        &scene.blob(),
-    ] {
+    for target in ["/v2/", "/metadata/images/timestamp.json", "/v1/wait", &scene.manifest(), &scene.blob()] {
         scene.refused(|| nobody.get(target));
     }
 }
@@ -239,9 +189,7 @@ fn unassigned_artifact_is_refused_at_once() {
     let scene = Scene::set();
     let client = scene.client();
     assert_eq!(client.get(&scene.blob()).status, 200);
-    scene
-        .facade
-        .ok(&["unassign", &scene.assigned.artifact(), "--device", "board-1"]);
+    scene.facade.ok(&["unassign", &scene.assigned.artifact(), "--device", "board-1"]);
     scene.refused(|| client.get(&scene.blob()));
 }
 

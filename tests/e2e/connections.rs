@@ -67,11 +67,7 @@ fn credentials_of_docker_are_taken_entry_by_entry() {
     let all = facade.cli(&add).expect_code(3);
     let outcome = |host: &str| {
         let entries = all.json();
-        let entry = entries
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|entry| entry["host"] == host);
+        let entry = entries.as_array().unwrap().iter().find(|entry| entry["host"] == host);
         entry.unwrap_or_else(|| panic!("no {host} in {entries}")).clone()
     };
     assert_eq!(outcome(&registry.host())["outcome"], "connected");
@@ -80,10 +76,7 @@ fn credentials_of_docker_are_taken_entry_by_entry() {
     assert_eq!(outcome("quay.io/team")["outcome"], "skipped");
     for (host, helper) in [("gcr.io", "gcloud"), (&open.host(), "desktop")] {
         let reason = outcome(host)["reason"].to_string();
-        assert!(
-            reason.contains(&format!("docker-credential-{helper}")),
-            "{reason}"
-        );
+        assert!(reason.contains(&format!("docker-credential-{helper}")), "{reason}");
     }
     assert!(!all.text().contains(PASSWORD) && !all.text().contains(&auth));
 }
@@ -94,65 +87,29 @@ fn rejects_each_wrong_field_by_name_and_stores_nothing() {
     let token = fs::read_to_string(facade.admin_token_file()).unwrap();
     let bearer = format!("Bearer {}", token.trim());
     for (field, body) in [
-        (
-            "host",
-            json!({"host": "https://github.com/octo/app", "provider": "anonymous"}),
-        ),
+        ("host", json!({"host": "https://github.com/octo/app", "provider": "anonymous"})),
         ("host", json!({"host": "", "provider": "anonymous"})),
-        (
-            "host",
-            json!({"host": "203.0.113.7", "provider": "anonymous", "plain_http": true}),
-        ),
-        (
-            "host",
-            json!({"host": "no-such-host.invalid", "provider": "anonymous", "plain_http": true}),
-        ),
+        ("host", json!({"host": "203.0.113.7", "provider": "anonymous", "plain_http": true})),
+        ("host", json!({"host": "no-such-host.invalid", "provider": "anonymous", "plain_http": true})),
         ("host", json!({"host": "127.0.0.1:5000", "provider": "anonymous"})),
-        (
-            "host",
-            json!({"host": "169.254.169.254", "provider": "anonymous", "allow_private": true}),
-        ),
+        ("host", json!({"host": "169.254.169.254", "provider": "anonymous", "allow_private": true})),
         ("provider", json!({"host": "ghcr.io", "provider": "azure"})),
-        (
-            "username",
-            json!({"host": "ghcr.io", "provider": "static", "password": "p"}),
-        ),
-        (
-            "username",
-            json!({"host": "ghcr.io", "provider": "static", "username": "a:b", "password": "p"}),
-        ),
-        (
-            "password",
-            json!({"host": "ghcr.io", "provider": "static", "username": "a"}),
-        ),
+        ("username", json!({"host": "ghcr.io", "provider": "static", "password": "p"})),
+        ("username", json!({"host": "ghcr.io", "provider": "static", "username": "a:b", "password": "p"})),
+        ("password", json!({"host": "ghcr.io", "provider": "static", "username": "a"})),
         (
             "password",
             json!({"host": "ghcr.io", "provider": "static", "username": "a", "password": "p\u{7}q"}),
         ),
-        (
-            "password",
-            json!({"host": "ghcr.io", "provider": "anonymous", "password": "p"}),
-        ),
-        (
-            "token_host",
-            json!({"host": "ghcr.io", "provider": "anonymous", "token_host": "https://a/b"}),
-        ),
-        (
-            "ca_pem",
-            json!({"host": "ghcr.io", "provider": "anonymous", "ca_pem": "not a certificate"}),
-        ),
+        ("password", json!({"host": "ghcr.io", "provider": "anonymous", "password": "p"})),
+        ("token_host", json!({"host": "ghcr.io", "provider": "anonymous", "token_host": "https://a/b"})),
+        ("ca_pem", json!({"host": "ghcr.io", "provider": "anonymous", "ca_pem": "not a certificate"})),
         (
             "client_certificate_pem",
             json!({"host": "ghcr.io", "provider": "anonymous", "client_certificate_pem": "x"}),
         ),
-        (
-            "config",
-            json!({"host": "europe-docker.pkg.dev", "provider": "google", "config": "{}"}),
-        ),
-        (
-            "config",
-            json!({"host": "europe-docker.pkg.dev", "provider": "google"}),
-        ),
+        ("config", json!({"host": "europe-docker.pkg.dev", "provider": "google", "config": "{}"})),
+        ("config", json!({"host": "europe-docker.pkg.dev", "provider": "google"})),
         ("host", json!({"host": "ghcr.io", "provider": "aws"})),
         (
             "config",
@@ -168,10 +125,7 @@ fn rejects_each_wrong_field_by_name_and_stores_nothing() {
         );
         let refused = refused.unwrap();
         assert_eq!(refused.status, 422, "{body} {}", refused.text());
-        assert_eq!(
-            refused.headers.get("content-type"),
-            Some("application/problem+json")
-        );
+        assert_eq!(refused.headers.get("content-type"), Some("application/problem+json"));
         let problem: Value = serde_json::from_str(&refused.text()).unwrap();
         assert_eq!(problem["field"], field, "{body} {problem}");
     }
@@ -184,11 +138,7 @@ fn test_names_the_layer_that_fails() {
     let verdict = |host: &str, repository: &[&str]| {
         let outcome = facade.cli(&[&["connection", "test", host], repository].concat());
         let check = outcome.json();
-        let failed = check["steps"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|step| step["ok"] == false);
+        let failed = check["steps"].as_array().unwrap().iter().find(|step| step["ok"] == false);
         let step = failed.map_or(Value::Null, |step| step["step"].clone());
         assert_eq!(outcome.code, i32::from(failed.is_some()), "{}", outcome.text());
         (step, check["verdict"].to_string())
@@ -200,12 +150,7 @@ fn test_names_the_layer_that_fails() {
     // A web page, not a registry.
     let page = always(200, &[("Content-Type", "text/html")], "<html>welcome</html>");
     add(&facade, &page.authority(), PASSWORD).expect_success();
-    assert_eq!(
-        verdict(&page.authority(), &[]).0,
-        "api",
-        "{:?}",
-        verdict(&page.authority(), &[])
-    );
+    assert_eq!(verdict(&page.authority(), &[]).0, "api", "{:?}", verdict(&page.authority(), &[]));
     let missing = always(404, &[("Content-Type", "text/html")], "<html>nothing</html>");
     add(&facade, &missing.authority(), PASSWORD).expect_success();
     assert_eq!(verdict(&missing.authority(), &[]).0, "api");
@@ -226,10 +171,7 @@ fn test_names_the_layer_that_fails() {
     let proxy = Proxy::before(&host);
     let status = 403;
     let retry_after_seconds = None;
-    let refuse = Fault::Status {
-        status,
-        retry_after_seconds,
-    };
+    let refuse = Fault::Status { status, retry_after_seconds };
     proxy.always(When::Path("/tags/list".into()), refuse);
     add(&facade, &proxy.host(), PASSWORD).expect_success();
     let (step, said) = verdict(&proxy.host(), &["--repository", "team/app"]);
@@ -282,10 +224,7 @@ fn sealing_key_changes_while_serving() {
     assert!(facade.log().contains("sealing key changed"));
     facade.kill9();
     // A crash between the file and the database leaves the next key in front of the one in use.
-    let next = format!(
-        "drayage-seal-key.1.{}",
-        data_encoding::BASE64URL_NOPAD.encode(&[7; 32])
-    );
+    let next = format!("drayage-seal-key.1.{}", data_encoding::BASE64URL_NOPAD.encode(&[7; 32]));
     fs::write(&file, format!("{next}\n{new}\n")).unwrap();
     facade.start_again();
     facade.kill9();
@@ -309,16 +248,10 @@ fn rejects_to_start_with_a_wrong_or_missing_sealing_key() {
         command.env("FACADE_OPERATOR_LISTEN", format!("127.0.0.1:{}", free_port()));
         Outcome::of(&mut command, b"").expect_code(1).text()
     };
-    let wrong = format!(
-        "drayage-seal-key.1.{}\n",
-        data_encoding::BASE64URL_NOPAD.encode(&[7; 32])
-    );
+    let wrong = format!("drayage-seal-key.1.{}\n", data_encoding::BASE64URL_NOPAD.encode(&[7; 32]));
     fs::write(&file, wrong).unwrap();
     let said = start();
-    assert!(
-        said.contains("sealing key") && said.contains(&registry.host()),
-        "{said}"
-    );
+    assert!(said.contains("sealing key") && said.contains(&registry.host()), "{said}");
     fs::write(&file, "hunter2\n").unwrap();
     assert!(start().contains("seal.key cannot be used"));
     fs::remove_file(&file).unwrap();
@@ -334,12 +267,8 @@ fn key_that_is_kept_elsewhere_is_the_operator_s_to_change() {
     let registry = Registry::with_password();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("seal.key");
-    let key = |byte: u8| {
-        format!(
-            "drayage-seal-key.1.{}\n",
-            data_encoding::BASE64URL_NOPAD.encode(&[byte; 32])
-        )
-    };
+    let key =
+        |byte: u8| format!("drayage-seal-key.1.{}\n", data_encoding::BASE64URL_NOPAD.encode(&[byte; 32]));
     fs::write(&file, key(1)).unwrap();
     // As systemd leaves a credential: root's, and its group may read it.
     Command::new("chmod").arg("440").arg(&file).status().unwrap();
@@ -370,20 +299,13 @@ fn registry_behind_a_proxy_with_its_own_authority_wants_a_client_certificate() {
     };
     let (ca, client) = (registry.file("ca.pem"), registry.file("client.pem"));
     let untrusted = test(&[]).expect_code(1).json();
-    assert!(
-        untrusted["verdict"].as_str().unwrap().starts_with("TLS: "),
-        "{untrusted}"
-    );
+    assert!(untrusted["verdict"].as_str().unwrap().starts_with("TLS: "), "{untrusted}");
     let unknown = test(&["--registry-ca-file", &ca]).expect_code(1).json();
     assert!(unknown["verdict"].to_string().contains("ertificate"), "{unknown}");
     let known = test(&["--registry-ca-file", &ca, "--client-certificate-file", &client]).json();
     // Everything but the repository is there.
     let last = known["steps"].as_array().unwrap().last().unwrap().clone();
-    assert_eq!(
-        (&last["step"], &last["ok"]),
-        (&json!("permission"), &json!(false)),
-        "{known}"
-    );
+    assert_eq!((&last["step"], &last["ok"]), (&json!("permission"), &json!(false)), "{known}");
     // The name resolves nowhere: everything went through the proxy.
     assert!(proxy.passed() >= 3, "{}", proxy.passed());
     let key = registry.read("client.key");
@@ -400,10 +322,7 @@ fn device_gets_pinned_content_though_the_registry_is_gone() {
     let device = Device::enrolled("board-1", &facade);
     let imported = facade.ok(&["import", &pushed.repository, "v1", "--pin"]);
     assert_eq!(imported["results"][0]["pinned"], true);
-    assert_eq!(
-        facade.ok(&["artifact", "show", &pushed.artifact()])["pinned"],
-        true
-    );
+    assert_eq!(facade.ok(&["artifact", "show", &pushed.artifact()])["pinned"], true);
     registry.stop();
     facade.ok(&["assign", &pushed.artifact(), "--device", "board-1"]);
     device.sync().expect_success();
@@ -417,8 +336,5 @@ fn device_gets_pinned_content_though_the_registry_is_gone() {
     registry.stop();
     let refused = facade.cli(&["artifact", "pin", &lost.artifact()]);
     assert_ne!(refused.code, 0);
-    assert_eq!(
-        facade.ok(&["artifact", "show", &lost.artifact()])["pinned"],
-        false
-    );
+    assert_eq!(facade.ok(&["artifact", "show", &lost.artifact()])["pinned"], false);
 }

@@ -16,15 +16,10 @@ fn secret_goes_in_and_never_comes_out() {
     let device = Device::enrolled("board-1", &facade);
     facade.deliver(&pushed, "board-1");
     let synced = device.sync().expect_success();
-    for verb in [
-        ["connection", "list"].as_slice(),
-        &["connection", "show", &registry.host()],
-        &["artifact", "list"],
-    ] {
-        assert!(
-            !facade.cli(verb).expect_success().text().contains(PASSWORD),
-            "{verb:?}"
-        );
+    for verb in
+        [["connection", "list"].as_slice(), &["connection", "show", &registry.host()], &["artifact", "list"]]
+    {
+        assert!(!facade.cli(verb).expect_success().text().contains(PASSWORD), "{verb:?}");
     }
     assert!(!synced.text().contains(PASSWORD));
     assert!(!facade.log().contains(PASSWORD));
@@ -35,11 +30,7 @@ fn secret_goes_in_and_never_comes_out() {
 #[test]
 fn one_token_serves_a_whole_pull() {
     let registry = Registry::with_tokens();
-    let image = ImageBuilder::new()
-        .random_layer(100_000)
-        .random_layer(200_000)
-        .random_layer(300_000)
-        .build();
+    let image = ImageBuilder::new().random_layer(100_000).random_layer(200_000).random_layer(300_000).build();
     let pushed = registry.push("team/app", "v1", &image);
     let facade = Facade::start();
     facade.connect(&registry);
@@ -60,20 +51,10 @@ fn new_password_takes_effect_at_once() {
     registry.tokens().unwrap().set_password("another password");
     assert_ne!(facade.cli(&["import", &pushed.repository, "v1"]).code, 0);
     let host = registry.host();
-    let replace = [
-        "connection",
-        "add",
-        &host,
-        "--provider",
-        "static",
-        "--username",
-        "robot",
-        "--password-stdin",
-    ];
+    let replace =
+        ["connection", "add", &host, "--provider", "static", "--username", "robot", "--password-stdin"];
     let replace = [replace.as_slice(), &["--plain-http", "--allow-private"]].concat();
-    facade
-        .cli_with_input(&replace, b"another password\n")
-        .expect_success();
+    facade.cli_with_input(&replace, b"another password\n").expect_success();
     facade.import(&pushed);
 }
 
@@ -83,16 +64,8 @@ fn authorization_does_not_follow_a_redirect_to_another_host() {
     let image = small();
     let pushed = registry.push("team/app", "v1", &image);
     cdn_registry.push("team/app", "v1", &image);
-    let (front, cdn) = (
-        Proxy::before(&registry.host()),
-        Proxy::before(&cdn_registry.host()),
-    );
-    front.always(
-        When::Path("/blobs/".into()),
-        Fault::Redirect {
-            to: format!("http://{}", cdn.host()),
-        },
-    );
+    let (front, cdn) = (Proxy::before(&registry.host()), Proxy::before(&cdn_registry.host()));
+    front.always(When::Path("/blobs/".into()), Fault::Redirect { to: format!("http://{}", cdn.host()) });
     let facade = Facade::start();
     facade.connect_as(&registry, &front.host());
     let device = Device::enrolled("board-1", &facade);
@@ -100,10 +73,7 @@ fn authorization_does_not_follow_a_redirect_to_another_host() {
     device.sync().expect_success();
     assert!(front.seen().iter().any(|seen| seen.authorized));
     assert!(!cdn.seen().is_empty());
-    assert!(
-        cdn.seen().iter().all(|seen| !seen.authorized),
-        "the credential went to the other host"
-    );
+    assert!(cdn.seen().iter().all(|seen| !seen.authorized), "the credential went to the other host");
 }
 
 #[test]
@@ -116,13 +86,7 @@ fn device_never_hears_of_the_registry_s_troubles() {
     facade.connect_as(&registry, &proxy.host());
     let device = Device::enrolled("board-1", &facade);
     facade.deliver(&pushed, "board-1");
-    proxy.always(
-        When::Path("/blobs/".into()),
-        Fault::Status {
-            status: 403,
-            retry_after_seconds: None,
-        },
-    );
+    proxy.always(When::Path("/blobs/".into()), Fault::Status { status: 403, retry_after_seconds: None });
     let refused = device.sync();
     assert_ne!(refused.code, 0);
     assert!(
@@ -169,19 +133,7 @@ fn removed_connection_ends_pulls_from_its_host() {
 fn rejects_plain_http_to_a_public_address() {
     let facade = Facade::start();
     // TEST-NET-3: an address that is neither loopback nor private, and that nobody has.
-    let add = [
-        "connection",
-        "add",
-        "203.0.113.7",
-        "--provider",
-        "anonymous",
-        "--plain-http",
-    ];
+    let add = ["connection", "add", "203.0.113.7", "--provider", "anonymous", "--plain-http"];
     assert_ne!(facade.cli(&add).code, 0);
-    assert!(
-        !facade
-            .ok(&["connection", "list"])
-            .to_string()
-            .contains("203.0.113.7")
-    );
+    assert!(!facade.ok(&["connection", "list"]).to_string().contains("203.0.113.7"));
 }

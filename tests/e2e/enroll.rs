@@ -18,10 +18,7 @@ fn altered(token: &str, alter: impl FnOnce(&mut Value)) -> String {
     let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).expect("base64url");
     let mut content = serde_json::from_slice(&bytes).expect("JSON");
     alter(&mut content);
-    format!(
-        "drayage1.{}",
-        BASE64URL_NOPAD.encode(content.to_string().as_bytes())
-    )
+    format!("drayage1.{}", BASE64URL_NOPAD.encode(content.to_string().as_bytes()))
 }
 
 fn mode(path: &Path) -> u32 {
@@ -36,14 +33,9 @@ fn enrolls_with_one_command_and_keeps_its_key_to_itself() {
     assert_eq!(mode(&identity.key), 0o600);
     assert_eq!(mode(identity.key.parent().unwrap()), 0o700);
     let mut openssl = Command::new("openssl");
-    openssl
-        .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
-        .arg(&identity.cert);
+    openssl.args(["x509", "-noout", "-ext", "subjectAltName", "-in"]).arg(&identity.cert);
     let shown = Outcome::of(&mut openssl, b"").expect_success().stdout;
-    assert!(
-        shown.contains("spiffe://drayage.internal/device/board-1"),
-        "{shown}"
-    );
+    assert!(shown.contains("spiffe://drayage.internal/device/board-1"), "{shown}");
     assert!(facade.ok(&["device", "list"]).to_string().contains("board-1"));
     device.sync().expect_success();
 }
@@ -64,9 +56,7 @@ fn rejects_a_facade_of_another_ca_before_sending_the_secret() {
     let token = facade.token("board-1");
     let other = Digest::sha256(b"another CA").hex();
     let device = Device::new("board-1");
-    device
-        .enroll(&altered(&token, |content| content["ca"] = json!(other)))
-        .expect_code(6);
+    device.enroll(&altered(&token, |content| content["ca"] = json!(other))).expect_code(6);
     assert!(!device.identity().cert.exists());
     // The secret was not spent, so it was not sent: the true token still works, once.
     device.enroll(&token).expect_success();
@@ -89,20 +79,10 @@ fn rejects_metadata_roots_other_than_the_pinned() {
 #[test]
 fn rejects_malformed_tokens_as_wrong_use() {
     let device = Device::new("board-1");
-    for token in [
-        "",
-        "drayage1.",
-        "drayage1.!!",
-        "drayage2.e30",
-        "drayage1.e30",
-        "hello",
-    ] {
+    for token in ["", "drayage1.", "drayage1.!!", "drayage2.e30", "drayage1.e30", "hello"] {
         device.enroll(token).expect_code(2);
     }
-    assert!(
-        files_below(&device.state_dir()).is_empty(),
-        "a malformed token must leave nothing behind"
-    );
+    assert!(files_below(&device.state_dir()).is_empty(), "a malformed token must leave nothing behind");
 }
 
 #[test]
@@ -120,9 +100,7 @@ fn init_again_changes_nothing() {
     facade.stop();
     let read = || {
         let files = files_below(&facade.data_dir()).into_iter();
-        files
-            .map(|path| (fs::read(&path).unwrap(), path))
-            .collect::<Vec<_>>()
+        files.map(|path| (fs::read(&path).unwrap(), path)).collect::<Vec<_>>()
     };
     let before = read();
     let again = facade.init().expect_success();

@@ -24,10 +24,7 @@ impl Shell {
             ("EST", format!("{}/.well-known/est", facade.device_url())),
             ("TOKEN", token.to_owned()),
         ];
-        Self {
-            directory,
-            environment,
-        }
+        Self { directory, environment }
     }
 
     fn run(&self, script: &str) -> Outcome {
@@ -73,26 +70,17 @@ fn a_client_of_openssl_and_curl_alone_enrolls_and_renews() {
     let enrolled = shell.run(ENROLL).expect_success().stdout;
     assert!(enrolled.contains("cert.pem: OK"), "{enrolled}");
     // The facade decides the name; the request's is nothing to it.
-    assert!(
-        enrolled.contains("URI:spiffe://drayage.internal/device/board-1"),
-        "{enrolled}"
-    );
+    assert!(enrolled.contains("URI:spiffe://drayage.internal/device/board-1"), "{enrolled}");
     assert!(!enrolled.contains("anything"), "{enrolled}");
     let renewed = shell.run(RENEW).expect_success().stdout;
-    assert!(
-        renewed.starts_with("204") && renewed.ends_with("200"),
-        "{renewed}"
-    );
+    assert!(renewed.starts_with("204") && renewed.ends_with("200"), "{renewed}");
     for (head, media_type) in [
         ("cacerts.head", "application/pkcs7-mime"),
         ("enroll.head", "application/pkcs7-mime; smime-type=certs-only"),
         ("renew.head", "application/pkcs7-mime; smime-type=certs-only"),
     ] {
         let head = shell.read(head).to_lowercase();
-        assert!(
-            head.contains(&format!("content-type: {media_type}\r\n")),
-            "{head}"
-        );
+        assert!(head.contains(&format!("content-type: {media_type}\r\n")), "{head}");
     }
 }
 
@@ -108,10 +96,7 @@ fn rejects_bad_requests_with_the_status_est_gives_them() {
     };
     assert_eq!(post(":$TOKEN", "application/pkcs10", "MIIjunk"), "400");
     assert_eq!(post(":$TOKEN", "application/json", "{}"), "415");
-    assert_eq!(
-        post("0000000000000000:wrong", "application/pkcs10", "MIIB"),
-        "401"
-    );
+    assert_eq!(post("0000000000000000:wrong", "application/pkcs10", "MIIB"), "401");
     let huge = "A".repeat(40_000);
     assert_eq!(post(":$TOKEN", "application/pkcs10", &huge), "413");
     let weak = status(
@@ -150,13 +135,7 @@ fn an_address_that_keeps_failing_is_slowed_down_and_locks_nobody_out() {
     let shell = Shell {
         environment: vec![
             ("URL", facade.device_url().replace("localhost", "127.0.0.1")),
-            (
-                "EST",
-                format!(
-                    "{}/.well-known/est",
-                    facade.device_url().replace("localhost", "127.0.0.1")
-                ),
-            ),
+            ("EST", format!("{}/.well-known/est", facade.device_url().replace("localhost", "127.0.0.1"))),
             ("TOKEN", facade.token("board-2")),
         ],
         ..shell
@@ -166,9 +145,7 @@ fn an_address_that_keeps_failing_is_slowed_down_and_locks_nobody_out() {
 
 /// The linter of `tests/install lint`.
 fn linter(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/venv-lint/bin")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv-lint/bin").join(name);
     assert!(path.is_file(), "pkilint is not installed: run tests/install lint");
     path
 }
@@ -178,24 +155,13 @@ fn findings(certificate: &Path) -> Vec<String> {
     let directory = TempDir::new().expect("make a directory");
     let first = directory.path().join("first.pem");
     let mut openssl = Command::new("openssl");
-    openssl
-        .args(["x509", "-in"])
-        .arg(certificate)
-        .arg("-out")
-        .arg(&first);
+    openssl.args(["x509", "-in"]).arg(certificate).arg("-out").arg(&first);
     Outcome::of(&mut openssl, b"").expect_success();
     let mut lint = in_clean_environment(Command::new(linter("lint_pkix_cert")));
     let report = Outcome::of(lint.args(["lint", "-s", "NOTICE", "-f", "JSON"]).arg(&first), b"").json();
-    let results = report
-        .get("results")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let results = report.get("results").and_then(Value::as_array).cloned().unwrap_or_default();
     let descriptions = results.iter().flat_map(|result| {
-        let found = result["finding_descriptions"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+        let found = result["finding_descriptions"].as_array().cloned().unwrap_or_default();
         found.into_iter().map(|finding| finding.to_string())
     });
     descriptions.collect()
@@ -243,50 +209,23 @@ fn a_device_waits_until_an_operator_approves_it() {
 #[test]
 fn a_factory_gets_a_list_of_tokens_each_for_one_device() {
     let facade = Facade::start();
-    let rows = facade.ok(&[
-        "device",
-        "provision",
-        "--prefix",
-        "pump",
-        "--count",
-        "3",
-        "--group",
-        "pumps",
-    ]);
+    let rows = facade.ok(&["device", "provision", "--prefix", "pump", "--count", "3", "--group", "pumps"]);
     let rows = rows.as_array().cloned().unwrap_or_default();
     let ids: Vec<&str> = rows.iter().filter_map(|row| row["device"].as_str()).collect();
     assert_eq!(ids, ["pump-0001", "pump-0002", "pump-0003"]);
     let token = rows[1]["token"].as_str().unwrap();
     let device = Device::new("pump-0002");
     device.enroll(token).expect_success();
-    assert_eq!(
-        facade.ok(&["device", "show", "pump-0002"])["groups"],
-        serde_json::json!(["pumps"])
-    );
+    assert_eq!(facade.ok(&["device", "show", "pump-0002"])["groups"], serde_json::json!(["pumps"]));
     // Its token is spent, one is revoked, one is open: the operator sees which.
     facade.ok(&["device", "revoke-token", rows[2]["token_id"].as_str().unwrap()]);
     let tokens = facade.ok(&["device", "tokens"]);
     let state = |id: &str| -> Value {
         let tokens = tokens.as_array().cloned().unwrap_or_default();
-        tokens
-            .iter()
-            .find(|token| token["device"] == id)
-            .map_or(Value::Null, |token| token["state"].clone())
+        tokens.iter().find(|token| token["device"] == id).map_or(Value::Null, |token| token["state"].clone())
     };
-    assert_eq!(
-        [state("pump-0001"), state("pump-0002"), state("pump-0003")],
-        ["valid", "used", "revoked"]
-    );
-    assert_ne!(
-        Device::new("pump-0003")
-            .enroll(rows[2]["token"].as_str().unwrap())
-            .code,
-        0
-    );
-    facade
-        .cli_with_input(&["device", "provision", "--ids", "-"], b"pump-9\npump-9\n")
-        .expect_code(2);
-    facade
-        .cli_with_input(&["device", "provision", "--ids", "-"], b"../pump\n")
-        .expect_code(2);
+    assert_eq!([state("pump-0001"), state("pump-0002"), state("pump-0003")], ["valid", "used", "revoked"]);
+    assert_ne!(Device::new("pump-0003").enroll(rows[2]["token"].as_str().unwrap()).code, 0);
+    facade.cli_with_input(&["device", "provision", "--ids", "-"], b"pump-9\npump-9\n").expect_code(2);
+    facade.cli_with_input(&["device", "provision", "--ids", "-"], b"../pump\n").expect_code(2);
 }

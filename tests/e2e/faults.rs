@@ -22,21 +22,12 @@ impl Scene {
     fn set() -> Self {
         let registry = Registry::open();
         let proxy = Proxy::before(&registry.host());
-        let image = ImageBuilder::new()
-            .says("whole again")
-            .random_layer(LAYER)
-            .build();
+        let image = ImageBuilder::new().says("whole again").random_layer(LAYER).build();
         let pushed = registry.push("team/app", "v1", &image).through(&proxy.host());
         // Wrong bytes are believed to be wrong for a minute: too long for a story that heals the wire.
         let facade = Facade::start_with(&[("FACADE_WRONG_CONTENT_MEMORY", "1s")]);
         facade.connect_as(&registry, &proxy.host());
-        Self {
-            registry,
-            proxy,
-            facade,
-            image,
-            pushed,
-        }
+        Self { registry, proxy, facade, image, pushed }
     }
 
     fn device(&self) -> Device {
@@ -86,9 +77,7 @@ fn wrong_bytes_upstream_never_arrive_and_are_not_kept() {
         device.assert_nothing_unverified();
         scene.proxy.heal();
     }
-    poll("a sync that works", READY, || {
-        (device.sync().code == 0).then_some(())
-    });
+    poll("a sync that works", READY, || (device.sync().code == 0).then_some(()));
     scene.assert_recovers(&device);
 }
 
@@ -116,9 +105,7 @@ fn wrong_bytes_in_the_facade_s_cache_never_count_as_delivered() {
     bytes[10_000_000] ^= 1;
     fs::write(&cached[0], bytes).unwrap();
     let second = Device::enrolled("board-2", &scene.facade);
-    scene
-        .facade
-        .ok(&["assign", &scene.pushed.artifact(), "--device", "board-2"]);
+    scene.facade.ok(&["assign", &scene.pushed.artifact(), "--device", "board-2"]);
     assert_ne!(second.sync().code, 0);
     assert!(second.delivered().is_empty());
     second.assert_nothing_unverified();
@@ -128,13 +115,7 @@ fn wrong_bytes_in_the_facade_s_cache_never_count_as_delivered() {
 fn passing_refusals_are_waited_out() {
     let scene = Scene::set();
     let device = scene.device();
-    scene.proxy.once(
-        scene.on_layer(),
-        Fault::Status {
-            status: 503,
-            retry_after_seconds: None,
-        },
-    );
+    scene.proxy.once(scene.on_layer(), Fault::Status { status: 503, retry_after_seconds: None });
     drop(device.sync());
     scene.assert_recovers(&device);
 }
@@ -143,13 +124,7 @@ fn passing_refusals_are_waited_out() {
 fn rate_limits_are_waited_out() {
     let scene = Scene::set();
     let device = scene.device();
-    scene.proxy.once(
-        scene.on_layer(),
-        Fault::Status {
-            status: 429,
-            retry_after_seconds: Some(1),
-        },
-    );
+    scene.proxy.once(scene.on_layer(), Fault::Status { status: 429, retry_after_seconds: Some(1) });
     drop(device.sync());
     scene.assert_recovers(&device);
 }
@@ -158,13 +133,9 @@ fn rate_limits_are_waited_out() {
 fn slow_registry_is_waited_for() {
     let scene = Scene::set();
     let device = scene.device();
-    scene.proxy.once(
-        scene.on_layer(),
-        Fault::Drip {
-            piece_bytes: 200_000,
-            pause: Duration::from_millis(20),
-        },
-    );
+    scene
+        .proxy
+        .once(scene.on_layer(), Fault::Drip { piece_bytes: 200_000, pause: Duration::from_millis(20) });
     scene.assert_recovers(&device);
 }
 

@@ -21,9 +21,7 @@ fn reports_each_tag_of_a_batch() {
     let second = registry.push("team/app", "v2", &small());
     let facade = Facade::start();
     facade.connect(&registry);
-    facade
-        .cli(&["import", &first.repository, "v1", "missing", "not a tag", "v2"])
-        .expect_code(3);
+    facade.cli(&["import", &first.repository, "v1", "missing", "not a tag", "v2"]).expect_code(3);
     let listed = artifacts(&facade);
     assert!(listed.contains(&first.digest.to_string()) && listed.contains(&second.digest.to_string()));
 }
@@ -61,9 +59,7 @@ fn lists_tags_newest_likely_first() {
     }
     let facade = Facade::start();
     facade.connect(&registry);
-    let shown = facade
-        .ok(&["tags", &format!("{}/team/app", registry.host())])
-        .to_string();
+    let shown = facade.ok(&["tags", &format!("{}/team/app", registry.host())]).to_string();
     let places =
         ["\"1.10.0\"", "\"1.10.0-rc.1\"", "\"1.9.0\"", "\"1.2.0\""].map(|tag| shown.find(tag).unwrap());
     assert!(places.is_sorted(), "{shown}");
@@ -87,10 +83,7 @@ fn rejects_manifests_that_can_be_read_in_two_ways() {
     let pushed = registry.push("team/app", "v1", &image);
     let text = String::from_utf8(image.root.bytes.clone()).unwrap();
     let twice = text.replacen("\"schemaVersion\"", "\"schemaVersion\": 2, \"schemaVersion\"", 1);
-    assert_eq!(
-        registry.put_raw_manifest("team/app", "twice", MANIFEST, twice.as_bytes()),
-        201
-    );
+    assert_eq!(registry.put_raw_manifest("team/app", "twice", MANIFEST, twice.as_bytes()), 201);
     let facade = Facade::start();
     facade.connect(&registry);
     assert_ne!(facade.cli(&["import", &pushed.repository, "twice"]).code, 0);
@@ -106,10 +99,7 @@ fn rejects_an_index_whose_child_has_another_size() {
     index["manifests"][0]["size"] = json!(7);
     let media_type = "application/vnd.oci.image.index.v1+json";
     let bytes = serde_json::to_vec(&index).unwrap();
-    assert_eq!(
-        registry.put_raw_manifest("team/app", "wrong", media_type, &bytes),
-        201
-    );
+    assert_eq!(registry.put_raw_manifest("team/app", "wrong", media_type, &bytes), 201);
     let facade = Facade::start();
     facade.connect(&registry);
     assert_ne!(facade.cli(&["import", &pushed.repository, "wrong"]).code, 0);
@@ -149,10 +139,7 @@ fn rejects_layers_longer_than_anything_that_exists() {
     manifest["layers"][0]["size"] = json!(1_u64 << 62);
     let bytes = serde_json::to_vec(&manifest).unwrap();
     let media_type = "application/vnd.oci.image.manifest.v1+json";
-    assert_eq!(
-        registry.put_raw_manifest("team/app", "huge", media_type, &bytes),
-        201
-    );
+    assert_eq!(registry.put_raw_manifest("team/app", "huge", media_type, &bytes), 201);
     let facade = Facade::start();
     facade.connect(&registry);
     let repository = format!("{}/team/app", registry.host());
@@ -163,15 +150,9 @@ fn rejects_layers_longer_than_anything_that_exists() {
 #[test]
 fn rejects_malformed_references_as_wrong_use() {
     let facade = Facade::start();
-    for repository in [
-        "",
-        "host.example/UPPER",
-        "host:99999/app",
-        "a//b",
-        "app:tag",
-        "app@sha256:abc",
-        "https://[::",
-    ] {
+    for repository in
+        ["", "host.example/UPPER", "host:99999/app", "a//b", "app:tag", "app@sha256:abc", "https://[::"]
+    {
         facade.cli(&["tags", repository]).expect_code(2);
         facade.cli(&["import", repository, "v1"]).expect_code(2);
     }
@@ -215,9 +196,7 @@ fn outcomes(report: &Value) -> Vec<(String, String)> {
         text.unwrap_or_default().to_owned()
     };
     let results = results.into_iter().flatten();
-    results
-        .map(|result| (text(result, "tag"), text(result, "outcome")))
-        .collect()
+    results.map(|result| (text(result, "tag"), text(result, "outcome"))).collect()
 }
 
 /// A manifest whose one layer has this media type and digest.
@@ -270,12 +249,7 @@ fn says_of_each_tag_what_became_of_it() {
         ("busy", "rate-limited"),
     ];
     let names = tags.map(|(tag, _)| tag);
-    let run = || {
-        facade
-            .cli(&[&["import", &repository], &names[..]].concat())
-            .expect_code(3)
-            .json()
-    };
+    let run = || facade.cli(&[&["import", &repository], &names[..]].concat()).expect_code(3).json();
     let report = run();
     let expected = tags.map(|(tag, outcome)| (tag.to_owned(), outcome.to_owned()));
     assert_eq!(outcomes(&report), expected);
@@ -306,10 +280,7 @@ fn moved_tag_is_shown_with_where_it_pointed() {
     let manifest = http::request(&registry.host(), "GET", &path, &[("Accept", MANIFEST)], b"").unwrap();
     registry.put_raw_manifest("team/app", "v2", MANIFEST, &manifest.body);
     let refused = facade.cli(&["import", &second.repository, "v2"]).expect_code(1);
-    assert_eq!(
-        outcomes(&refused.json()),
-        [("v2".to_owned(), "denied".to_owned())]
-    );
+    assert_eq!(outcomes(&refused.json()), [("v2".to_owned(), "denied".to_owned())]);
     assert!(refused.text().contains("revoked"), "{}", refused.text());
 }
 
@@ -317,11 +288,7 @@ fn moved_tag_is_shown_with_where_it_pointed() {
 fn refuses_what_no_device_it_is_for_can_run() {
     let registry = Registry::open();
     let runs = registry.push("team/app", "v1", &small());
-    registry.push(
-        "team/app",
-        "mainframe",
-        &ImageBuilder::new().platform("linux/s390x").build(),
-    );
+    registry.push("team/app", "mainframe", &ImageBuilder::new().platform("linux/s390x").build());
     let facade = Facade::start();
     facade.connect(&registry);
     let token = facade.ok(&["device", "token", "--device", "board-1", "--group", "kitchen"]);
@@ -341,20 +308,14 @@ fn refuses_what_no_device_it_is_for_can_run() {
     assert_eq!(report["results"][0]["platforms"], json!(["linux/s390x"]));
     // Signed is signed: naming a device warns.
     let report = facade.ok(&["import", &runs.repository, "mainframe", "--for-device", "board-1"]);
-    assert!(
-        report["results"][0]["warning"].to_string().contains("board-1"),
-        "{report}"
-    );
-    facade
-        .cli(&["import", &runs.repository, "v1", "--for-device", "nobody"])
-        .expect_code(2);
+    assert!(report["results"][0]["warning"].to_string().contains("board-1"), "{report}");
+    facade.cli(&["import", &runs.repository, "v1", "--for-device", "nobody"]).expect_code(2);
 }
 
 #[test]
 fn ten_thousand_tags_are_listed_pleasantly() {
-    let tags: Vec<String> = (0..10_000)
-        .map(|number| format!("1.{}.{}", number / 100, number % 100))
-        .collect();
+    let tags: Vec<String> =
+        (0..10_000).map(|number| format!("1.{}.{}", number / 100, number % 100)).collect();
     let hidden = format!("sha256-{}.sig", "a".repeat(64));
     let all: Vec<&str> = tags.iter().map(String::as_str).chain([hidden.as_str()]).collect();
     let page = json!({"name": "team/app", "tags": all}).to_string().into_bytes();
@@ -364,16 +325,9 @@ fn ten_thousand_tags_are_listed_pleasantly() {
     let repository = format!("{}/team/app", registry.authority());
     let begun = std::time::Instant::now();
     let listed = facade.ok(&["tags", &repository, "--limit", "20000"]);
-    assert!(
-        begun.elapsed() < std::time::Duration::from_secs(5),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     let shown = listed["tags"].as_array().unwrap();
-    assert_eq!(
-        (shown.len(), &shown[0], &shown[9999]),
-        (10_000, &json!("1.99.99"), &json!("1.0.0"))
-    );
+    assert_eq!((shown.len(), &shown[0], &shown[9999]), (10_000, &json!("1.99.99"), &json!("1.0.0")));
     assert_eq!(listed["hidden"], json!([hidden]));
     assert_eq!(listed["clipped"], Value::Null);
     let clipped = facade.ok(&["tags", &repository, "--limit", "100"]);
@@ -384,10 +338,8 @@ fn ten_thousand_tags_are_listed_pleasantly() {
 fn pinned_artifact_outlives_the_eviction_of_others() {
     let registry = Registry::open();
     let build = || ImageBuilder::new().random_layer(600_000).build();
-    let (kept, other) = (
-        registry.push("team/kept", "v1", &build()),
-        registry.push("team/other", "v1", &build()),
-    );
+    let (kept, other) =
+        (registry.push("team/kept", "v1", &build()), registry.push("team/other", "v1", &build()));
     let mut facade = Facade::start_with(&[("FACADE_CACHE_MAX_SIZE_BYTES", "1MiB")]);
     facade.connect(&registry);
     facade.ok(&["import", &kept.repository, "v1", "--pin"]);
@@ -399,10 +351,8 @@ fn pinned_artifact_outlives_the_eviction_of_others() {
     drop(registry);
     facade.ok(&["artifact", "pin", &kept.artifact()]);
     let gone = |facade: &Facade| facade.cli(&["artifact", "pin", &other.artifact()]).code != 0;
-    poll(
-        "the other artifact to be evicted",
-        std::time::Duration::from_secs(20),
-        || gone(&facade).then_some(()),
-    );
+    poll("the other artifact to be evicted", std::time::Duration::from_secs(20), || {
+        gone(&facade).then_some(())
+    });
     assert_eq!(facade.ok(&["artifact", "show", &kept.artifact()])["pinned"], true);
 }

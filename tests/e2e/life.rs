@@ -15,9 +15,7 @@ const ALWAYS_DUE: (&str, &str) = ("FACADE_DEVICE_CERTIFICATE_LIFETIME", "25s");
 
 fn serial(certificate: &Path) -> String {
     let mut openssl = Command::new("openssl");
-    openssl
-        .args(["x509", "-noout", "-serial", "-in"])
-        .arg(certificate);
+    openssl.args(["x509", "-noout", "-serial", "-in"]).arg(certificate);
     Outcome::of(&mut openssl, b"").expect_success().stdout
 }
 
@@ -86,11 +84,7 @@ fn walk_renewal(call: &str) {
     };
     walk(call, begin, |device, _| {
         device.sync().expect_success();
-        assert_eq!(
-            standing(&facade, device.id()),
-            "active",
-            "{call}: a cut is no copy"
-        );
+        assert_eq!(standing(&facade, device.id()), "active", "{call}: a cut is no copy");
     });
 }
 
@@ -133,11 +127,7 @@ fn a_full_disk_at_any_step_of_renewal_leaves_the_identity_in_use() {
         let full = format!("fsync:error=ENOSPC:when={number}+");
         device.with_faults(&["sync"], &full);
         device.sync().expect_success();
-        assert_eq!(
-            standing(&facade, "board-1"),
-            "active",
-            "disk full from change {number} on"
-        );
+        assert_eq!(standing(&facade, "board-1"), "active", "disk full from change {number} on");
     }
 }
 
@@ -169,9 +159,8 @@ fn beyond_the_grace_period_a_device_needs_enrollment_and_keeps_its_workload() {
     facade.start_again_in("+200d");
     assert_eq!(device.sync_in("+200d").code, 5);
     let mut command = device.command(&["status", "--output", "json"]);
-    let status: Value = Outcome::of(command.envs(harness::process::clock_at("+200d")), b"")
-        .expect_success()
-        .json();
+    let status: Value =
+        Outcome::of(command.envs(harness::process::clock_at("+200d")), b"").expect_success().json();
     assert_eq!(status["needs_enrollment"], true, "{status}");
     assert_eq!(device.delivered(), [pushed.digest].into());
     device.assert_nothing_unverified();
@@ -195,10 +184,7 @@ fn two_devices_with_one_identity_are_both_stopped_until_an_operator_decides() {
     let shown = facade.ok(&["device", "show", "board-1"]);
     assert_eq!(shown["standing"], "quarantined", "{shown}");
     let reason = shown["reason"].as_str().unwrap_or_default();
-    assert!(
-        reason.contains("copy") && reason.contains("restored from a backup"),
-        "{reason}"
-    );
+    assert!(reason.contains("copy") && reason.contains("restored from a backup"), "{reason}");
     assert_eq!(device.sync().code, 5);
     assert_eq!(copy.sync().code, 5);
     // It was the same device, put back from a backup: the operator says so, and it goes on.
@@ -212,11 +198,7 @@ fn two_devices_with_one_identity_are_both_stopped_until_an_operator_decides() {
     assert_eq!(copy.sync().code, 5);
     assert_eq!(device.sync().code, 5);
     true_one.sync().expect_success();
-    assert_eq!(
-        standing(&facade, "board-1"),
-        "active",
-        "a former holder cannot stop the new one"
-    );
+    assert_eq!(standing(&facade, "board-1"), "active", "a former holder cannot stop the new one");
 }
 
 #[test]
@@ -247,11 +229,7 @@ fn a_suspended_device_gets_nothing_until_it_is_restored() {
     device.sync().expect_success();
     facade.ok(&["device", "revoke", "board-1"]);
     assert_eq!(device.sync().code, 5);
-    assert_ne!(
-        facade.cli(&["device", "restore", "board-1"]).code,
-        0,
-        "revoked is for good"
-    );
+    assert_ne!(facade.cli(&["device", "restore", "board-1"]).code, 0, "revoked is for good");
 }
 
 #[test]
@@ -270,24 +248,12 @@ fn revoking_a_device_cuts_the_stream_it_is_reading() {
     let blob = directory.path().join("blob");
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--show-error", "--noproxy", "*"]);
-    curl.arg("--cacert")
-        .arg(&identity.ca)
-        .arg("--cert")
-        .arg(&identity.cert)
-        .arg("--key")
-        .arg(&identity.key);
+    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert).arg("--key").arg(&identity.key);
     curl.arg("--output").arg(&blob);
-    curl.arg(format!(
-        "{}/v2/{}/blobs/{}",
-        facade.device_url(),
-        pushed.repository,
-        image.largest_blob()
-    ));
+    curl.arg(format!("{}/v2/{}/blobs/{}", facade.device_url(), pushed.repository, image.largest_blob()));
     let mut reading = Process::start("curl", &mut curl, &directory.path().join("log"));
     let read = || fs::metadata(&blob).map_or(0, |metadata| metadata.len());
-    poll("the stream to begin", COMMAND, || {
-        (read() > 1 << 20).then_some(())
-    });
+    poll("the stream to begin", COMMAND, || (read() > 1 << 20).then_some(()));
     let begun = Instant::now();
     facade.ok(&["device", "revoke", "board-1"]);
     assert!(!reading.wait().success(), "the stream came to its end");
@@ -323,9 +289,7 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
          mv own.key server.key; mv own.pem server.pem",
     );
     facade.hang_up();
-    poll("the new certificate", Duration::from_secs(10), || {
-        shown().contains("the operator").then_some(())
-    });
+    poll("the new certificate", Duration::from_secs(10), || shown().contains("the operator").then_some(()));
     assert!(daemon.is_running());
     // One that no device would take is refused, and the one in use stays.
     run(
@@ -334,10 +298,7 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
     );
     facade.hang_up();
     poll("the refusal", Duration::from_secs(10), || {
-        facade
-            .log()
-            .contains("no device of this facade would accept")
-            .then_some(())
+        facade.log().contains("no device of this facade would accept").then_some(())
     });
     assert!(shown().contains("the operator"));
     daemon.terminate();
@@ -358,10 +319,7 @@ fn anchors(device: &Device) -> usize {
 #[test]
 fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
     let mut facade = Facade::start();
-    let (awake, sleeper) = (
-        Device::enrolled("awake", &facade),
-        Device::enrolled("sleeper", &facade),
-    );
+    let (awake, sleeper) = (Device::enrolled("awake", &facade), Device::enrolled("sleeper", &facade));
     let first_root = fs::read_to_string(facade.ca_file()).unwrap();
     let old_token = facade.token("boxed");
     awake.sync().expect_success();
@@ -379,9 +337,7 @@ fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
     awake.sync().expect_success();
     assert_eq!(anchors(&awake), 3);
     let data = facade.data_dir().display().to_string();
-    facade
-        .cli(&["ca", "retire", "--data-dir", &data])
-        .expect_success();
+    facade.cli(&["ca", "retire", "--data-dir", &data]).expect_success();
     facade.start_again();
     awake.sync().expect_success();
     assert_eq!(anchors(&awake), 1);
@@ -390,15 +346,9 @@ fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
     facade.start_again_in("+100d");
     assert!(fs::read_to_string(new.identity().ca).unwrap() != first_root);
     new.sync_in("+100d").expect_success();
-    assert_eq!(
-        fs::read(new.identity().ca).unwrap(),
-        fs::read(facade.ca_file()).unwrap()
-    );
+    assert_eq!(fs::read(new.identity().ca).unwrap(), fs::read(facade.ca_file()).unwrap());
     // And one that slept through both.
     sleeper.sync_in("+100d").expect_success();
-    assert_eq!(
-        fs::read(sleeper.identity().ca).unwrap(),
-        fs::read(facade.ca_file()).unwrap()
-    );
+    assert_eq!(fs::read(sleeper.identity().ca).unwrap(), fs::read(facade.ca_file()).unwrap());
     sleeper.sync_in("+100d").expect_success();
 }

@@ -7,6 +7,7 @@
 mod authorization;
 mod cache;
 mod connections;
+mod console;
 mod credentials;
 mod enroll;
 mod est;

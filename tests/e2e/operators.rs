@@ -12,13 +12,8 @@ fn token(facade: &Facade, role: &str) -> String {
 /// Asks as the bearer of a token, and gives the status.
 fn ask(facade: &Facade, method: &str, path: &str, token: &str) -> u16 {
     let bearer = format!("Bearer {token}");
-    let headers = [
-        ("authorization", bearer.as_str()),
-        ("content-type", "application/json"),
-    ];
-    http::request(&facade.operator_authority(), method, path, &headers, b"{}")
-        .unwrap()
-        .status
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    http::request(&facade.operator_authority(), method, path, &headers, b"{}").unwrap().status
 }
 
 /// Every operation of the OpenAPI document, with something in the place of each parameter of its path.
@@ -29,13 +24,7 @@ fn operations(facade: &Facade) -> Vec<(String, String)> {
     for (path, methods) in document["paths"].as_object().unwrap() {
         let filled: Vec<&str> = path
             .split('/')
-            .map(|segment| {
-                if segment.starts_with('{') {
-                    "nothing"
-                } else {
-                    segment
-                }
-            })
+            .map(|segment| if segment.starts_with('{') { "nothing" } else { segment })
             .collect();
         for method in methods.as_object().unwrap().keys() {
             operations.push((method.to_uppercase(), filled.join("/")));
@@ -77,9 +66,7 @@ fn a_revoked_token_opens_nothing_from_then_on() {
 #[test]
 fn wrong_tokens_are_slowed_down_and_nobody_else_is() {
     let facade = Facade::start();
-    let answers: Vec<u16> = (0..100)
-        .map(|_| ask(&facade, "GET", "/api/v1/status", "wrong"))
-        .collect();
+    let answers: Vec<u16> = (0..100).map(|_| ask(&facade, "GET", "/api/v1/status", "wrong")).collect();
     assert!(answers.contains(&401) && answers.ends_with(&[429]), "{answers:?}");
     facade.ok(&["status"]);
 }
@@ -128,7 +115,5 @@ fn a_device_joins_and_leaves_a_group() {
     assert_eq!(listed[0]["id"], "board-1");
     facade.ok(&["device", "group", "remove", "board-1", "kitchen"]);
     assert_eq!(facade.ok(&["device", "list", "--group", "kitchen"]), json!([]));
-    facade
-        .cli(&["device", "group", "add", "board-1", "Not A Group"])
-        .expect_code(2);
+    facade.cli(&["device", "group", "add", "board-1", "Not A Group"]).expect_code(2);
 }

@@ -45,10 +45,7 @@ fn image_reaches_containerd_and_runs() {
 #[test]
 fn image_in_containerd_outlives_garbage_collection_and_leaves_no_lease() {
     let registry = Registry::open();
-    let image = ImageBuilder::new()
-        .says("still here")
-        .random_layer(3_000_000)
-        .build();
+    let image = ImageBuilder::new().says("still here").random_layer(3_000_000).build();
     let pushed = registry.push("team/app", "v1", &image);
     let facade = Facade::start();
     facade.connect(&registry);
@@ -66,11 +63,7 @@ fn image_in_containerd_outlives_garbage_collection_and_leaves_no_lease() {
 #[test]
 fn docker_schema_2_images_reach_containerd_and_run() {
     let registry = Registry::open();
-    let pushed = registry.push(
-        "team/app",
-        "v1",
-        &ImageBuilder::new().docker().says("hello").build(),
-    );
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().docker().says("hello").build());
     let facade = Facade::start();
     facade.connect(&registry);
     let containerd = Containerd::start();
@@ -84,10 +77,7 @@ fn docker_schema_2_images_reach_containerd_and_run() {
 fn device_takes_only_its_own_platform_of_an_index() {
     let registry = Registry::open();
     let ours = ImageBuilder::new().random_layer(50_000).build();
-    let other = ImageBuilder::new()
-        .platform("linux/s390x")
-        .random_layer(60_000)
-        .build();
+    let other = ImageBuilder::new().platform("linux/s390x").random_layer(60_000).build();
     let pushed = registry.push("team/app", "v1", &Image::index(&[other.clone(), ours.clone()]));
     let facade = Facade::start();
     facade.connect(&registry);
@@ -101,15 +91,8 @@ fn device_takes_only_its_own_platform_of_an_index() {
 #[test]
 fn rejects_an_index_without_its_platform_and_keeps_what_it_has() {
     let registry = Registry::open();
-    let first = registry.push(
-        "team/app",
-        "v1",
-        &ImageBuilder::new().random_layer(50_000).build(),
-    );
-    let foreign = ImageBuilder::new()
-        .platform("linux/s390x")
-        .random_layer(60_000)
-        .build();
+    let first = registry.push("team/app", "v1", &ImageBuilder::new().random_layer(50_000).build());
+    let foreign = ImageBuilder::new().platform("linux/s390x").random_layer(60_000).build();
     let second = registry.push("team/app", "v2", &Image::index(&[foreign]));
     let facade = Facade::start();
     facade.connect(&registry);
@@ -129,10 +112,7 @@ fn second_sync_and_second_device_ask_the_registry_nothing() {
     let pushed = registry.push("team/app", "v1", &image);
     let (facade, proxy) = connected(&registry);
     let pushed = pushed.through(&proxy.host());
-    let (first, second) = (
-        Device::enrolled("board-1", &facade),
-        Device::enrolled("board-2", &facade),
-    );
+    let (first, second) = (Device::enrolled("board-1", &facade), Device::enrolled("board-2", &facade));
     facade.deliver(&pushed, "board-1");
     facade.deliver(&pushed, "board-2");
     first.sync().expect_success();
@@ -180,11 +160,7 @@ fn group_assignment_reaches_every_member() {
 fn shared_layers_are_fetched_once_over_two_releases() {
     let registry = Registry::open();
     let base = ImageBuilder::new().random_layer(2_000_000);
-    let first = registry.push(
-        "team/app",
-        "v1",
-        &base.clone().file("version", 0o644, b"1").build(),
-    );
+    let first = registry.push("team/app", "v1", &base.clone().file("version", 0o644, b"1").build());
     let second_image = base.file("version", 0o644, b"2").build();
     let second = registry.push("team/app", "v2", &second_image);
     let (facade, proxy) = connected(&registry);

@@ -12,23 +12,12 @@ use tempfile::TempDir;
 /// `skopeo copy` from the registry into a directory, as a stranger without Drayage would.
 fn skopeo(source: &str, credential: Option<&str>, into: &TempDir) -> Outcome {
     let mut command = Command::new("skopeo");
-    command.args([
-        "copy",
-        "--quiet",
-        "--insecure-policy",
-        "--src-tls-verify=false",
-        "--all",
-    ]);
+    command.args(["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", "--all"]);
     if let Some(credential) = credential {
         command.args(["--src-creds", credential]);
     }
     let into = into.path().join("copy").display().to_string();
-    Outcome::of(
-        command
-            .arg(format!("docker://{source}"))
-            .arg(format!("oci:{into}:pulled")),
-        b"",
-    )
+    Outcome::of(command.arg(format!("docker://{source}")).arg(format!("oci:{into}:pulled")), b"")
 }
 
 fn blob(host: &str, digest: &Digest) -> std::io::Result<http::Response> {
@@ -39,11 +28,7 @@ fn blob(host: &str, digest: &Digest) -> std::io::Result<http::Response> {
 fn registries_of_every_kind_serve_what_was_pushed() {
     let credential = format!("{USER}:{PASSWORD}");
     let image = Image::hello("hello");
-    for registry in [
-        Registry::open(),
-        Registry::with_password(),
-        Registry::with_tokens(),
-    ] {
+    for registry in [Registry::open(), Registry::with_password(), Registry::with_tokens()] {
         let pushed = registry.push("team/app", "v1", &image);
         let directory = TempDir::new().unwrap();
         let credential = registry.needs_credential().then_some(credential.as_str());
@@ -57,20 +42,14 @@ fn registries_with_a_door_refuse_a_wrong_password() {
         let pushed = registry.push("team/app", "v1", &Image::hello("hello"));
         let directory = TempDir::new().unwrap();
         assert_ne!(skopeo(&pushed.artifact(), None, &directory).code, 0);
-        assert_ne!(
-            skopeo(&pushed.artifact(), Some("robot:wrong"), &directory).code,
-            0
-        );
+        assert_ne!(skopeo(&pushed.artifact(), Some("robot:wrong"), &directory).code, 0);
     }
 }
 
 #[test]
 fn indexes_and_docker_images_are_what_skopeo_expects() {
     let registry = Registry::open();
-    let arm = ImageBuilder::new()
-        .platform("linux/arm/v7")
-        .random_layer(1000)
-        .build();
+    let arm = ImageBuilder::new().platform("linux/arm/v7").random_layer(1000).build();
     let index = Image::index(&[Image::hello("hello"), arm]);
     let docker = ImageBuilder::new().docker().says("hello").build();
     for (tag, image) in [("index", index), ("docker", docker)] {
@@ -121,25 +100,10 @@ fn proxy_does_each_fault_once_and_counts() {
     let wrong = get().unwrap().body;
     assert_eq!(wrong.iter().zip(whole.iter()).filter(|(a, b)| a != b).count(), 1);
     assert_ne!(wrong[200_000], whole[200_000]);
-    proxy.once(
-        on(),
-        Fault::Status {
-            status: 429,
-            retry_after_seconds: Some(1),
-        },
-    );
+    proxy.once(on(), Fault::Status { status: 429, retry_after_seconds: Some(1) });
     let refused = get().unwrap();
-    assert_eq!(
-        (refused.status, refused.headers.get("retry-after")),
-        (429, Some("1"))
-    );
-    proxy.once(
-        on(),
-        Fault::Drip {
-            piece_bytes: 100_000,
-            pause: Duration::from_millis(5),
-        },
-    );
+    assert_eq!((refused.status, refused.headers.get("retry-after")), (429, Some("1")));
+    proxy.once(on(), Fault::Drip { piece_bytes: 100_000, pause: Duration::from_millis(5) });
     assert_eq!(get().unwrap().body, **whole);
     assert_eq!(get().unwrap().body, **whole);
     assert_eq!(proxy.count("GET", &digest), 7);
@@ -166,9 +130,7 @@ fn containerd_starts_pulls_runs_and_ends() {
     let registry = Registry::open();
     let pushed = registry.push("team/app", "v1", &Image::hello("hello from the rig"));
     let mut containerd = Containerd::start();
-    containerd
-        .ctr(&["images", "pull", "--plain-http", &pushed.artifact()])
-        .expect_success();
+    containerd.ctr(&["images", "pull", "--plain-http", &pushed.artifact()]).expect_success();
     assert_eq!(containerd.run(&pushed.artifact()), "hello from the rig\n");
     containerd.restart_after_kill9();
     containerd.collect_garbage();
@@ -184,8 +146,5 @@ fn peak_memory_of_a_process_is_seen() {
     dd.args(["if=/dev/zero", "of=/dev/null", "bs=50000000", "count=40"]);
     let mut process = Process::start("dd", &mut dd, &directory.path().join("log"));
     let (status, peak) = process.wait_measuring(COMMAND);
-    assert!(
-        status.success() && (50_000_000..60_000_000).contains(&peak),
-        "{peak}"
-    );
+    assert!(status.success() && (50_000_000..60_000_000).contains(&peak), "{peak}");
 }

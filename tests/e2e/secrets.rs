@@ -28,10 +28,7 @@ fn always(status: u16, headers: &'static [(&str, &str)], body: &'static str) -> 
 
 /// Every form in which a secret may lie around: as it is, in hexadecimal, and in base64 at any offset.
 fn forms(secret: &str) -> Vec<Vec<u8>> {
-    let mut forms = vec![
-        secret.as_bytes().to_vec(),
-        HEXLOWER.encode(secret.as_bytes()).into_bytes(),
-    ];
+    let mut forms = vec![secret.as_bytes().to_vec(), HEXLOWER.encode(secret.as_bytes()).into_bytes()];
     for offset in 0..3 {
         let padded = [&b"\0\0"[..offset], secret.as_bytes()].concat();
         let text = BASE64.encode(&padded);
@@ -74,12 +71,7 @@ fn wants(login: String) -> Server {
             return;
         };
         if head.headers.get("authorization") == Some(&login) {
-            answer(
-                &stream,
-                200,
-                &[("Docker-Distribution-Api-Version", "registry/2.0")],
-                b"{}",
-            );
+            answer(&stream, 200, &[("Docker-Distribution-Api-Version", "registry/2.0")], b"{}");
         } else {
             answer(&stream, 401, &[("WWW-Authenticate", "Basic realm=\"r\"")], b"{}");
         }
@@ -104,15 +96,10 @@ fn secrets_of_every_provider_stay_where_they_are_sealed() {
         r#"{"access_token":"ya29.planted-access-token","expires_in":3599,"token_type":"Bearer"}"#,
     );
     let artifacts = wants(basic("oauth2accesstoken", ACCESS));
-    let refusing = always(
-        403,
-        &[("Content-Type", "text/xml")],
-        "<Error><Code>SignatureDoesNotMatch</Code></Error>",
-    );
-    let (token, sts) = (
-        format!("http://{}/token", google.authority()),
-        format!("http://{}/", refusing.authority()),
-    );
+    let refusing =
+        always(403, &[("Content-Type", "text/xml")], "<Error><Code>SignatureDoesNotMatch</Code></Error>");
+    let (token, sts) =
+        (format!("http://{}/token", google.authority()), format!("http://{}/", refusing.authority()));
     let mut facade = Facade::start_with(&[
         ("FACADE_GOOGLE_TOKEN_ENDPOINT", &token),
         ("FACADE_AWS_STS_ENDPOINT", &sts),
@@ -131,102 +118,51 @@ fn secrets_of_every_provider_stay_where_they_are_sealed() {
     facade.connect(&registry);
     let account = write("account.json", &service_account(&key));
     let host = artifacts.authority();
-    let by_account = [
-        "connection",
-        "add",
-        &host,
-        "--provider",
-        "google",
-        "--config-file",
-        &account,
-    ];
-    said += &facade
-        .cli(&[&by_account[..], &LOCAL].concat())
-        .expect_success()
-        .text();
+    let by_account = ["connection", "add", &host, "--provider", "google", "--config-file", &account];
+    said += &facade.cli(&[&by_account[..], &LOCAL].concat()).expect_success().text();
     let role = format!(
         "role_arn = \"arn:aws:iam::123456789012:role/pull\"\naccess_key_id = \"AKIAIOSFODNN7EXAMPLE\"\nsecret_access_key = \
          \"{AWS_SECRET}\"\n"
     );
     let role = write("role.toml", &role);
     let ecr = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
-    let by_role = [
-        "connection",
-        "add",
-        ecr,
-        "--provider",
-        "aws",
-        "--config-file",
-        &role,
-    ];
+    let by_role = ["connection", "add", ecr, "--provider", "aws", "--config-file", &role];
     said += &facade.cli(&by_role).expect_success().text();
     let tls = TlsRegistry::start("localhost");
     let local = format!("localhost:{}", tls.port());
     let (ca, client) = (tls.file("ca.pem"), tls.file("client.pem"));
-    let with_certificate = [
-        "connection",
-        "add",
-        &local,
-        "--provider",
-        "anonymous",
-        "--allow-private",
-    ];
+    let with_certificate = ["connection", "add", &local, "--provider", "anonymous", "--allow-private"];
     let files = ["--registry-ca-file", &ca, "--client-certificate-file", &client];
-    said += &facade
-        .cli(&[&with_certificate[..], &files].concat())
-        .expect_success()
-        .text();
+    said += &facade.cli(&[&with_certificate[..], &files].concat()).expect_success().text();
     let tls_key = tls.read("client.key");
     let tls_line = tls_key.lines().nth(1).unwrap();
 
     // All of them are used, with and without success.
     facade.import(&pushed);
     said += &facade.cli(&["connection", "test", &host]).expect_success().text();
-    said += &facade
-        .cli(&["connection", "test", &local])
-        .expect_success()
-        .text();
+    said += &facade.cli(&["connection", "test", &local]).expect_success().text();
     said += &facade.cli(&["connection", "test", ecr]).text();
     said += &facade.cli(&["tags", &format!("{ecr}/app")]).text();
     let rejecting = Registry::with_password();
     said += &add(&facade, &rejecting.host(), WRONG).expect_success().text();
-    said += &facade
-        .cli(&["connection", "test", &rejecting.host()])
-        .expect_code(1)
-        .text();
-    said += &facade
-        .cli(&["import", &format!("{}/a", rejecting.host()), "v1"])
-        .text();
+    said += &facade.cli(&["connection", "test", &rejecting.host()]).expect_code(1).text();
+    said += &facade.cli(&["import", &format!("{}/a", rejecting.host()), "v1"]).text();
     said += &facade.cli(&["rekey"]).expect_success().text();
     said += &facade.cli(&["connection", "list"]).expect_success().text();
     said += &facade.cli(&["status"]).text();
-    said += &http::get(&facade.operator_authority(), "/metrics")
-        .unwrap()
-        .text();
+    said += &http::get(&facade.operator_authority(), "/metrics").unwrap().text();
     // A start dumps the database. That the dump is found to hold what is no secret proves the search.
     facade.start_again();
     let dumps = facade.data_dir().join("dumps");
-    poll(
-        "a dump with the connections",
-        std::time::Duration::from_secs(20),
-        || {
-            let mut dumps = files_below(&dumps)
-                .into_iter()
-                .map(|path| fs::read(path).unwrap_or_default());
-            dumps
-                .any(|dump| is_in(r#""kind":"google","client_email""#, &dump))
-                .then_some(())
-        },
-    );
+    poll("a dump with the connections", std::time::Duration::from_secs(20), || {
+        let mut dumps = files_below(&dumps).into_iter().map(|path| fs::read(path).unwrap_or_default());
+        dumps.any(|dump| is_in(r#""kind":"google","client_email""#, &dump)).then_some(())
+    });
 
     let secrets = [PASSWORD, AWS_SECRET, ACCESS, WRONG, key_line, tls_line];
     assert_nowhere(&secrets, "an answer", said.as_bytes());
     assert_nowhere(&secrets, "the log", facade.log().as_bytes());
     for path in files_below(&facade.data_dir()) {
-        assert_nowhere(
-            &secrets,
-            &path.display().to_string(),
-            &fs::read(&path).unwrap_or_default(),
-        );
+        assert_nowhere(&secrets, &path.display().to_string(), &fs::read(&path).unwrap_or_default());
     }
 }

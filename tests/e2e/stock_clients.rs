@@ -26,14 +26,7 @@ impl Scene {
         facade.import(&pushed);
         let device = Device::enrolled("board-1", &facade);
         let into = TempDir::new().expect("make a directory");
-        Self {
-            _registry: registry,
-            _proxy: proxy,
-            facade,
-            device,
-            pushed,
-            into,
-        }
+        Self { _registry: registry, _proxy: proxy, facade, device, pushed, into }
     }
 
     fn skopeo_copy(&self) -> Outcome {
@@ -45,9 +38,7 @@ impl Scene {
 #[test]
 fn skopeo_copies_by_digest() {
     let scene = Scene::set();
-    scene
-        .facade
-        .ok(&["assign", &scene.pushed.artifact(), "--device", "board-1"]);
+    scene.facade.ok(&["assign", &scene.pushed.artifact(), "--device", "board-1"]);
     scene.skopeo_copy().expect_success();
 }
 
@@ -71,20 +62,14 @@ fn skopeo_copies_from_a_registry_whose_host_has_a_port() {
 fn skopeo_is_refused_what_the_device_is_not_assigned() {
     let refused = Scene::set().skopeo_copy();
     assert_ne!(refused.code, 0);
-    assert!(
-        refused.text().to_lowercase().contains("denied"),
-        "{}",
-        refused.text()
-    );
+    assert!(refused.text().to_lowercase().contains("denied"), "{}", refused.text());
 }
 
 #[test]
 fn ctr_pulls_into_containerd_with_the_printed_hosts_toml_and_runs() {
     let registry = Registry::open();
     let proxy = Proxy::before(&registry.host());
-    let pushed = registry
-        .push("team/app", "v1", &Image::hello("by ctr"))
-        .through(&proxy.host());
+    let pushed = registry.push("team/app", "v1", &Image::hello("by ctr")).through(&proxy.host());
     let facade = Facade::start();
     facade.connect_as(&registry, &proxy.host());
     let device = Device::enrolled("board-1", &facade);
@@ -94,11 +79,7 @@ fn ctr_pulls_into_containerd_with_the_printed_hosts_toml_and_runs() {
     ctr_pull(&containerd, &pushed.artifact(), &hosts_toml).expect_success();
     assert_eq!(containerd.run(&pushed.artifact()), "by ctr\n");
     // Everything came through the facade: each document and blob was asked for once, however the client asks.
-    assert!(
-        proxy.seen().iter().filter(|seen| seen.method == "GET").count() <= 4,
-        "{:?}",
-        proxy.seen()
-    );
+    assert!(proxy.seen().iter().filter(|seen| seen.method == "GET").count() <= 4, "{:?}", proxy.seen());
 }
 
 #[test]
@@ -115,9 +96,5 @@ fn ctr_is_refused_into_containerd_and_goes_nowhere_else() {
     let hosts_toml = device.run(&["hosts-toml"]).expect_success().stdout;
     let containerd = Containerd::start();
     assert_ne!(ctr_pull(&containerd, &pushed.artifact(), &hosts_toml).code, 0);
-    assert!(
-        proxy.seen().is_empty(),
-        "the client went round the facade: {:?}",
-        proxy.seen()
-    );
+    assert!(proxy.seen().is_empty(), "the client went round the facade: {:?}", proxy.seen());
 }

@@ -28,19 +28,13 @@ fn reaches_the_facade_through_a_proxy_with_a_password() {
     assert!(tunnel.passed() >= 2);
     let report = device.check_with(&setting).json();
     assert_eq!(finding(&report, "proxy")["outcome"], "ok", "{report}");
-    assert!(
-        !report.to_string().contains("p@ss") && !report.to_string().contains("p%40ss"),
-        "{report}"
-    );
+    assert!(!report.to_string().contains("p@ss") && !report.to_string().contains("p%40ss"), "{report}");
     // A wrong password is told as what it is.
     let wrong = format!("http://site:wrong@{}", tunnel.authority());
     let refused = device.check_with(&[("DEVICE_AGENT_PROXY", &wrong)]);
     assert_eq!(refused.code, 4, "{}", refused.text());
     let found = finding(&refused.json(), "proxy");
-    assert!(
-        found["detail"].to_string().contains("407") && found["remedy"].is_string(),
-        "{found}"
-    );
+    assert!(found["detail"].to_string().contains("407") && found["remedy"].is_string(), "{found}");
 }
 
 #[test]
@@ -53,9 +47,7 @@ fn enrolls_and_syncs_over_ipv6_alone() {
     // Through a proxy the address stays in its brackets.
     let tunnel = Tunnel::open();
     let proxy = format!("http://{}", tunnel.authority());
-    device
-        .sync_with(&[("DEVICE_AGENT_PROXY", &proxy)])
-        .expect_success();
+    device.sync_with(&[("DEVICE_AGENT_PROXY", &proxy)]).expect_success();
     assert!(tunnel.passed() > 0);
 }
 
@@ -66,38 +58,24 @@ fn names_whoever_inspects_tls_on_the_way() {
     let directory = TempDir::new().unwrap();
     let port = free_port().to_string();
     let mut openssl = Command::new("openssl");
-    openssl.current_dir(directory.path()).args([
-        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem",
-    ]);
-    openssl.args([
-        "-subj",
-        "/O=Acme Corp/CN=Acme Inspection CA",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-    ]);
+    openssl
+        .current_dir(directory.path())
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem"]);
+    openssl.args(["-subj", "/O=Acme Corp/CN=Acme Inspection CA", "-addext", "subjectAltName=DNS:localhost"]);
     Outcome::of(openssl.args(["-out", "cert.pem"]), b"").expect_success();
     let mut server = Command::new("openssl");
-    server.current_dir(directory.path()).args([
-        "s_server", "-quiet", "-www", "-cert", "cert.pem", "-key", "key.pem",
-    ]);
-    let _inspector = Process::start(
-        "openssl",
-        server.args(["-accept", &port]),
-        &directory.path().join("log"),
-    );
+    server
+        .current_dir(directory.path())
+        .args(["s_server", "-quiet", "-www", "-cert", "cert.pem", "-key", "key.pem"]);
+    let _inspector =
+        Process::start("openssl", server.args(["-accept", &port]), &directory.path().join("log"));
     let address = format!("127.0.0.1:{port}");
-    poll("the inspector", std::time::Duration::from_secs(10), || {
-        std::net::TcpStream::connect(&address).ok()
-    });
+    poll("the inspector", std::time::Duration::from_secs(10), || std::net::TcpStream::connect(&address).ok());
     let tunnel = Tunnel::diverted_to(&address);
     let proxy = format!("http://{}", tunnel.authority());
     let setting = [("DEVICE_AGENT_PROXY", proxy.as_str())];
     let refused = device.sync_with(&setting).expect_code(6);
-    assert!(
-        refused.text().contains("Acme Inspection CA"),
-        "{}",
-        refused.text()
-    );
+    assert!(refused.text().contains("Acme Inspection CA"), "{}", refused.text());
     let report = device.check_with(&setting).expect_code(6).json();
     let found = finding(&report, "tls");
     assert!(
@@ -134,15 +112,9 @@ fn the_doctor_has_a_line_and_a_remedy_for_everything() {
     facade.stop();
     let report = device.check_with(&[]).expect_code(4).json();
     let found = finding(&report, "tcp");
-    assert!(
-        found["outcome"] == "failed" && found["remedy"].is_string(),
-        "{report}"
-    );
-    std::fs::set_permissions(
-        device.identity().key,
-        std::os::unix::fs::PermissionsExt::from_mode(0o644),
-    )
-    .unwrap();
+    assert!(found["outcome"] == "failed" && found["remedy"].is_string(), "{report}");
+    std::fs::set_permissions(device.identity().key, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .unwrap();
     let report = device.check_with(&[]);
     assert_eq!(report.code, 1, "{}", report.text());
     assert!(report.text().contains("644"), "{}", report.text());
@@ -156,20 +128,13 @@ fn a_clock_in_1970_keeps_a_device_neither_from_enrolling_nor_from_updating() {
     facade.connect(&registry);
     let device = Device::new("board-1");
     let mut enroll = device.command(&["enroll", &facade.token("board-1")]);
-    Outcome::of(
-        enroll.envs(harness::process::clock_at("@1970-01-01 00:00:10")),
-        b"",
-    )
-    .expect_success();
+    Outcome::of(enroll.envs(harness::process::clock_at("@1970-01-01 00:00:10")), b"").expect_success();
     facade.deliver(&pushed, "board-1");
     device.sync_in("@1970-01-01 00:00:10").expect_success();
     assert_eq!(device.delivered(), [pushed.digest].into());
     let mut status = device.command(&["status"]);
-    let status = Outcome::of(
-        status.envs(harness::process::clock_at("@1970-01-01 00:00:10")),
-        b"",
-    )
-    .expect_success();
+    let status =
+        Outcome::of(status.envs(harness::process::clock_at("@1970-01-01 00:00:10")), b"").expect_success();
     assert!(status.stdout.contains("a sane clock"), "{}", status.stdout);
     let shown = facade.ok(&["device", "show", "board-1"]);
     assert_eq!(shown["state"], "waiting_for_clock", "{shown}");

@@ -48,11 +48,7 @@ fn rejects_changed_signature_of_director_targets() {
 #[test]
 fn takes_the_image_when_the_liar_tells_the_truth() {
     let registry = Registry::open();
-    let pushed = registry.push(
-        "team/app",
-        "v1",
-        &ImageBuilder::new().random_layer(50_000).build(),
-    );
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().random_layer(50_000).build());
     let mut facade = Facade::start();
     facade.connect(&registry);
     let device = Device::enrolled("board-1", &facade);

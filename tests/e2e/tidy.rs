@@ -104,13 +104,7 @@ fn source(root: &Path, path: &Path) -> Source {
     // House style: tests are the last thing in a file.
     let production = text.lines().take_while(|line| *line != "#[cfg(test)]");
     // Words in comments do nothing.
-    let code = production.map(|line| {
-        if line.trim_start().starts_with("//") {
-            ""
-        } else {
-            line
-        }
-    });
+    let code = production.map(|line| if line.trim_start().starts_with("//") { "" } else { line });
     Source {
         name: path.strip_prefix(root).unwrap_or(path).display().to_string(),
         code: code.collect::<Vec<_>>().join("\n"),
@@ -118,42 +112,22 @@ fn source(root: &Path, path: &Path) -> Source {
 }
 
 fn programs() -> Vec<Source> {
-    ["pki/src", "facade/src", "device-agent/src"]
-        .into_iter()
-        .flat_map(sources)
-        .collect()
+    ["pki/src", "facade/src", "device-agent/src"].into_iter().flat_map(sources).collect()
 }
 
 /// The crates `package` is built from.
 fn dependencies(package: &str) -> Vec<String> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args([
-        "tree",
-        "--locked",
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-        "--package",
-        package,
-    ]);
-    let tree = Outcome::of(cargo.current_dir(root()), b"")
-        .expect_success()
-        .stdout;
-    tree.lines()
-        .filter_map(|line| line.split(' ').next())
-        .map(str::to_owned)
-        .collect()
+    cargo.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--package", package]);
+    let tree = Outcome::of(cargo.current_dir(root()), b"").expect_success().stdout;
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
 fn assert_without(package: &str, unwanted: &[&str]) {
     let dependencies = dependencies(package);
     assert!(dependencies.len() > 10, "{dependencies:?}");
     for name in unwanted {
-        assert!(
-            !dependencies.iter().any(|dependency| dependency == name),
-            "{package} must not reach {name}"
-        );
+        assert!(!dependencies.iter().any(|dependency| dependency == name), "{package} must not reach {name}");
     }
 }
 
@@ -162,9 +136,7 @@ fn lines_with(sources: &[Source], word: &str, allowed: impl Fn(&str) -> bool) ->
     let others = sources.iter().filter(|source| !allowed(&source.name));
     let lines = others.flat_map(|source| source.code.lines().map(move |line| (source, line)));
     let found = lines.filter(|(_, line)| line.contains(word));
-    found
-        .map(|(source, line)| format!("{}: {}", source.name, line.trim()))
-        .collect()
+    found.map(|(source, line)| format!("{}: {}", source.name, line.trim())).collect()
 }
 
 #[test]
@@ -178,18 +150,12 @@ fn pki_touches_nothing() {
 
 #[test]
 fn agent_carries_no_database_and_no_second_tls_library() {
-    assert_without(
-        "device-agent",
-        &["sled", "facade", "aws-lc-sys", "openssl-sys", "native-tls"],
-    );
+    assert_without("device-agent", &["sled", "facade", "aws-lc-sys", "openssl-sys", "native-tls"]);
 }
 
 #[test]
 fn facade_knows_no_agent_and_no_containerd() {
-    assert_without(
-        "facade",
-        &["device-agent", "containerd-client", "openssl-sys", "native-tls"],
-    );
+    assert_without("facade", &["device-agent", "containerd-client", "openssl-sys", "native-tls"]);
 }
 
 #[test]
@@ -202,10 +168,8 @@ fn deciding_code_stays_pure() {
         );
     }
     let stem = |name: &str| name.trim_end_matches(".rs").to_owned();
-    let pure = |name: &str| {
-        PURE.iter()
-            .any(|pure| name == *pure || name.starts_with(&format!("{}/", stem(pure))))
-    };
+    let pure =
+        |name: &str| PURE.iter().any(|pure| name == *pure || name.starts_with(&format!("{}/", stem(pure))));
     for word in IMPURE {
         assert_eq!(lines_with(&programs, word, |name| !pure(name)), [""; 0]);
     }
@@ -214,16 +178,8 @@ fn deciding_code_stays_pure() {
 #[test]
 fn time_is_read_in_one_place_of_each_program() {
     let programs = programs();
-    for word in [
-        "SystemTime::now",
-        "Timestamp::now",
-        "Zoned::now",
-        "OffsetDateTime::now",
-    ] {
-        assert_eq!(
-            lines_with(&programs, word, |name| name.ends_with("/src/clock.rs")),
-            [""; 0]
-        );
+    for word in ["SystemTime::now", "Timestamp::now", "Zoned::now", "OffsetDateTime::now"] {
+        assert_eq!(lines_with(&programs, word, |name| name.ends_with("/src/clock.rs")), [""; 0]);
     }
 }
 
@@ -248,9 +204,7 @@ fn store_alone_knows_its_database() {
 #[test]
 fn there_are_no_traits_but_the_reviewed() {
     let traits = lines_with(&programs(), "pub trait ", |_| false);
-    let others = traits
-        .iter()
-        .filter(|line| !TRAITS.iter().any(|known| line.contains(known)));
+    let others = traits.iter().filter(|line| !TRAITS.iter().any(|known| line.contains(known)));
     assert_eq!(others.collect::<Vec<_>>(), [""; 0]);
 }
 
@@ -264,11 +218,7 @@ fn files_are_rooms_not_halls() {
 #[test]
 fn modules_and_mains_are_where_the_style_has_them() {
     for source in programs() {
-        assert!(
-            !source.name.ends_with("/mod.rs"),
-            "{}: x.rs beside x/",
-            source.name
-        );
+        assert!(!source.name.ends_with("/mod.rs"), "{}: x.rs beside x/", source.name);
         let short = !source.name.ends_with("/main.rs") || source.lines() <= MAIN_LINES;
         assert!(short, "{} is longer than {MAIN_LINES} lines", source.name);
     }

@@ -51,21 +51,14 @@ impl Random {
         for _ in 0..=self.below(3) {
             let at = self.below(bytes.len());
             match self.below(4) {
-                0 => bytes
-                    .iter_mut()
-                    .skip(at)
-                    .take(1)
-                    .for_each(|byte| *byte ^= 1 << (at % 8)),
+                0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << (at % 8)),
                 1 => bytes.truncate(at),
                 2 => {
                     let piece: Vec<u8> = bytes.iter().skip(at).take(40).copied().collect();
                     bytes.splice(at..at, piece);
                 }
                 _ => {
-                    let trouble = TROUBLE
-                        .into_iter()
-                        .nth(self.below(TROUBLE.len()))
-                        .unwrap_or_default();
+                    let trouble = TROUBLE.into_iter().nth(self.below(TROUBLE.len())).unwrap_or_default();
                     bytes.splice(at..at, trouble.iter().copied());
                 }
             }
@@ -106,15 +99,8 @@ fn seeds() -> Vec<Vec<u8>> {
         meta: BTreeMap::from([("targets.json".to_owned(), FileMeta::of(1, b"x"))]),
         extra: Map::new(),
     };
-    let meta = TimestampMeta {
-        snapshot: FileMeta::of(1, b"x"),
-    };
-    let timestamp = Timestamp {
-        version: 1,
-        expires,
-        meta,
-        extra: Map::new(),
-    };
+    let meta = TimestampMeta { snapshot: FileMeta::of(1, b"x") };
+    let timestamp = Timestamp { version: 1, expires, meta, extra: Map::new() };
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":2}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":3}}]}}"#
     );

@@ -69,11 +69,7 @@ impl Authority {
         let issuer_pem = read("issuing.pem");
         let key = KeyPair::from_pem(&read("issuing.key")).expect("read the issuing key");
         let issuer = Issuer::from_ca_cert_pem(&issuer_pem, key).expect("read the issuing certificate");
-        Self {
-            issuer,
-            issuer_pem,
-            facade_ca: read("root.pem"),
-        }
+        Self { issuer, issuer_pem, facade_ca: read("root.pem") }
     }
 
     /// A client certificate for `device`, with the URI the facade reads the device from.
@@ -89,9 +85,7 @@ impl Authority {
         params.not_before = moment(from).into();
         params.not_after = moment(until).into();
         let certificate = params.signed_by(&key, &self.issuer).expect("sign a certificate");
-        let forged = Forged {
-            directory: TempDir::new().expect("make a directory"),
-        };
+        let forged = Forged { directory: TempDir::new().expect("make a directory") };
         let files = forged.identity();
         write(&files.key, key.serialize_pem());
         write(&files.cert, format!("{}{}", certificate.pem(), self.issuer_pem));

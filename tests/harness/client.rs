@@ -51,20 +51,12 @@ pub struct DeviceClient {
 impl DeviceClient {
     /// A client with a certificate.
     pub fn new(url: &str, identity: &Identity) -> Self {
-        Self {
-            url: url.into(),
-            ca: identity.ca.clone(),
-            identity: Some(identity.clone()),
-        }
+        Self { url: url.into(), ca: identity.ca.clone(), identity: Some(identity.clone()) }
     }
 
     /// A client without one.
     pub fn anonymous(url: &str, ca: &Path) -> Self {
-        Self {
-            url: url.into(),
-            ca: ca.into(),
-            identity: None,
-        }
+        Self { url: url.into(), ca: ca.into(), identity: None }
     }
 
     /// `GET target`.
@@ -77,22 +69,10 @@ impl DeviceClient {
         let directory = TempDir::new().expect("make a directory");
         let (head, body) = (directory.path().join("head"), directory.path().join("body"));
         let mut command = Command::new("curl");
-        command.args([
-            "--silent",
-            "--show-error",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "60",
-            "--path-as-is",
-        ]);
+        command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--path-as-is"]);
         command.arg("--cacert").arg(&self.ca);
         if let Some(identity) = &self.identity {
-            command
-                .arg("--cert")
-                .arg(&identity.cert)
-                .arg("--key")
-                .arg(&identity.key);
+            command.arg("--cert").arg(&identity.cert).arg("--key").arg(&identity.key);
         }
         match method {
             "HEAD" => command.arg("--head"),
@@ -102,9 +82,7 @@ impl DeviceClient {
             command.args(["--header", header]);
         }
         command.arg("--dump-header").arg(&head).arg("--output").arg(&body);
-        command
-            .args(["--write-out", "%{http_code}"])
-            .arg(format!("{}{target}", self.url));
+        command.args(["--write-out", "%{http_code}"]).arg(format!("{}{target}", self.url));
         let outcome = Outcome::of(&mut command, b"");
         Answer {
             status: outcome.stdout.trim().parse().unwrap_or(0),
@@ -118,21 +96,14 @@ impl DeviceClient {
 pub fn skopeo_copy(source: &str, identity: &Identity, into: &Path) -> Outcome {
     let certificates = TempDir::new().expect("make a directory");
     let copy = |from: &Path, name: &str| {
-        write(
-            &certificates.path().join(name),
-            fs::read(from).expect("read a certificate"),
-        );
+        write(&certificates.path().join(name), fs::read(from).expect("read a certificate"));
     };
     copy(&identity.ca, "ca.crt");
     copy(&identity.cert, "client.cert");
     copy(&identity.key, "client.key");
     let mut command = Command::new("skopeo");
-    command
-        .args(["copy", "--quiet", "--insecure-policy", "--src-cert-dir"])
-        .arg(certificates.path());
-    command
-        .arg(format!("docker://{source}"))
-        .arg(format!("oci:{}:pulled", into.display()));
+    command.args(["copy", "--quiet", "--insecure-policy", "--src-cert-dir"]).arg(certificates.path());
+    command.arg(format!("docker://{source}")).arg(format!("oci:{}:pulled", into.display()));
     Outcome::of(&mut command, b"")
 }
 

@@ -28,8 +28,7 @@ impl Containerd {
 
     fn wait_until_ready(&mut self) {
         let mut version = self.ctr_command(&["version"]);
-        self.process
-            .wait_until_ready(|| Outcome::of(&mut version, b"").code == 0);
+        self.process.wait_until_ready(|| Outcome::of(&mut version, b"").code == 0);
     }
 
     /// The socket clients speak to.
@@ -56,11 +55,7 @@ impl Containerd {
 
     fn ctr_command(&self, args: &[&str]) -> Command {
         let mut command = as_root("ctr");
-        command
-            .arg("--address")
-            .arg(self.address())
-            .args(["--namespace", "drayage"])
-            .args(args);
+        command.arg("--address").arg(self.address()).args(["--namespace", "drayage"]).args(args);
         command
     }
 
@@ -72,10 +67,7 @@ impl Containerd {
     /// The digests in its content store.
     pub fn content(&self) -> Vec<Digest> {
         let lines = self.lines(&["content", "list", "--quiet"]);
-        lines
-            .iter()
-            .map(|line| line.parse().expect("a digest from ctr"))
-            .collect()
+        lines.iter().map(|line| line.parse().expect("a digest from ctr")).collect()
     }
 
     /// The transfers it has not finished.
@@ -89,21 +81,14 @@ impl Containerd {
     }
 
     fn lines(&self, args: &[&str]) -> Vec<String> {
-        self.ctr(args)
-            .expect_success()
-            .stdout
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        self.ctr(args).expect_success().stdout.lines().map(str::to_owned).collect()
     }
 
     /// Lets containerd collect its garbage now, as `ctr content prune` does.
     pub fn collect_garbage(&self) {
         // Deleting a lease in this way waits for a collection to end.
-        self.ctr(&["leases", "create", "--id", "collect"])
-            .expect_success();
-        self.ctr(&["leases", "delete", "--sync", "collect"])
-            .expect_success();
+        self.ctr(&["leases", "create", "--id", "collect"]).expect_success();
+        self.ctr(&["leases", "delete", "--sync", "collect"]).expect_success();
     }
 
     /// Runs a container from an image it holds and gives what the container printed.
@@ -122,9 +107,7 @@ impl Drop for Containerd {
             for task in self.ctr(&["tasks", "list", "--quiet"]).stdout.lines() {
                 self.ctr(&["tasks", "delete", "--force", task]);
             }
-            drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.process.terminate()
-            })));
+            drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.process.terminate())));
         }
         // What root wrote, root removes; a directory that stays behind is only untidy.
         drop(as_root("rm").arg("-rf").arg(self.directory.path()).status());
@@ -134,11 +117,7 @@ impl Drop for Containerd {
 fn launch(directory: &TempDir) -> Process {
     let mut command = as_root("containerd");
     command.arg("--config").arg(directory.path().join("config.toml"));
-    Process::start(
-        "containerd",
-        &mut command,
-        &directory.path().join("containerd.log"),
-    )
+    Process::start("containerd", &mut command, &directory.path().join("containerd.log"))
 }
 
 fn configuration(directory: &TempDir) -> String {

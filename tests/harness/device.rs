@@ -49,28 +49,14 @@ impl Device {
     pub fn new(id: &str) -> Self {
         let directory = TempDir::new().expect("make a directory");
         let sink = format!("oci-layout:{}", directory.path().join("images").display());
-        Self {
-            id: id.into(),
-            directory,
-            sink: vec!["--sink".into(), sink],
-        }
+        Self { id: id.into(), directory, sink: vec!["--sink".into(), sink] }
     }
 
     /// A device that hands images to a containerd.
     pub fn with_containerd(id: &str, containerd: &Containerd) -> Self {
         let address = containerd.address().display().to_string();
-        let sink = [
-            "--sink",
-            "containerd",
-            "--namespace",
-            "drayage",
-            "--containerd-address",
-            &address,
-        ];
-        Self {
-            sink: sink.map(str::to_owned).to_vec(),
-            ..Self::new(id)
-        }
+        let sink = ["--sink", "containerd", "--namespace", "drayage", "--containerd-address", &address];
+        Self { sink: sink.map(str::to_owned).to_vec(), ..Self::new(id) }
     }
 
     /// A device that hands images to a directory, enrolled.
@@ -93,10 +79,7 @@ impl Device {
     pub fn copy(&self) -> Self {
         let copy = Self::new(&self.id);
         let mut command = Command::new("cp");
-        command
-            .arg("--archive")
-            .arg(self.state_dir())
-            .arg(copy.state_dir());
+        command.arg("--archive").arg(self.state_dir()).arg(copy.state_dir());
         Outcome::of(&mut command, b"").expect_success();
         copy
     }
@@ -158,11 +141,7 @@ impl Device {
     pub fn with_faults(&self, verb: &[&str], faults: &str) -> Outcome {
         let agent = self.command(verb);
         let mut command = process::in_clean_environment(Command::new("strace"));
-        command.args([
-            "--follow-forks",
-            "--output=/dev/null",
-            &format!("--inject={faults}"),
-        ]);
+        command.args(["--follow-forks", "--output=/dev/null", &format!("--inject={faults}")]);
         command.arg(agent.get_program()).args(agent.get_args());
         if verb == ["sync"] {
             command.args(&self.sink);
@@ -205,14 +184,8 @@ impl Device {
     pub fn delivered(&self) -> BTreeSet<Digest> {
         let bytes = std::fs::read(self.layout_dir().join("index.json")).unwrap_or_default();
         let index: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let entries = index
-            .get("manifests")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        let digests = entries
-            .iter()
-            .filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok());
+        let entries = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+        let digests = entries.iter().filter_map(|entry| entry.get("digest")?.as_str()?.parse().ok());
         digests.collect()
     }
 
@@ -227,19 +200,12 @@ impl Device {
     pub fn assert_nothing_unverified(&self) {
         let blobs = self.layout_dir().join("blobs/sha256");
         for path in files_below(&blobs) {
-            let name = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             // Staged files have other names; what bears a digest's name is offered to readers.
             let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else {
                 continue;
             };
-            assert!(
-                self.holds(&digest),
-                "{} holds other bytes than its name says",
-                path.display()
-            );
+            assert!(self.holds(&digest), "{} holds other bytes than its name says", path.display());
         }
     }
 }

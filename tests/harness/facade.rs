@@ -34,10 +34,7 @@ impl Facade {
 
     /// The same, with root and targets keys left in `operator` under the passphrase in `passphrase_file`.
     pub fn start_offline(operator: &Path, passphrase_file: &Path) -> Self {
-        let (operator, file) = (
-            operator.display().to_string(),
-            passphrase_file.display().to_string(),
-        );
+        let (operator, file) = (operator.display().to_string(), passphrase_file.display().to_string());
         Self::start_as(&[], &["--offline-keys", &operator, "--passphrase-file", &file])
     }
 
@@ -48,10 +45,7 @@ impl Facade {
             device_port,
             device_listen_port: device_port,
             operator_port: free_port(),
-            settings: settings
-                .iter()
-                .map(|(name, value)| ((*name).into(), (*value).into()))
-                .collect(),
+            settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             init_args: init_args.iter().map(|arg| (*arg).into()).collect(),
             process: None,
         };
@@ -66,14 +60,7 @@ impl Facade {
         command.arg("init").arg("--data-dir").arg(self.data_dir());
         command.args(&self.init_args);
         Outcome::of(
-            command.args([
-                "--hostname",
-                "localhost",
-                "--hostname",
-                "127.0.0.1",
-                "--hostname",
-                "::1",
-            ]),
+            command.args(["--hostname", "localhost", "--hostname", "127.0.0.1", "--hostname", "::1"]),
             b"",
         )
     }
@@ -81,14 +68,8 @@ impl Facade {
     fn serve(&mut self) {
         let mut command = process::command("facade");
         command.arg("serve").arg("--data-dir").arg(self.data_dir());
-        command.env(
-            "FACADE_DEVICE_LISTEN",
-            format!("127.0.0.1:{}", self.device_listen_port),
-        );
-        command.env(
-            "FACADE_OPERATOR_LISTEN",
-            format!("127.0.0.1:{}", self.operator_port),
-        );
+        command.env("FACADE_DEVICE_LISTEN", format!("127.0.0.1:{}", self.device_listen_port));
+        command.env("FACADE_OPERATOR_LISTEN", format!("127.0.0.1:{}", self.operator_port));
         command.env("FACADE_PUBLIC_URL", self.device_url());
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start("facade", &mut command, &self.directory.path().join("facade.log"));
@@ -171,11 +152,7 @@ impl Facade {
     /// Asks it to end, and waits until it has.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            assert!(
-                process.terminate().success(),
-                "the facade ended badly:\n{}",
-                process.log()
-            );
+            assert!(process.terminate().success(), "the facade ended badly:\n{}", process.log());
         }
     }
 
@@ -211,11 +188,7 @@ impl Facade {
     #[track_caller]
     pub fn ok(&self, args: &[&str]) -> Value {
         let outcome = self.cli(args).expect_success();
-        if outcome.stdout.trim().is_empty() {
-            Value::Null
-        } else {
-            outcome.json()
-        }
+        if outcome.stdout.trim().is_empty() { Value::Null } else { outcome.json() }
     }
 
     /// Connects a registry of the rig, with its password when it has one.

@@ -17,9 +17,7 @@ impl Headers {
     /// The first value of `name`, whatever its case.
     pub fn get(&self, name: &str) -> Option<&str> {
         let mut lines = self.0.iter();
-        lines
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     fn read(reader: &mut impl std::io::BufRead) -> std::io::Result<Self> {
@@ -102,11 +100,7 @@ pub fn send(
     let status =
         status.ok_or_else(|| std::io::Error::other(format!("not an HTTP answer: {status_line:?}")))?;
     let headers = Headers::read(&mut reader)?;
-    Ok(Incoming {
-        status,
-        headers,
-        reader,
-    })
+    Ok(Incoming { status, headers, reader })
 }
 
 /// Sends one request and reads the whole answer.
@@ -122,11 +116,7 @@ pub fn request(
     if method != "HEAD" {
         read_body(&mut incoming, &mut received)?;
     }
-    Ok(Response {
-        status: incoming.status,
-        headers: incoming.headers,
-        body: received,
-    })
+    Ok(Response { status: incoming.status, headers: incoming.headers, body: received })
 }
 
 /// `GET` without headers.
@@ -135,18 +125,11 @@ pub fn get(authority: &str, target: &str) -> std::io::Result<Response> {
 }
 
 fn read_body(incoming: &mut Incoming, into: &mut Vec<u8>) -> std::io::Result<()> {
-    if incoming
-        .headers
-        .get("transfer-encoding")
-        .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+    if incoming.headers.get("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
     {
         return read_chunks(&mut incoming.reader, into);
     }
-    match incoming
-        .headers
-        .get("content-length")
-        .and_then(|length| length.parse::<u64>().ok())
-    {
+    match incoming.headers.get("content-length").and_then(|length| length.parse::<u64>().ok()) {
         Some(length) => (&mut incoming.reader).take(length).read_to_end(into).map(drop),
         None => incoming.reader.read_to_end(into).map(drop),
     }
@@ -177,20 +160,10 @@ pub fn read_request(stream: impl Read) -> std::io::Result<(RequestHead, Vec<u8>)
     };
     let (method, target) = (method.to_owned(), target.to_owned());
     let headers = Headers::read(&mut reader)?;
-    let length = headers
-        .get("content-length")
-        .and_then(|length| length.parse().ok())
-        .unwrap_or(0);
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut body = Vec::new();
     reader.take(length).read_to_end(&mut body)?;
-    Ok((
-        RequestHead {
-            method,
-            target,
-            headers,
-        },
-        body,
-    ))
+    Ok((RequestHead { method, target, headers }, body))
 }
 
 /// A loopback server with a thread per connection, ended when dropped.
@@ -229,11 +202,7 @@ impl Server {
                 std::thread::spawn(move || serve(stream));
             }
         });
-        Self {
-            address,
-            stop,
-            accepting: Some(accepting),
-        }
+        Self { address, stop, accepting: Some(accepting) }
     }
 
     /// `address:port`.
@@ -260,11 +229,7 @@ pub fn answer(mut stream: impl Write, status: u16, headers: &[(&str, &str)], bod
     all.extend(headers);
     let head = status_head(status, &all);
     // The client may have hung up: that is for the client's side of the test to notice.
-    drop(
-        stream
-            .write_all(head.as_bytes())
-            .and_then(|()| stream.write_all(body)),
-    );
+    drop(stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)));
 }
 
 /// The head of an answer.
@@ -273,9 +238,7 @@ pub fn status_head(status: u16, headers: &[(&str, &str)]) -> String {
 }
 
 fn head(first_line: &str, headers: &[(&str, &str)]) -> String {
-    let lines = headers
-        .iter()
-        .flat_map(|(name, value)| [*name, ": ", *value, "\r\n"]);
+    let lines = headers.iter().flat_map(|(name, value)| [*name, ": ", *value, "\r\n"]);
     let lines: String = [first_line, "\r\n"].into_iter().chain(lines).collect();
     lines + "\r\n"
 }

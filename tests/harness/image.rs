@@ -59,10 +59,7 @@ pub struct Document {
 
 impl Document {
     fn of(media_type: &'static str, value: &Value) -> Self {
-        Self {
-            media_type,
-            bytes: serde_json::to_vec_pretty(value).expect("encode a document"),
-        }
+        Self { media_type, bytes: serde_json::to_vec_pretty(value).expect("encode a document") }
     }
 
     /// The name the registry will know it by.
@@ -95,10 +92,7 @@ impl Image {
 
     /// An index over images for several platforms.
     pub fn index(images: &[Image]) -> Self {
-        let dress = if images
-            .iter()
-            .any(|image| image.root.media_type == Dress::Docker.manifest())
-        {
+        let dress = if images.iter().any(|image| image.root.media_type == Dress::Docker.manifest()) {
             Dress::Docker
         } else {
             Dress::Oci
@@ -139,9 +133,7 @@ impl Image {
 
     /// Every digest of it: root, children, configs, layers.
     pub fn digests(&self) -> Vec<Digest> {
-        let documents = std::iter::once(&self.root)
-            .chain(&self.children)
-            .map(Document::digest);
+        let documents = std::iter::once(&self.root).chain(&self.children).map(Document::digest);
         documents.chain(self.blobs.keys().copied()).collect()
     }
 }
@@ -213,17 +205,12 @@ impl ImageBuilder {
         header.set_size(content.len() as u64);
         header.set_mode(mode);
         header.set_mtime(0);
-        archive
-            .append_data(&mut header, path, content)
-            .expect("add a file to a layer");
+        archive.append_data(&mut header, path, content).expect("add a file to a layer");
         let plain = archive.into_inner().expect("finish a layer");
         let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len()), compression);
         encoder.write_all(&plain).expect("compress a layer");
         let compressed = encoder.finish().expect("compress a layer");
-        self.layers.push(Layer {
-            diff_id: Digest::sha256(&plain),
-            compressed: Arc::new(compressed),
-        });
+        self.layers.push(Layer { diff_id: Digest::sha256(&plain), compressed: Arc::new(compressed) });
         self
     }
 

@@ -25,13 +25,7 @@ impl Liar {
     pub fn between(facade: &mut Facade, device: &Device, about: &[&str]) -> Self {
         let (public, moved) = facade.move_device_door();
         let truth = format!("https://localhost:{moved}");
-        Self::start(
-            public,
-            &truth,
-            &facade.data_dir().join("tls"),
-            &device.identity(),
-            about,
-        )
+        Self::start(public, &truth, &facade.data_dir().join("tls"), &device.identity(), about)
     }
 
     /// Listens on `port` with the server key in `tls`, and asks `truth` with a device's identity.
@@ -80,9 +74,7 @@ fn serve(
     if about.iter().all(|word| head.target.contains(word.as_str())) {
         change_signature(&mut body);
     }
-    let kind = answer
-        .header("content-type")
-        .unwrap_or("application/octet-stream");
+    let kind = answer.header("content-type").unwrap_or("application/octet-stream");
     http::answer(&mut stream, answer.status, &[("Content-Type", kind)], &body);
     stream.conn.send_close_notify();
     stream.conn.complete_io(&mut stream.sock).map(drop)
@@ -91,9 +83,8 @@ fn serve(
 /// Changes one hexadecimal digit of the first signature.
 fn change_signature(body: &mut [u8]) {
     let text = String::from_utf8_lossy(body).into_owned();
-    let value = text
-        .find("\"sig\"")
-        .and_then(|at| text.get(at + 5..)?.find('"').map(|quote| at + 5 + quote + 1));
+    let value =
+        text.find("\"sig\"").and_then(|at| text.get(at + 5..)?.find('"').map(|quote| at + 5 + quote + 1));
     if let Some(digit) = value.and_then(|at| body.get_mut(at)) {
         *digit = if *digit == b'0' { b'1' } else { b'0' };
     }

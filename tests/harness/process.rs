@@ -25,10 +25,7 @@ pub fn poll<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(
-            started.elapsed() < deadline,
-            "timed out after {deadline:?} waiting for {what}"
-        );
+        assert!(started.elapsed() < deadline, "timed out after {deadline:?} waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -43,24 +40,12 @@ pub struct Process {
 impl Process {
     /// Starts `command`, appending both of its outputs to `log`.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Self {
-        let open = || {
-            OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(log)
-                .expect("open a process log")
-        };
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(open())
-            .stderr(open())
-            .spawn()
-            .unwrap_or_else(|error| panic!("start {name} ({}): {error}", command.get_program().display()));
-        Self {
-            name: name.into(),
-            child,
-            log: log.into(),
-        }
+        let open = || OpenOptions::new().create(true).append(true).open(log).expect("open a process log");
+        let child =
+            command.stdin(Stdio::null()).stdout(open()).stderr(open()).spawn().unwrap_or_else(|error| {
+                panic!("start {name} ({}): {error}", command.get_program().display())
+            });
+        Self { name: name.into(), child, log: log.into() }
     }
 
     /// The process id.
@@ -101,12 +86,7 @@ impl Process {
     }
 
     fn assert_running(&mut self) {
-        assert!(
-            self.is_running(),
-            "{} ended early; its log:\n{}",
-            self.name,
-            self.log()
-        );
+        assert!(self.is_running(), "{} ended early; its log:\n{}", self.name, self.log());
     }
 
     /// Kills it with no chance to clean up, as a power cut would.
@@ -118,10 +98,7 @@ impl Process {
 
     /// Asks it to end (SIGTERM) and waits until it has.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("a process id");
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         rustix::process::kill_process(pid, Signal::TERM).expect("send SIGTERM");
         self.wait()
     }
@@ -129,9 +106,7 @@ impl Process {
     /// Waits until it ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         let what = format!("{} to end", self.name);
-        poll(&what, COMMAND, || {
-            self.child.try_wait().expect("wait for a child")
-        })
+        poll(&what, COMMAND, || self.child.try_wait().expect("wait for a child"))
     }
 
     /// Waits until it ends by itself, and gives the most memory it has had resident as well.
@@ -145,11 +120,7 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("wait for a child") {
                 return (status, peak);
             }
-            assert!(
-                started.elapsed() < deadline,
-                "{} did not end in {deadline:?}",
-                self.name
-            );
+            assert!(started.elapsed() < deadline, "{} did not end in {deadline:?}", self.name);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -208,10 +179,7 @@ impl Outcome {
         drop(child.stdin.take().expect("a piped stdin").write_all(input));
         let output = child.wait_with_output().expect("wait for a command");
         Self {
-            code: output
-                .status
-                .code()
-                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
+            code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -220,11 +188,7 @@ impl Outcome {
     /// Fails the test unless it ended with `code`.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
-        assert_eq!(
-            self.code, code,
-            "unexpected exit code\nstdout: {}\nstderr: {}",
-            self.stdout, self.stderr
-        );
+        assert_eq!(self.code, code, "unexpected exit code\nstdout: {}\nstderr: {}", self.stdout, self.stderr);
         self
     }
 
@@ -262,20 +226,14 @@ pub fn free_port() -> u16 {
 }
 
 /// A setting of the rig.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place of the rig that reads the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place of the rig that reads the environment")]
 pub fn setting(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// The path of one of the workspace's programs, built beforehand by `tests/run` (or `cargo build`).
 pub fn program(name: &str) -> PathBuf {
-    let candidates = setting("DRAYAGE_BIN_DIR")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(build_directories());
+    let candidates = setting("DRAYAGE_BIN_DIR").map(PathBuf::from).into_iter().chain(build_directories());
     candidates
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
@@ -291,10 +249,7 @@ pub fn command(name: &str) -> Command {
 
 /// The same command without the caller's environment.
 pub fn in_clean_environment(mut command: Command) -> Command {
-    command.env_clear().env(
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    );
+    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command
 }
 
@@ -307,10 +262,7 @@ fn build_directories() -> impl Iterator<Item = PathBuf> {
 
 /// The environment in which a program takes the time for another: `+40d` from now, or `@1970-01-01 00:00:00`.
 pub fn clock_at(when: &str) -> [(String, String); 3] {
-    let directories = fs::read_dir("/usr/lib")
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
+    let directories = fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok);
     let library = directories
         .map(|directory| directory.path().join("faketime/libfaketime.so.1"))
         .find(|path| path.is_file())

@@ -134,10 +134,7 @@ impl Proxy {
     /// `address:port`, without the port where it is 80.
     pub fn host(&self) -> String {
         let authority = self.server.authority();
-        authority
-            .strip_suffix(":80")
-            .map(str::to_owned)
-            .unwrap_or(authority)
+        authority.strip_suffix(":80").map(str::to_owned).unwrap_or(authority)
     }
 
     /// Lets the next request that `when` describes meet `fault`.
@@ -152,11 +149,7 @@ impl Proxy {
 
     /// Lets the next `times` requests that `when` describes meet `fault`.
     pub fn script(&self, when: When, fault: Fault, times: usize) {
-        self.shared.lock().script.push(Scripted {
-            when,
-            fault,
-            times_left: times,
-        });
+        self.shared.lock().script.push(Scripted { when, fault, times_left: times });
     }
 
     /// Ends all faults; bodies on hold go on.
@@ -173,9 +166,7 @@ impl Proxy {
 
     /// Waits until a body is on hold: somebody is in mid-pull.
     pub fn wait_until_holding(&self) {
-        poll("a transfer to be on hold", READY, || {
-            (self.shared.lock().holding > 0).then_some(())
-        });
+        poll("a transfer to be on hold", READY, || (self.shared.lock().holding > 0).then_some(()));
     }
 
     /// Every request so far.
@@ -209,15 +200,10 @@ fn serve(shared: &Shared, upstream: &str, stream: &TcpStream) {
     };
     let fault = shared.note(&head);
     match &fault {
-        Some(Fault::Status {
-            status,
-            retry_after_seconds,
-        }) => {
+        Some(Fault::Status { status, retry_after_seconds }) => {
             let seconds = retry_after_seconds.map(|seconds| seconds.to_string());
-            let headers: Vec<(&str, &str)> = seconds
-                .iter()
-                .map(|text| ("Retry-After", text.as_str()))
-                .collect();
+            let headers: Vec<(&str, &str)> =
+                seconds.iter().map(|text| ("Retry-After", text.as_str())).collect();
             http::answer(
                 stream,
                 *status,
@@ -242,10 +228,7 @@ impl Shared {
             range: head.headers.get("range").map(str::to_owned),
             authorized: head.headers.get("authorization").is_some(),
         });
-        let met = state
-            .script
-            .iter_mut()
-            .find(|line| line.times_left > 0 && line.when.meets(head))?;
+        let met = state.script.iter_mut().find(|line| line.times_left > 0 && line.when.meets(head))?;
         met.times_left -= 1;
         Some(met.fault.clone())
     }
@@ -275,9 +258,7 @@ fn relay(
     }
     let passed = |name: &str| !own.iter().any(|own| name.eq_ignore_ascii_case(own));
     let headers = head.headers.0.iter().filter(|(name, _)| passed(name));
-    let headers: Vec<(&str, &str)> = headers
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let headers: Vec<(&str, &str)> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
     match http::send(upstream, &head.method, &head.target, &headers, body) {
         Ok(incoming) => drop(pass_answer(shared, stream, head, incoming, fault)),
         Err(_) => http::answer(stream, 502, &[], b""),
@@ -291,21 +272,14 @@ fn pass_answer(
     mut incoming: Incoming,
     fault: Option<&Fault>,
 ) -> std::io::Result<()> {
-    let passed = incoming
-        .headers
-        .0
-        .iter()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
+    let passed = incoming.headers.0.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("connection"));
     let passed = passed.map(|(name, value)| (name.as_str(), value.as_str()));
     let headers: Vec<(&str, &str)> = std::iter::once(("Connection", "close")).chain(passed).collect();
     stream.write_all(http::status_head(incoming.status, &headers).as_bytes())?;
     if head.method == "HEAD" {
         return Ok(());
     }
-    let length = incoming
-        .headers
-        .get("content-length")
-        .and_then(|length| length.parse().ok());
+    let length = incoming.headers.get("content-length").and_then(|length| length.parse().ok());
     let mut body = (&mut incoming.reader).take(length.unwrap_or(u64::MAX));
     pass_body(shared, stream, &mut body, fault)
 }

@@ -56,10 +56,7 @@ impl Pushed {
     #[must_use]
     pub fn through(&self, authority: &str) -> Self {
         let path = self.repository.split_once('/').map_or("", |(_, path)| path);
-        Self {
-            repository: format!("{authority}/{path}"),
-            ..self.clone()
-        }
+        Self { repository: format!("{authority}/{path}"), ..self.clone() }
     }
 }
 
@@ -82,21 +79,14 @@ impl Registry {
     fn start(door: Door) -> Self {
         let directory = TempDir::new().expect("make a directory");
         let process = launch(directory.path(), &door, 0);
-        let mut registry = Self {
-            directory,
-            door,
-            port: 0,
-            process,
-        };
+        let mut registry = Self { directory, door, port: 0, process };
         registry.learn_port();
         registry
     }
 
     fn learn_port(&mut self) {
         let line = self.process.wait_for_log("listening on 127.0.0.1:");
-        let (_, rest) = line
-            .split_once("listening on 127.0.0.1:")
-            .expect("the words just found");
+        let (_, rest) = line.split_once("listening on 127.0.0.1:").expect("the words just found");
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         self.port = digits.parse().expect("a port number");
     }
@@ -149,27 +139,14 @@ impl Registry {
     }
 
     fn put_blob(&self, repository: &str, digest: &Digest, bytes: &[u8]) {
-        let started = self.request(
-            "POST",
-            &format!("/v2/{repository}/blobs/uploads/"),
-            repository,
-            &[],
-            b"",
-        );
+        let started = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), repository, &[], b"");
         assert_eq!(started.status, 202, "start an upload: {}", started.text());
         let location = started.headers.get("location").expect("an upload location");
-        let target = location
-            .split_once(&self.host())
-            .map_or(location, |(_, path)| path);
+        let target = location.split_once(&self.host()).map_or(location, |(_, path)| path);
         let separator = if target.contains('?') { '&' } else { '?' };
         let target = format!("{target}{separator}digest={digest}");
-        let stored = self.request(
-            "PUT",
-            &target,
-            repository,
-            &[("Content-Type", "application/octet-stream")],
-            bytes,
-        );
+        let stored =
+            self.request("PUT", &target, repository, &[("Content-Type", "application/octet-stream")], bytes);
         assert_eq!(stored.status, 201, "store a blob: {}", stored.text());
     }
 
@@ -183,8 +160,7 @@ impl Registry {
     /// Points a tag somewhere else, without asking whether that makes sense.
     pub fn put_raw_manifest(&self, repository: &str, reference: &str, media_type: &str, bytes: &[u8]) -> u16 {
         let target = format!("/v2/{repository}/manifests/{reference}");
-        self.request("PUT", &target, repository, &[("Content-Type", media_type)], bytes)
-            .status
+        self.request("PUT", &target, repository, &[("Content-Type", media_type)], bytes).status
     }
 
     fn request(
@@ -218,18 +194,13 @@ impl Registry {
         let file = fs::OpenOptions::new().read(true).write(true).open(&path);
         let file = file.unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
         let mut byte = [0];
-        file.read_exact_at(&mut byte, offset)
-            .expect("read the byte to change");
-        file.write_all_at(&byte.map(|bits| bits ^ 1), offset)
-            .expect("change a byte");
+        file.read_exact_at(&mut byte, offset).expect("read the byte to change");
+        file.write_all_at(&byte.map(|bits| bits ^ 1), offset).expect("change a byte");
     }
 
     /// Cuts a stored blob short on the registry's disk.
     pub fn truncate(&self, digest: &Digest, length: u64) {
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .open(self.blob_path(digest))
-            .expect("open a blob");
+        let file = fs::OpenOptions::new().write(true).open(self.blob_path(digest)).expect("open a blob");
         file.set_len(length).expect("cut a blob short");
     }
 
@@ -249,11 +220,7 @@ fn launch(directory: &Path, door: &Door, port: u16) -> Process {
     let config = directory.join("config.yml");
     write(&config, configuration(directory, door, port));
     let mut command = Command::new("docker-registry");
-    command
-        .arg("serve")
-        .arg(&config)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.arg("serve").arg(&config).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let log = directory.join(format!("registry-{port}.log"));
     // A restarted registry is waited for in its own log: the old one still holds the old "listening" line.
     drop(fs::remove_file(&log));
@@ -276,10 +243,7 @@ fn authentication(directory: &Path, door: &Door) -> String {
         Door::Password => {
             let file = directory.join("htpasswd");
             write(&file, htpasswd());
-            format!(
-                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-                file.display()
-            )
+            format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display())
         }
         Door::Token(server) => {
             let bundle = directory.join("token-service.pem");
@@ -297,7 +261,5 @@ fn authentication(directory: &Path, door: &Door) -> String {
 
 fn htpasswd() -> String {
     let mut command = Command::new("htpasswd");
-    Outcome::of(command.args(["-nbB", "-C", "4", USER, PASSWORD]), b"")
-        .expect_success()
-        .stdout
+    Outcome::of(command.args(["-nbB", "-C", "4", USER, PASSWORD]), b"").expect_success().stdout
 }

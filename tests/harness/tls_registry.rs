@@ -36,15 +36,9 @@ impl TlsRegistry {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let mut process = Process::start("docker-registry", &mut command, &path.join("log"));
         let line = process.wait_for_log("listening on 127.0.0.1:");
-        let (_, rest) = line
-            .split_once("listening on 127.0.0.1:")
-            .expect("the words just found");
+        let (_, rest) = line.split_once("listening on 127.0.0.1:").expect("the words just found");
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        Self {
-            _process: process,
-            port: digits.parse().expect("a port number"),
-            directory,
-        }
+        Self { _process: process, port: digits.parse().expect("a port number"), directory }
     }
 
     /// Where it listens, whatever its certificate says.

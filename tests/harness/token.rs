@@ -97,19 +97,11 @@ impl State {
             );
             return;
         }
-        let access: Vec<Value> = values(&form, "scope")
-            .iter()
-            .filter_map(|scope| access(scope))
-            .collect();
+        let access: Vec<Value> = values(&form, "scope").iter().filter_map(|scope| access(scope)).collect();
         let token = self.sign(&Value::Array(access));
         let lifetime = self.lifetime_seconds.load(Ordering::SeqCst);
         let answer = json!({"token": token, "access_token": token, "expires_in": lifetime});
-        http::answer(
-            stream,
-            200,
-            &[("Content-Type", "application/json")],
-            answer.to_string().as_bytes(),
-        );
+        http::answer(stream, 200, &[("Content-Type", "application/json")], answer.to_string().as_bytes());
     }
 
     /// The parameters of a request by GET (query, Basic) or POST (form), and whether its credential is right.
@@ -168,10 +160,7 @@ impl Signer {
         let header = json!({"typ": "JWT", "alg": "ES256", "x5c": [BASE64.encode(&self.certificate)]});
         let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let signed = format!("{}.{}", encode(&header), encode(claims));
-        let signature = self
-            .key
-            .sign(&SystemRandom::new(), signed.as_bytes())
-            .expect("sign a token");
+        let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).expect("sign a token");
         format!("{signed}.{}", BASE64URL_NOPAD.encode(signature.as_ref()))
     }
 }

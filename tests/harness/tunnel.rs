@@ -42,11 +42,7 @@ impl Tunnel {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = listener.local_addr().expect("an address").port();
         let passed = Arc::new(AtomicUsize::new(0));
-        let rules = Arc::new(Rules {
-            credential,
-            diverted_to,
-            passed: Arc::clone(&passed),
-        });
+        let rules = Arc::new(Rules { credential, diverted_to, passed: Arc::clone(&passed) });
         thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
                 let rules = Arc::clone(&rules);
@@ -78,20 +74,12 @@ impl Rules {
             }
             lines.push(line.trim_end().to_owned());
         }
-        let target = lines
-            .first()
-            .and_then(|line| line.strip_prefix("CONNECT ")?.split(' ').next());
+        let target = lines.first().and_then(|line| line.strip_prefix("CONNECT ")?.split(' ').next());
         let Some(target) = target else {
             return client.write_all(b"HTTP/1.1 405 Method Not Allowed\r\n\r\n");
         };
-        let given = lines
-            .iter()
-            .find_map(|line| line.strip_prefix("Proxy-Authorization: "));
-        if self
-            .credential
-            .as_deref()
-            .is_some_and(|wanted| given != Some(wanted))
-        {
+        let given = lines.iter().find_map(|line| line.strip_prefix("Proxy-Authorization: "));
+        if self.credential.as_deref().is_some_and(|wanted| given != Some(wanted)) {
             return client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
         }
         let upstream = TcpStream::connect(self.diverted_to.as_deref().unwrap_or(target))?;

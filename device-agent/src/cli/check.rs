@@ -49,32 +49,20 @@ struct Doctor {
 }
 
 pub(super) async fn check(config: Config, clock: Clock, output: &Output) -> Result<Exit, Failure> {
-    let mut doctor = Doctor {
-        findings: Vec::new(),
-        exit: Exit::Success,
-    };
+    let mut doctor = Doctor { findings: Vec::new(), exit: Exit::Success };
     if let Some(identity) = doctor.examine_device(&config, &clock) {
         doctor.examine_facade(&config, &clock, &identity).await;
         doctor.examine_hosts_toml(&identity);
     }
     doctor.examine_sink(config, clock).await;
-    let report = Report {
-        schema: 1,
-        healthy: doctor.exit == Exit::Success,
-        findings: doctor.findings,
-    };
+    let report = Report { schema: 1, healthy: doctor.exit == Exit::Success, findings: doctor.findings };
     output.result(&report, &text(&report));
     Ok(doctor.exit)
 }
 
 impl Doctor {
     fn note(&mut self, check: &'static str, outcome: Outcome, detail: impl Into<String>) {
-        self.findings.push(Finding {
-            check,
-            outcome,
-            detail: detail.into(),
-            remedy: None,
-        });
+        self.findings.push(Finding { check, outcome, detail: detail.into(), remedy: None });
     }
 
     /// What to do about the finding that was noted last.
@@ -117,10 +105,7 @@ impl Doctor {
             Ok(Some(identity)) => {
                 clock.raise(identity.certificate().not_before());
                 self.examine_clock(clock);
-                self.ok(
-                    "key",
-                    format!("{KEY_FILE} is private and belongs to the certificate"),
-                );
+                self.ok("key", format!("{KEY_FILE} is private and belongs to the certificate"));
                 self.examine_certificate(&identity, clock.now());
                 self.examine_metadata(&dir, clock.now());
                 Some(identity)
@@ -173,11 +158,7 @@ impl Doctor {
 
     fn examine_metadata(&mut self, dir: &StateDir, now: Timestamp) {
         for repository in ["director", "images"] {
-            let name = if repository == "director" {
-                "director metadata"
-            } else {
-                "images metadata"
-            };
+            let name = if repository == "director" { "director metadata" } else { "images metadata" };
             let file = format!("metadata/{repository}/timestamp.json");
             let expires = dir.read(&file).ok().flatten().and_then(|bytes| expiry(&bytes));
             match expires {
@@ -222,10 +203,7 @@ impl Doctor {
             Err(error) => return self.fail("images", Exit::Failed, crate::error_chain(&error)),
         };
         match agent.runtime().about().await {
-            Ok(about) => self.ok(
-                "images",
-                format!("{} {} at {}", about.kind, about.version, about.address),
-            ),
+            Ok(about) => self.ok("images", format!("{} {} at {}", about.kind, about.version, about.address)),
             Err(error) => {
                 let detail = format!("{sink}: {}", crate::error_chain(&error));
                 self.fail("images", Exit::Failed, detail);

@@ -82,11 +82,7 @@ impl Failure {
             causes.push(cause.to_string());
             next = cause.source();
         }
-        Self {
-            exit,
-            error: error.to_string(),
-            causes,
-        }
+        Self { exit, error: error.to_string(), causes }
     }
 
     /// Wrong use.

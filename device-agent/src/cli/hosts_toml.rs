@@ -16,9 +16,8 @@ use crate::state_file::StateDir;
 pub(super) fn print(config: &Config, output: &Output) -> Result<Exit, Failure> {
     let failure = |error: IdentityError| Failure::from(AgentError::from(error));
     let state = StateDir::open_existing(&config.state_dir).map_err(|error| failure(error.into()))?;
-    let identity = Identity::read(&state)
-        .map_err(failure)?
-        .ok_or_else(|| failure(IdentityError::NotEnrolled))?;
+    let identity =
+        Identity::read(&state).map_err(failure)?.ok_or_else(|| failure(IdentityError::NotEnrolled))?;
     let text = render(
         &identity.facade().url.to_string(),
         &state.path_of(ANCHORS_FILE),
@@ -87,12 +86,7 @@ mod tests {
 
     fn rendered() -> String {
         let path = |name: &str| std::path::PathBuf::from(format!("/var/lib/device-agent/identity/{name}"));
-        render(
-            "https://facade.example:8443",
-            &path("ca.pem"),
-            &path("cert \"odd\".pem"),
-            &path("key.pem"),
-        )
+        render("https://facade.example:8443", &path("ca.pem"), &path("cert \"odd\".pem"), &path("key.pem"))
     }
 
     #[test]
@@ -101,10 +95,7 @@ mod tests {
         assert_eq!(weakness(&text, "https://facade.example:8443"), None);
         let table: toml::Table = text.parse().unwrap();
         assert!(table["host"].as_table().unwrap().is_empty());
-        assert_eq!(
-            table["client"][0][0].as_str(),
-            Some("/var/lib/device-agent/identity/cert \"odd\".pem")
-        );
+        assert_eq!(table["client"][0][0].as_str(), Some("/var/lib/device-agent/identity/cert \"odd\".pem"));
     }
 
     #[test]

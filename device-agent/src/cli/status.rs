@@ -51,32 +51,23 @@ pub(super) fn status(config: &Config, clock: &Clock, output: &Output) -> Result<
 }
 
 fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
-    let state: State = dir
-        .read_json(STATE_FILE, "it will be made anew")?
-        .unwrap_or_default();
+    let state: State = dir.read_json(STATE_FILE, "it will be made anew")?.unwrap_or_default();
     raise_clock(dir, clock);
     let identity = Identity::read(dir)?;
     if let Some(identity) = &identity {
         clock.raise(identity.certificate().not_before());
     }
     let reporter = Reporter { state: dir };
-    let ends = identity
-        .as_ref()
-        .map(|identity| identity.certificate().not_after());
+    let ends = identity.as_ref().map(|identity| identity.certificate().not_after());
     let disowned = dir.read(DISOWNED_FILE)?;
     let names = |release: &Release| -> Vec<String> {
-        release
-            .assigned()
-            .map(|assigned| assigned.artifact.to_string())
-            .collect()
+        release.assigned().map(|assigned| assigned.artifact.to_string()).collect()
     };
     Ok(Status {
         schema: 1,
         agent_running: matches!(dir.lock(), Err(StateError::Locked(_))),
         device: identity.as_ref().map(|identity| identity.device().to_string()),
-        facade: identity
-            .as_ref()
-            .map(|identity| identity.facade().url.to_string()),
+        facade: identity.as_ref().map(|identity| identity.facade().url.to_string()),
         certificate_ends: ends,
         certificate_days_left: ends.map(|ends| ends.duration_since(clock.now()).as_hours() / 24),
         needs_enrollment: ends.is_none_or(|ends| disowned.is_some() && ends < clock.now()),
@@ -103,11 +94,7 @@ impl Status {
             let _ = write!(text, "\nnext {artifact}");
         }
         for rejected in &self.rejected {
-            let _ = write!(
-                text,
-                "\nfailed here and is not tried again: {}",
-                rejected.join(", ")
-            );
+            let _ = write!(text, "\nfailed here and is not tried again: {}", rejected.join(", "));
         }
         for refusal in &self.refused {
             let _ = write!(text, "\nrefused ({}): {}", refusal.code, refusal.reason);
@@ -123,11 +110,7 @@ impl Status {
             Some(shown) => shown.line(),
             None => self.state.replace('_', " "),
         };
-        let agent = if self.agent_running {
-            ""
-        } else {
-            " (no agent running)"
-        };
+        let agent = if self.agent_running { "" } else { " (no agent running)" };
         let mut line = format!("{device}: {doing}{agent}; certificate {days} days");
         if self.clock_is_behind {
             line.push_str("; waiting for a sane clock");

@@ -49,17 +49,9 @@ pub(super) async fn verify(config: Config, clock: Clock, output: &Output) -> Res
             images.push(examine(&agent, assigned, role).await.map_err(Failure::from)?);
         }
     }
-    let report = Report {
-        schema: 1,
-        sound: images.iter().all(|finding| finding.sound),
-        images,
-    };
+    let report = Report { schema: 1, sound: images.iter().all(|finding| finding.sound), images };
     output.result(&report, &text(&report));
-    if report.sound {
-        Ok(Exit::Success)
-    } else {
-        Ok(Exit::Verification)
-    }
+    if report.sound { Ok(Exit::Success) } else { Ok(Exit::Verification) }
 }
 
 /// Reads one image back; fails only where nothing could be read at all.

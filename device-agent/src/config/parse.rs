@@ -23,9 +23,9 @@ pub(super) fn sink(text: &str) -> Result<Sink, String> {
         return Ok(Sink::Containerd);
     }
     match text.strip_prefix("oci-layout:") {
-        Some(directory) if !directory.is_empty() => std::path::absolute(directory)
-            .map(Sink::OciLayout)
-            .map_err(|error| error.to_string()),
+        Some(directory) if !directory.is_empty() => {
+            std::path::absolute(directory).map(Sink::OciLayout).map_err(|error| error.to_string())
+        }
         _ => Err(format!("{text:?} is neither containerd nor oci-layout:DIR")),
     }
 }
@@ -35,9 +35,7 @@ pub(super) fn identifier(text: &str) -> Result<Identifier, String> {
 }
 
 pub(super) fn platform(text: &str) -> Result<Option<Platform>, String> {
-    text.parse()
-        .map(Some)
-        .map_err(|error: pki::oci::platform::PlatformError| error.to_string())
+    text.parse().map(Some).map_err(|error: pki::oci::platform::PlatformError| error.to_string())
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -135,17 +133,7 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(bytes("64MiB"), Ok(64 << 20));
         assert_eq!(bytes("17"), Ok(17));
-        for text in [
-            "",
-            "5",
-            "m",
-            "-5m",
-            "0s",
-            "5 m",
-            "99999999999999999999d",
-            "400d",
-            "5é",
-        ] {
+        for text in ["", "5", "m", "-5m", "0s", "5 m", "99999999999999999999d", "400d", "5é"] {
             assert!(duration(text).is_err(), "{text:?}");
         }
         for text in ["", "KiB", "1KB", "99999999999GiB"] {

@@ -42,10 +42,8 @@ impl Proxy {
     /// Whether this host is reached through the proxy. An entry exempts a host and all below it; `*` exempts all.
     pub fn is_for(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
-        let below = |entry: &str| {
-            host.strip_suffix(entry)
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
+        let below =
+            |entry: &str| host.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         !self.exempt.iter().any(|entry| entry == "*" || below(entry))
     }
 
@@ -68,10 +66,7 @@ impl Proxy {
             None => (None, rest),
         };
         let (host, port) = authority.rsplit_once(':')?;
-        let host = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'_');
         let port: u16 = port.parse().ok()?;
         if host.is_empty() || port == 0 || !host.bytes().all(plain) {
@@ -81,12 +76,7 @@ impl Proxy {
             Some(user) => Some(format!("Basic {}", BASE64.encode(&percent_decode(user)?))),
             None => None,
         };
-        Some(Self {
-            host: host.to_owned(),
-            port,
-            authorization,
-            exempt: Vec::new(),
-        })
+        Some(Self { host: host.to_owned(), port, authorization, exempt: Vec::new() })
     }
 }
 
@@ -125,9 +115,7 @@ mod tests {
 
     #[test]
     fn leaves_out_the_hosts_of_no_proxy() {
-        let proxy = Proxy::parse("http://proxy:1")
-            .unwrap()
-            .except("127.0.0.1, .corp.example,");
+        let proxy = Proxy::parse("http://proxy:1").unwrap().except("127.0.0.1, .corp.example,");
         for (host, through) in [
             ("127.0.0.1", false),
             ("facade.corp.example", false),
@@ -142,14 +130,7 @@ mod tests {
 
     #[test]
     fn rejects_what_is_not_a_proxy_without_repeating_it() {
-        for text in [
-            "",
-            "socks5://x:1",
-            "http://",
-            "http://x",
-            "http://x:0",
-            "http://a\r\nb:1",
-        ] {
+        for text in ["", "socks5://x:1", "http://", "http://x", "http://x:0", "http://a\r\nb:1"] {
             assert!(Proxy::parse(text).is_none(), "{text:?}");
         }
         let error = Proxy::parse_setting("http://u:hunter2@x").unwrap_err();

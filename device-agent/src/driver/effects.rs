@@ -47,10 +47,7 @@ impl Agent {
         }
         if let Some(token) = self.unattended_token() {
             let token: EnrollmentToken = token.parse().map_err(|error| {
-                tracing::error!(
-                    error = crate::error_chain(&error),
-                    "the token file cannot be used"
-                );
+                tracing::error!(error = crate::error_chain(&error), "the token file cannot be used");
                 IdentityError::NotEnrolled
             })?;
             self.shared().session = None;
@@ -93,11 +90,7 @@ impl Agent {
     }
 
     pub(super) fn surroundings(&self) -> Surroundings<'_> {
-        Surroundings {
-            state: &self.dir,
-            clock: &self.clock,
-            proxy: self.config.proxy.as_ref(),
-        }
+        Surroundings { state: &self.dir, clock: &self.clock, proxy: self.config.proxy.as_ref() }
     }
 
     async fn check(&self) -> Outcome {
@@ -105,16 +98,11 @@ impl Agent {
             Ok(session) => session,
             Err(error) => return Outcome::failed(Fault::Circumstance, error),
         };
-        let refresher = Refresher {
-            client: &session.client,
-            state: &self.dir,
-            clock: &self.clock,
-        };
+        let refresher = Refresher { client: &session.client, state: &self.dir, clock: &self.clock };
         match refresher.check(session.identity.device()).await {
             Ok(agreed) => {
                 self.learn(self.clock.floor());
-                self.adopt_anchors(&session.identity, agreed.anchors.as_deref())
-                    .await;
+                self.adopt_anchors(&session.identity, agreed.anchors.as_deref()).await;
                 if self.note_agreement(&agreed) {
                     self.tidy().await;
                 }
@@ -156,9 +144,7 @@ impl Agent {
         }
         if error.is_verification() {
             let subject = Subject::Metadata(Line::shortened(&subject(&error)));
-            let refused = self
-                .reporter()
-                .refuse(subject, refusal_code(&error), &crate::error_chain(&error));
+            let refused = self.reporter().refuse(subject, refusal_code(&error), &crate::error_chain(&error));
             if let Err(error) = refused {
                 tracing::warn!(error = crate::error_chain(&error), "the refusal cannot be kept");
             }
@@ -173,10 +159,7 @@ impl Agent {
             return Outcome::failed(Fault::Circumstance, error);
         }
         self.shared().session = None;
-        Outcome {
-            event: Some(Event::Disowned),
-            error: Some(error),
-        }
+        Outcome { event: Some(Event::Disowned), error: Some(error) }
     }
 
     pub(super) async fn fetch(&self, release: &Release, patience: Patience) -> Outcome {
@@ -266,9 +249,7 @@ impl Agent {
     async fn activate(&self, release: &Release) -> Outcome {
         self.shared().untidy = true;
         match handover::activate(self.runtime.as_ref(), release, &self.platform).await {
-            Ok(()) => Outcome::event(Event::Activated {
-                deadline: self.clock.now(),
-            }),
+            Ok(()) => Outcome::event(Event::Activated { deadline: self.clock.now() }),
             Err(error) if error.is_transient() => Outcome::again(error),
             Err(error) => self.activation_failed(release, error),
         }
@@ -292,10 +273,7 @@ impl Agent {
         let confirmed = state.clone().on(Event::Healthy);
         if let Err(error) = handover::tidy(self.runtime.as_ref(), confirmed.standing(), None).await {
             // What is confirmed stays confirmed; the next check tidies again.
-            tracing::warn!(
-                error = crate::error_chain(&error),
-                "old images could not be taken back"
-            );
+            tracing::warn!(error = crate::error_chain(&error), "old images could not be taken back");
         } else {
             self.shared().untidy = false;
         }
@@ -315,10 +293,7 @@ impl Agent {
         let state = self.state();
         if let Err(error) = handover::tidy(self.runtime.as_ref(), state.standing(), state.next()).await {
             self.shared().untidy = true;
-            tracing::warn!(
-                error = crate::error_chain(&error),
-                "old images could not be taken back"
-            );
+            tracing::warn!(error = crate::error_chain(&error), "old images could not be taken back");
         }
     }
 }

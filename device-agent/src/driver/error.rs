@@ -71,11 +71,7 @@ impl AgentError {
 
     /// The failed request for metadata, if it was that.
     pub(super) fn client(&self) -> Option<&ClientError> {
-        if let Self::Refresh(error) = self {
-            error_client(error)
-        } else {
-            None
-        }
+        if let Self::Refresh(error) = self { error_client(error) } else { None }
     }
 
     /// What went wrong on the way to the facade, if it was that.
@@ -91,11 +87,7 @@ impl AgentError {
 }
 
 fn error_client(error: &RefreshError) -> Option<&ClientError> {
-    if let RefreshError::Client { source, .. } = error {
-        Some(source)
-    } else {
-        None
-    }
+    if let RefreshError::Client { source, .. } = error { Some(source) } else { None }
 }
 
 fn is_impostor(error: Option<&ClientError>) -> bool {

@@ -79,9 +79,7 @@ impl Agent {
             return None;
         }
         let (shown, floor) = (self.clock.unchecked(), self.clock.floor());
-        Some(format!(
-            "a sane clock: it shows {shown}, but it is at least {floor}"
-        ))
+        Some(format!("a sane clock: it shows {shown}, but it is at least {floor}"))
     }
 }
 
@@ -94,10 +92,7 @@ impl Shown {
                 .checked_div(progress.total_bytes)
                 .unwrap_or_default();
             let (done, total) = (mebibytes(progress.done_bytes), mebibytes(progress.total_bytes));
-            line = format!(
-                "{line} {}: {done} of {total} MiB ({percent} %)",
-                progress.artifact
-            );
+            line = format!("{line} {}: {done} of {total} MiB ({percent} %)", progress.artifact);
             if progress.resumed > 0 {
                 line = format!("{line}, resumed {} times", progress.resumed);
             }

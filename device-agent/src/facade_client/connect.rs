@@ -104,39 +104,20 @@ impl Route {
             Ok(head) => head,
             Err(elapsed) => Err(elapsed.into()),
         };
-        let head = head.map_err(|source| ClientError::Connect {
-            address: address.clone(),
-            source,
-        })?;
+        let head = head.map_err(|source| ClientError::Connect { address: address.clone(), source })?;
         let line = head.lines().next().unwrap_or_default();
-        if line
-            .split(' ')
-            .nth(1)
-            .is_some_and(|status| status.starts_with('2'))
-        {
+        if line.split(' ').nth(1).is_some_and(|status| status.starts_with('2')) {
             return Ok(stream);
         }
-        Err(ClientError::Proxy {
-            proxy: address,
-            facade: facade.clone(),
-            answer: Line::shortened(line),
-        })
+        Err(ClientError::Proxy { proxy: address, facade: facade.clone(), answer: Line::shortened(line) })
     }
 
     /// Says why an exchange broke off: TLS 1.3 tells us only now what it thinks of our certificate.
     pub(super) fn explain(&self, path: &str, source: hyper::Error) -> ClientError {
         let facade = self.authority.clone();
         match TlsCause::of(&source as &(dyn StdError + 'static)) {
-            Some(cause) => ClientError::Unwelcome {
-                facade,
-                cause,
-                source,
-            },
-            None => ClientError::Broken {
-                facade,
-                path: path.to_owned(),
-                source,
-            },
+            Some(cause) => ClientError::Unwelcome { facade, cause, source },
+            None => ClientError::Broken { facade, path: path.to_owned(), source },
         }
     }
 }
@@ -151,10 +132,7 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, ClientError> {
         Ok(addresses) => addresses,
         Err(elapsed) => Err(elapsed.into()),
     };
-    let addresses = addresses.map_err(|source| ClientError::Resolve {
-        host: host.to_owned(),
-        source,
-    })?;
+    let addresses = addresses.map_err(|source| ClientError::Resolve { host: host.to_owned(), source })?;
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         match tokio::time::timeout(STEP, TcpStream::connect(address)).await {
@@ -163,10 +141,7 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, ClientError> {
             Err(elapsed) => last = elapsed.into(),
         }
     }
-    Err(ClientError::Connect {
-        address: format!("{host}:{port}"),
-        source: last,
-    })
+    Err(ClientError::Connect { address: format!("{host}:{port}"), source: last })
 }
 
 async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {

@@ -210,11 +210,7 @@ impl ClientError {
 
     /// How long the facade wants us to wait.
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::Status { retry_after, .. } = self {
-            *retry_after
-        } else {
-            None
-        }
+        if let Self::Status { retry_after, .. } = self { *retry_after } else { None }
     }
 
     /// Whether the facade refused this device as a whole, and not one request of it.
@@ -243,9 +239,7 @@ pub(super) fn detail(body: &[u8]) -> Line {
     let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let text = json.as_ref().and_then(|json| {
         let oci = json.pointer("/errors/0/message");
-        oci.or_else(|| json.get("detail"))
-            .or_else(|| json.get("title"))?
-            .as_str()
+        oci.or_else(|| json.get("detail")).or_else(|| json.get("title"))?.as_str()
     });
     match text {
         Some(text) => Line::shortened(text),
@@ -261,10 +255,7 @@ mod tests {
     #[test]
     fn finds_the_sentence_of_a_refusal() {
         for (body, expected) in [
-            (
-                r#"{"errors":[{"code":"DENIED","message":"not assigned"}]}"#,
-                "not assigned",
-            ),
+            (r#"{"errors":[{"code":"DENIED","message":"not assigned"}]}"#, "not assigned"),
             (r#"{"title":"Gone","detail":"token used up"}"#, "token used up"),
             ("plain words", "plain words"),
             ("", "no reason given"),

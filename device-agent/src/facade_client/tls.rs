@@ -48,10 +48,7 @@ impl TlsSettings {
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
             .map_err(|error| ClientError::Settings(rustls::Error::General(error.to_string())))?;
-        let verifier = FacadeVerifier {
-            inner,
-            clock: clock.clone(),
-        };
+        let verifier = FacadeVerifier { inner, clock: clock.clone() };
         Self::with_verifier(provider, Arc::new(verifier), credentials, clock)
     }
 
@@ -75,17 +72,15 @@ impl TlsSettings {
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match credentials {
-            Some(Credentials { chain, key }) => builder
-                .with_client_auth_cert(chain, key)
-                .map_err(ClientError::Settings)?,
+            Some(Credentials { chain, key }) => {
+                builder.with_client_auth_cert(chain, key).map_err(ClientError::Settings)?
+            }
             None => builder.with_no_client_auth(),
         };
         // A resumed session would skip the check of the certificate (SECURITY-NOTES, 0).
         config.resumption = rustls::client::Resumption::disabled();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self {
-            config: Arc::new(config),
-        })
+        Ok(Self { config: Arc::new(config) })
     }
 
     pub(super) fn config(&self) -> Arc<ClientConfig> {
@@ -99,9 +94,7 @@ struct Time(Clock);
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {
         let seconds = u64::try_from(self.0.now().as_second()).ok()?;
-        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            seconds,
-        )))
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
     }
 }
 
@@ -128,8 +121,7 @@ impl ServerCertVerifier for FacadeVerifier {
         let mut now = now;
         for _ in 0..MAX_CHAIN {
             let verdict =
-                self.inner
-                    .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+                self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
             match verdict {
                 // A clock that is known to be behind says nothing about "not yet": the chain ends in our own CA, so
                 // the certificate was issued, and it is at least that late.
@@ -316,14 +308,10 @@ impl TlsCause {
     )]
     fn of_certificate(error: &CertificateError) -> Self {
         match error {
-            CertificateError::Other(other) => {
-                other
-                    .0
-                    .downcast_ref::<Interception>()
-                    .map_or(Self::ServerCertificate, |found| Self::Intercepted {
-                        issuer: found.issuer.clone(),
-                    })
-            }
+            CertificateError::Other(other) => other
+                .0
+                .downcast_ref::<Interception>()
+                .map_or(Self::ServerCertificate, |found| Self::Intercepted { issuer: found.issuer.clone() }),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Self::WrongName
             }

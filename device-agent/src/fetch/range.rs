@@ -104,16 +104,10 @@ mod tests {
             "bytes a-b/c",
             "bytes -40-99/100",
         ] {
-            assert!(
-                matches!(head(206, None, Some(range)), Given::Nonsense(_)),
-                "{range}"
-            );
+            assert!(matches!(head(206, None, Some(range)), Given::Nonsense(_)), "{range}");
         }
         assert!(matches!(head(206, None, None), Given::Nonsense(_)));
-        assert!(matches!(
-            head(206, Some("61"), Some("bytes 40-99/100")),
-            Given::Nonsense(_)
-        ));
+        assert!(matches!(head(206, Some("61"), Some("bytes 40-99/100")), Given::Nonsense(_)));
     }
 
     #[test]

@@ -56,11 +56,7 @@ impl Fetcher<'_> {
                     counted = 0;
                     tracing::warn!(blob.digest = %content.digest, times = corrupt, "content was wrong and is thrown away");
                     if corrupt >= MAX_CORRUPT {
-                        return Err(FetchError::Corrupt {
-                            digest: content.digest,
-                            times: corrupt,
-                            source,
-                        });
+                        return Err(FetchError::Corrupt { digest: content.digest, times: corrupt, source });
                     }
                 }
                 Stop::Runtime(error) if error.is_transient() && patience.has_more() => {
@@ -68,14 +64,10 @@ impl Fetcher<'_> {
                 }
                 Stop::Runtime(error) => return Err(FetchError::Runtime(error)),
                 Stop::Client(error) if is_passing(&error) && patience.has_more() => {
-                    self.pause(content, &mut patience, error.retry_after(), &error)
-                        .await;
+                    self.pause(content, &mut patience, error.retry_after(), &error).await;
                 }
                 Stop::Client(source) => {
-                    return Err(FetchError::Client {
-                        digest: content.digest,
-                        source,
-                    });
+                    return Err(FetchError::Client { digest: content.digest, source });
                 }
             }
         }
@@ -180,10 +172,7 @@ fn is_passing(error: &ClientError) -> bool {
 }
 
 fn protocol(answer: &Answer, problem: &'static str) -> ClientError {
-    ClientError::Protocol {
-        path: answer.path().to_owned(),
-        problem,
-    }
+    ClientError::Protocol { path: answer.path().to_owned(), problem }
 }
 
 /// SPEC 2.1.
@@ -203,15 +192,11 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn new(attempts: Option<u32>) -> Self {
-        Self {
-            backoff: Backoff::default(),
-            attempts,
-        }
+        Self { backoff: Backoff::default(), attempts }
     }
 
     pub(super) fn has_more(&self) -> bool {
-        self.attempts
-            .is_none_or(|attempts| self.backoff.failures() < attempts)
+        self.attempts.is_none_or(|attempts| self.backoff.failures() < attempts)
     }
 
     fn failures(&self) -> u32 {
@@ -239,10 +224,7 @@ struct RateWatch {
 
 impl RateWatch {
     fn new() -> Self {
-        Self {
-            since: Instant::now(),
-            bytes: 0,
-        }
+        Self { since: Instant::now(), bytes: 0 }
     }
 
     fn saw(&mut self, bytes: u64) {

@@ -23,15 +23,8 @@ pub async fn adopt(around: Surroundings<'_>, identity: &Identity, pem: &str) -> 
     if anchors == identity.anchors {
         return Ok(false);
     }
-    let next = Identity {
-        anchors,
-        ..identity.clone()
-    };
-    next.client(around.clock, around.proxy)?
-        .get("/v2/", MAX_ANSWER_BYTES)
-        .await?;
-    around
-        .state
-        .write(ANCHORS_FILE, to_pem(&next.anchors).as_bytes())?;
+    let next = Identity { anchors, ..identity.clone() };
+    next.client(around.clock, around.proxy)?.get("/v2/", MAX_ANSWER_BYTES).await?;
+    around.state.write(ANCHORS_FILE, to_pem(&next.anchors).as_bytes())?;
     Ok(true)
 }

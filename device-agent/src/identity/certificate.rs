@@ -17,13 +17,11 @@ pub fn issuer(der: &[u8]) -> Option<String> {
 pub fn trust_domain(der: &[u8]) -> Option<TrustDomain> {
     let certificate = parse(der)?;
     let names = certificate.subject_alternative_name().ok()??;
-    let uri = names.value.general_names.iter().find_map(|name| {
-        if let GeneralName::URI(uri) = name {
-            Some(*uri)
-        } else {
-            None
-        }
-    })?;
+    let uri = names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })?;
     uri.strip_prefix("spiffe://")?.split('/').next()?.parse().ok()
 }
 

@@ -105,15 +105,10 @@ async fn pinned_root(
     let anybody = TlsSettings::believing_anybody(around.clock)?;
     let client = FacadeClient::new(&token.url, &anybody, around.proxy)?;
     let heap = est::ca_certificates(&client).await?;
-    let root = heap
-        .iter()
-        .find(|certificate| Fingerprint::of(certificate) == token.ca);
+    let root = heap.iter().find(|certificate| Fingerprint::of(certificate) == token.ca);
     match root {
         Some(root) => Ok((root.clone(), heap)),
-        None => Err(IdentityError::WrongFacade {
-            facade: token.url.clone(),
-            pinned: token.ca,
-        }),
+        None => Err(IdentityError::WrongFacade { facade: token.url.clone(), pinned: token.ca }),
     }
 }
 
@@ -222,17 +217,11 @@ async fn stage(
         let bytes = pinned_metadata(&client, repository, pin).await?;
         state.write(&format!("enrolling/{repository}.root.json"), &bytes)?;
     }
-    let leaf = chain
-        .first()
-        .ok_or(IdentityError::Answer("no certificate for our key"))?;
+    let leaf = chain.first().ok_or(IdentityError::Answer("no certificate for our key"))?;
     let domain =
         certificate::trust_domain(leaf).ok_or(IdentityError::Answer("a certificate without a name"))?;
     let identity = Leaf::from_certificate(leaf, &domain).map_err(IdentityError::Certificate)?;
-    let facade = Facade {
-        url: token.url.clone(),
-        trust_domain: domain,
-        device: identity.id().clone(),
-    };
+    let facade = Facade { url: token.url.clone(), trust_domain: domain, device: identity.id().clone() };
     Ok(state.write_json(STAGED_FACADE, &facade)?)
 }
 
@@ -245,11 +234,7 @@ async fn pinned_metadata(
     let wrong = || IdentityError::WrongRoot { file: file.clone() };
     let path = format!("/metadata/{file}");
     let bytes = client.get(&path, MAX_ROOT_BYTES).await?.ok_or_else(wrong)?;
-    if Fingerprint::of(&bytes) == pin.sha256 {
-        Ok(bytes)
-    } else {
-        Err(wrong())
-    }
+    if Fingerprint::of(&bytes) == pin.sha256 { Ok(bytes) } else { Err(wrong()) }
 }
 
 /// Moves a complete enrollment into place; does nothing when there is none. May be cut and repeated at any step.
@@ -296,9 +281,7 @@ fn place_root(state: &StateDir, repository: &str) -> Result<(), IdentityError> {
 fn shares_anchor(state: &StateDir) -> Result<bool, IdentityError> {
     let read = |file: &str| -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let pem = state.read(file)?.unwrap_or_default();
-        Ok(CertificateDer::pem_slice_iter(&pem)
-            .filter_map(Result::ok)
-            .collect())
+        Ok(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect())
     };
     let (known, staged) = (read(ANCHORS_FILE)?, read(STAGED_ANCHORS)?);
     Ok(staged.iter().any(|anchor| known.contains(anchor)))
@@ -308,7 +291,5 @@ fn shares_anchor(state: &StateDir) -> Result<bool, IdentityError> {
 fn root_version(state: &StateDir, file: &str) -> Result<u64, IdentityError> {
     let bytes = state.read(file)?.unwrap_or_default();
     let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-    Ok(value
-        .and_then(|value| value.pointer("/signed/version")?.as_u64())
-        .unwrap_or_default())
+    Ok(value.and_then(|value| value.pointer("/signed/version")?.as_u64()).unwrap_or_default())
 }

@@ -76,9 +76,7 @@ fn ask(path: &str, request: &[u8]) -> Ask {
 async fn send(client: &FacadeClient, ask: &Ask) -> Result<Issued, IdentityError> {
     let answer = client.ask(ask).await?;
     match answer.status() {
-        StatusCode::OK => Ok(Issued::Certificates(decode(
-            &answer.whole(MAX_ANSWER_BYTES).await?,
-        )?)),
+        StatusCode::OK => Ok(Issued::Certificates(decode(&answer.whole(MAX_ANSWER_BYTES).await?)?)),
         StatusCode::ACCEPTED => {
             let seconds = answer
                 .headers()

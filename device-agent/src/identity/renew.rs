@@ -37,9 +37,7 @@ pub async fn renew(
     let state = around.state;
     if !state.has(NEXT_CERTIFICATE)? {
         let key = next_key(state)?;
-        let request = key
-            .renewal_request(identity.device())
-            .map_err(IdentityError::Key)?;
+        let request = key.renewal_request(identity.device()).map_err(IdentityError::Key)?;
         let issued = match est::reenroll(client, &request).await? {
             Issued::Certificates(issued) => issued,
             Issued::Later(wait) => return Ok(Renewal::Later(wait)),
@@ -91,12 +89,7 @@ fn check(
             .is_ok_and(|leaf| leaf.key() == key.fingerprint() && leaf.id() == identity.device())
     });
     let leaf = ours.ok_or(IdentityError::Answer("no certificate for our key and name"))?;
-    let heap: Vec<_> = authorities
-        .iter()
-        .chain(issued)
-        .chain(&identity.chain)
-        .cloned()
-        .collect();
+    let heap: Vec<_> = authorities.iter().chain(issued).chain(&identity.chain).cloned().collect();
     let path = certificate::issuers(leaf, &heap);
     Ok(std::iter::once(leaf.clone()).chain(path).collect())
 }

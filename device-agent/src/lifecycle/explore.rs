@@ -118,10 +118,7 @@ impl Node {
         assert_ne!(standing.current, bad(), "a bad release was confirmed: {self:?}");
         assert_ne!(standing.previous, bad(), "a bad release was confirmed: {self:?}");
         if let State::Fetching { next, .. } | State::Activating { next, .. } = &self.state {
-            assert!(
-                !standing.rejected.contains(next),
-                "a rejected release is tried again: {self:?}"
-            );
+            assert!(!standing.rejected.contains(next), "a rejected release is tried again: {self:?}");
         }
         let at_rest = matches!(
             self.state,
@@ -132,10 +129,7 @@ impl Node {
                 | State::Fetching { .. }
         );
         if at_rest {
-            assert_eq!(
-                self.handed, standing.current,
-                "what is handed over was not confirmed: {self:?}"
-            );
+            assert_eq!(self.handed, standing.current, "what is handed over was not confirmed: {self:?}");
         }
     }
 }
@@ -143,10 +137,7 @@ impl Node {
 /// Every reachable node, with its successors.
 fn walk() -> BTreeMap<String, (Node, Vec<String>)> {
     let mut graph = BTreeMap::new();
-    let mut queue = VecDeque::from([Node {
-        state: State::default(),
-        handed: Release::default(),
-    }]);
+    let mut queue = VecDeque::from([Node { state: State::default(), handed: Release::default() }]);
     while let Some(node) = queue.pop_front() {
         if graph.contains_key(&node.key()) {
             continue;
@@ -202,13 +193,7 @@ fn what_is_stored_is_what_is_read_back() {
 
 #[test]
 fn an_event_out_of_place_changes_nothing() {
-    let events = [
-        Event::Enrolled,
-        Event::Fetched,
-        Event::Healthy,
-        Event::RolledBack,
-        Event::Disowned,
-    ];
+    let events = [Event::Enrolled, Event::Fetched, Event::Healthy, Event::RolledBack, Event::Disowned];
     for (node, _) in walk().values() {
         if let State::Idle { .. } = node.state {
             for event in events.clone() {
@@ -221,9 +206,6 @@ fn an_event_out_of_place_changes_nothing() {
 #[test]
 fn losing_the_identity_does_not_forget_what_is_handed_over() {
     let standing = Standing::default().confirm(good()).reject(bad());
-    let state = State::Checking {
-        standing: standing.clone(),
-    }
-    .on(Event::Disowned);
+    let state = State::Checking { standing: standing.clone() }.on(Event::Disowned);
     assert_eq!(state, State::Unenrolled { standing });
 }

@@ -102,11 +102,7 @@ impl Runtime for Containerd {
     async fn about(&self) -> Result<About, RuntimeError> {
         let version = self.connection.version().await?;
         self.unpacker().await?;
-        Ok(About {
-            kind: "containerd",
-            version,
-            address: self.connection.address(),
-        })
+        Ok(About { kind: "containerd", version, address: self.connection.address() })
     }
 
     async fn space(&self) -> Result<Space, RuntimeError> {
@@ -118,12 +114,7 @@ impl Runtime for Containerd {
     }
 
     async fn close(&self, lease: &Lease) -> Result<(), RuntimeError> {
-        leases::delete(
-            &self.connection,
-            &leases::id(lease.artifact()),
-            leases::Collect::Later,
-        )
-        .await
+        leases::delete(&self.connection, &leases::id(lease.artifact()), leases::Collect::Later).await
     }
 
     async fn clean(&self, keep: &[ArtifactName]) -> Result<Cleaned, RuntimeError> {
@@ -145,9 +136,7 @@ impl Runtime for Containerd {
     async fn import(&self, lease: &Lease, image: &Image) -> Result<(), RuntimeError> {
         for content in image.contents() {
             if !self.hold(lease, content).await? {
-                return Err(RuntimeError::Missing {
-                    digest: content.digest,
-                });
+                return Err(RuntimeError::Missing { digest: content.digest });
             }
         }
         records::label(&self.connection, lease, image).await?;

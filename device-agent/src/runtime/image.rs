@@ -92,10 +92,8 @@ struct RootFs {
 }
 
 /// The configuration types that describe a root file system.
-const IMAGE_CONFIGS: [&str; 2] = [
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
-];
+const IMAGE_CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 impl Image {
     /// Puts an image together from its manifest and the bytes of its configuration, for a device of `platform`.
@@ -142,26 +140,15 @@ impl Image {
                 }
             }
         };
-        let config = if is_container_image(&manifest) {
-            runtime.read(&manifest.config).await?
-        } else {
-            Vec::new()
-        };
-        Self::assemble(
-            artifact.clone(),
-            root.clone(),
-            (descriptor, manifest),
-            &config,
-            platform,
-        )
+        let config =
+            if is_container_image(&manifest) { runtime.read(&manifest.config).await? } else { Vec::new() };
+        Self::assemble(artifact.clone(), root.clone(), (descriptor, manifest), &config, platform)
     }
 
     /// Every content of the image once, documents first.
     pub fn contents(&self) -> Vec<&Descriptor> {
         let mut contents: Vec<&Descriptor> = Vec::new();
-        let all = [&self.root, &self.manifest, &self.config]
-            .into_iter()
-            .chain(&self.layers);
+        let all = [&self.root, &self.manifest, &self.config].into_iter().chain(&self.layers);
         for content in all {
             // Layers may repeat (an empty layer often does).
             if !contents.iter().any(|known| known.digest == content.digest) {
@@ -178,12 +165,7 @@ impl Image {
         let mut links = Vec::new();
         for (layer, diff_id) in self.layers.iter().zip(self.diff_ids.iter().flatten()) {
             let id = chain_id(below, *diff_id);
-            links.push(Link {
-                layer,
-                diff_id: *diff_id,
-                below,
-                id,
-            });
+            links.push(Link { layer, diff_id: *diff_id, below, id });
             below = Some(id);
         }
         links
@@ -224,10 +206,7 @@ fn diff_ids(
     let config: Config =
         json::parse_as(config_bytes, max).map_err(|source| ImageError::Config { digest, source })?;
     if config.platform.suits(platform).is_none() {
-        return Err(ImageError::NoPlatform {
-            want: platform.clone(),
-            have: config.platform.to_string(),
-        });
+        return Err(ImageError::NoPlatform { want: platform.clone(), have: config.platform.to_string() });
     }
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(ImageError::LayerCount {
@@ -255,11 +234,7 @@ fn platforms(manifests: &[Descriptor]) -> String {
         .filter(|platform| platform.is_runnable())
         .map(ToString::to_string)
         .collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -283,32 +258,18 @@ mod tests {
         let root = descriptor("application/vnd.oci.image.manifest.v1+json", "manifest");
         let artifact = format!("ghcr.io/o/r@{}", root.digest).parse().unwrap();
         let platform = Platform::new("linux", "arm64", None);
-        Image::assemble(
-            artifact,
-            root.clone(),
-            (root, manifest),
-            config.as_bytes(),
-            &platform,
-        )
+        Image::assemble(artifact, root.clone(), (root, manifest), config.as_bytes(), &platform)
     }
 
     fn config(architecture: &str, layers: &[&str]) -> String {
-        let diff_ids: Vec<Digest> = layers
-            .iter()
-            .map(|text| Digest::sha256(text.as_bytes()))
-            .collect();
+        let diff_ids: Vec<Digest> = layers.iter().map(|text| Digest::sha256(text.as_bytes())).collect();
         let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
         json!({"os": "linux", "architecture": architecture, "rootfs": rootfs, "config": {}}).to_string()
     }
 
     #[test]
     fn chain_identities_are_those_of_the_specification() {
-        let image = assemble(
-            IMAGE_CONFIGS[0],
-            &config("arm64", &["a", "b", "a"]),
-            &["x", "y", "x"],
-        )
-        .unwrap();
+        let image = assemble(IMAGE_CONFIGS[0], &config("arm64", &["a", "b", "a"]), &["x", "y", "x"]).unwrap();
         let chain = image.chain();
         assert_eq!(chain[0].id, Digest::sha256(b"a"));
         let second = format!("{} {}", Digest::sha256(b"a"), Digest::sha256(b"b"));

@@ -27,9 +27,7 @@ pub struct OciLayout {
 impl OciLayout {
     /// Describes the directory to use.
     pub fn new(directory: PathBuf) -> Self {
-        Self {
-            layout: Layout::new(directory),
-        }
+        Self { layout: Layout::new(directory) }
     }
 
     /// Does file work where it does not hold up the sockets.
@@ -51,11 +49,7 @@ impl OciLayout {
 impl Runtime for OciLayout {
     async fn about(&self) -> Result<About, RuntimeError> {
         self.run(|layout| {
-            Ok(About {
-                kind: "oci-layout",
-                version: layout::VERSION.to_owned(),
-                address: layout.address(),
-            })
+            Ok(About { kind: "oci-layout", version: layout::VERSION.to_owned(), address: layout.address() })
         })
         .await
     }
@@ -103,9 +97,7 @@ impl Runtime for OciLayout {
 
     async fn begin(&self, _lease: &Lease, content: &Descriptor) -> Result<Box<dyn Ingest>, RuntimeError> {
         let content = content.clone();
-        let writing = self
-            .run(move |layout| ingest::Writing::open(layout, &content))
-            .await?;
+        let writing = self.run(move |layout| ingest::Writing::open(layout, &content)).await?;
         Ok(Box::new(writing))
     }
 
@@ -119,9 +111,7 @@ impl Runtime for OciLayout {
         self.run(move |layout| {
             for content in image.contents() {
                 if !layout.has(content)? {
-                    return Err(RuntimeError::Missing {
-                        digest: content.digest,
-                    });
+                    return Err(RuntimeError::Missing { digest: content.digest });
                 }
             }
             layout.put_image(&image)

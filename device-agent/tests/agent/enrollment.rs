@@ -111,11 +111,7 @@ async fn a_repeated_attempt_uses_the_same_key() {
 async fn renew_in(state: &StateDir, identity: &Identity) -> Result<Renewal, IdentityError> {
     let clock = Clock::system();
     let client = identity.client(&clock, None).unwrap();
-    let around = device_agent::identity::enroll::Surroundings {
-        state,
-        clock: &clock,
-        proxy: None,
-    };
+    let around = device_agent::identity::enroll::Surroundings { state, clock: &clock, proxy: None };
     renew(around, identity, &client).await
 }
 
@@ -158,11 +154,7 @@ async fn a_device_whose_clock_shows_1970_enrolls_and_syncs() {
     let (facade, device) = (Facade::start().await, Device::new());
     let clock = Clock::manual(jiff::Timestamp::UNIX_EPOCH);
     let state = device.state();
-    let around = device_agent::identity::enroll::Surroundings {
-        state: &state,
-        clock: &clock,
-        proxy: None,
-    };
+    let around = device_agent::identity::enroll::Surroundings { state: &state, clock: &clock, proxy: None };
     device_agent::identity::enroll::enroll(
         around,
         &facade.token,
@@ -171,10 +163,7 @@ async fn a_device_whose_clock_shows_1970_enrolls_and_syncs() {
     .await
     .unwrap();
     drop(state);
-    device
-        .sync_at(Clock::manual(jiff::Timestamp::UNIX_EPOCH))
-        .await
-        .unwrap();
+    device.sync_at(Clock::manual(jiff::Timestamp::UNIX_EPOCH)).await.unwrap();
     let report = facade.script().reports.last().unwrap().clone();
     assert_eq!(report["state"], "waiting_for_clock");
 }
@@ -185,12 +174,7 @@ async fn renews_by_itself_after_two_thirds_of_the_certificates_life() {
     let before = device.enroll(&facade).await.unwrap();
     let late = before.certificate().not_before()
         + SignedDuration::from_secs(
-            before
-                .certificate()
-                .not_after()
-                .duration_since(before.certificate().not_before())
-                .as_secs()
-                / 4
+            before.certificate().not_after().duration_since(before.certificate().not_before()).as_secs() / 4
                 * 3,
         );
     facade.script().repositories.images.expires = late + SignedDuration::from_hours(1);

@@ -84,14 +84,8 @@ fn ca() -> Ca {
     let now = Timestamp::now() - SignedDuration::from_hours(1);
     let (root_key, issuing_key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let root = Authority::new_root(&root_key, now).unwrap().der;
-    let issuing = Authority::new_issuing(&root, &root_key, &issuing_key, now)
-        .unwrap()
-        .der;
-    Ca {
-        authority: Authority::load(root.clone(), issuing.clone(), issuing_key).unwrap(),
-        root,
-        issuing,
-    }
+    let issuing = Authority::new_issuing(&root, &root_key, &issuing_key, now).unwrap().der;
+    Ca { authority: Authority::load(root.clone(), issuing.clone(), issuing_key).unwrap(), root, issuing }
 }
 
 impl Facade {
@@ -129,26 +123,13 @@ impl Facade {
         }));
         let acceptor = TlsAcceptor::from(Arc::new(tls(&ca, name)));
         let shared = Arc::clone(&script);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "lives as long as the test, which ends its runtime"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "lives as long as the test, which ends its runtime")]
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(
-                    acceptor.clone(),
-                    stream,
-                    Arc::clone(&ca),
-                    Arc::clone(&shared),
-                ));
+                tokio::spawn(serve(acceptor.clone(), stream, Arc::clone(&ca), Arc::clone(&shared)));
             }
         });
-        Self {
-            port,
-            token,
-            script,
-            task,
-        }
+        Self { port, token, script, task }
     }
 
     pub(crate) fn script(&self) -> MutexGuard<'_, Script> {
@@ -161,11 +142,7 @@ impl Facade {
 
     /// How many requests had this in their line.
     pub(crate) fn count(&self, text: &str) -> usize {
-        self.script()
-            .log
-            .iter()
-            .filter(|line| line.contains(text))
-            .count()
+        self.script().log.iter().filter(|line| line.contains(text)).count()
     }
 }
 
@@ -180,10 +157,7 @@ fn tls(ca: &Ca, name: &str) -> ServerConfig {
     let key = PrivateKey::generate().unwrap();
     let names: Vec<ServerName> = vec![name.parse().unwrap()];
     let issued = ca.authority.issue_server(&names, &key, Timestamp::now()).unwrap();
-    let chain = vec![
-        CertificateDer::from(issued.der),
-        CertificateDer::from(ca.issuing.clone()),
-    ];
+    let chain = vec![CertificateDer::from(issued.der), CertificateDer::from(ca.issuing.clone())];
     let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
     ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -210,9 +184,7 @@ async fn serve(acceptor: TlsAcceptor, stream: TcpStream, ca: Arc<Ca>, script: Ar
             answer(&ca, &mut script, peer.as_ref(), &parts, &body)
         }
     });
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 type Answer = Result<Response<Cut>, std::io::Error>;
@@ -225,13 +197,8 @@ fn answer(
     body: &Bytes,
 ) -> Answer {
     let path = request.uri.path().to_owned();
-    let range = request
-        .headers
-        .get(header::RANGE)
-        .map(|range| format!(" {}", range.to_str().unwrap()));
-    script
-        .log
-        .push(format!("{} {path}{}", request.method, range.unwrap_or_default()));
+    let range = request.headers.get(header::RANGE).map(|range| format!(" {}", range.to_str().unwrap()));
+    script.log.push(format!("{} {path}{}", request.method, range.unwrap_or_default()));
     if request.headers.contains_key(header::AUTHORIZATION) {
         script.secrets_seen += 1;
     }
@@ -301,28 +268,20 @@ fn enroll(ca: &Ca, script: &mut Script, body: &[u8]) -> Response<Bytes> {
     if script.approvals_missing > 0 {
         script.approvals_missing -= 1;
         let mut response = respond(202, "");
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, "1".parse().unwrap());
+        response.headers_mut().insert(header::RETRY_AFTER, "1".parse().unwrap());
         return response;
     }
     let csr = Csr::parse(&est::decode(body).unwrap()).unwrap();
     let domain: TrustDomain = "drayage.internal".parse().unwrap();
-    let issued = ca
-        .authority
-        .issue_device(&csr, &script.device, &domain, Timestamp::now(), script.lifetime)
-        .unwrap();
+    let issued =
+        ca.authority.issue_device(&csr, &script.device, &domain, Timestamp::now(), script.lifetime).unwrap();
     respond(200, est::encode(&pkcs7::encode([issued.der.as_slice()])))
 }
 
 fn content(bytes: &[u8], headers: &HeaderMap) -> Response<Bytes> {
     let first = headers.get(header::RANGE).map(|range| {
         let text = range.to_str().unwrap();
-        text.strip_prefix("bytes=")
-            .and_then(|text| text.strip_suffix('-'))
-            .unwrap()
-            .parse::<usize>()
-            .unwrap()
+        text.strip_prefix("bytes=").and_then(|text| text.strip_suffix('-')).unwrap().parse::<usize>().unwrap()
     });
     match first {
         None => respond(200, bytes.to_vec()),
@@ -330,9 +289,7 @@ fn content(bytes: &[u8], headers: &HeaderMap) -> Response<Bytes> {
         Some(first) => {
             let mut response = respond(206, bytes[first..].to_vec());
             let range = format!("bytes {first}-{}/{}", bytes.len() - 1, bytes.len());
-            response
-                .headers_mut()
-                .insert(header::CONTENT_RANGE, range.parse().unwrap());
+            response.headers_mut().insert(header::CONTENT_RANGE, range.parse().unwrap());
             response
         }
     }
@@ -377,10 +334,8 @@ fn apply(fault: Option<&Fault>, good: Response<Bytes>) -> Answer {
     match fault {
         None => {}
         Some(Fault::CutAt(count)) => {
-            let broken = Broken {
-                promised: body.len() as u64,
-                bytes: Some(body.slice(..(*count).min(body.len()))),
-            };
+            let broken =
+                Broken { promised: body.len() as u64, bytes: Some(body.slice(..(*count).min(body.len()))) };
             return Ok(Response::from_parts(parts, Cut::Right(broken)));
         }
         Some(Fault::WrongByte) => {
@@ -398,20 +353,14 @@ fn apply(fault: Option<&Fault>, good: Response<Bytes>) -> Answer {
         Some(Fault::WholeBody) => {}
         Some(Fault::ShiftedRange) => {
             let shifted = format!("bytes 1-{}/{}", body.len(), body.len() + 1);
-            parts
-                .headers
-                .insert(header::CONTENT_RANGE, shifted.parse().unwrap());
+            parts.headers.insert(header::CONTENT_RANGE, shifted.parse().unwrap());
         }
         Some(Fault::Redirect) => {
             parts.status = StatusCode::TEMPORARY_REDIRECT;
-            parts
-                .headers
-                .insert(header::LOCATION, "https://collector.example/".parse().unwrap());
+            parts.headers.insert(header::LOCATION, "https://collector.example/".parse().unwrap());
         }
         Some(Fault::Encoded) => {
-            parts
-                .headers
-                .insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+            parts.headers.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
         }
         Some(Fault::Hangup) => return Err(std::io::ErrorKind::ConnectionReset.into()),
     }

@@ -58,10 +58,7 @@ impl Repository {
     }
 
     pub(crate) fn pin(&self) -> RootPin {
-        RootPin {
-            version: 1.try_into().unwrap(),
-            sha256: Fingerprint::of(&self.files["1.root.json"]),
-        }
+        RootPin { version: 1.try_into().unwrap(), sha256: Fingerprint::of(&self.files["1.root.json"]) }
     }
 
     /// Signs the next version of everything but the root.
@@ -94,9 +91,7 @@ impl Repository {
         let timestamp = Timestamp {
             version,
             expires,
-            meta: TimestampMeta {
-                snapshot: FileMeta::of(version, &snapshot),
-            },
+            meta: TimestampMeta { snapshot: FileMeta::of(version, &snapshot) },
             extra,
         };
         let timestamp = sign(&timestamp, &[&self.key]).unwrap();
@@ -108,10 +103,7 @@ impl Repository {
 
 impl Repositories {
     pub(crate) fn new(device: &DeviceId) -> Self {
-        Self {
-            images: Repository::new(1, None),
-            director: Repository::new(2, Some(device)),
-        }
+        Self { images: Repository::new(1, None), director: Repository::new(2, Some(device)) }
     }
 
     pub(crate) fn file(&self, path: &str) -> Option<Vec<u8>> {

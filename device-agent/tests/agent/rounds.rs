@@ -21,11 +21,7 @@ async fn enrolled() -> (Facade, Device) {
 }
 
 fn state(device: &Device) -> State {
-    device
-        .state()
-        .read_json("state.json", "")
-        .unwrap()
-        .unwrap_or_default()
+    device.state().read_json("state.json", "").unwrap().unwrap_or_default()
 }
 
 #[tokio::test]
@@ -40,12 +36,8 @@ async fn an_assigned_image_arrives_and_is_reported() {
     let report = facade.script().reports.last().unwrap().clone();
     assert_eq!(report["running"][0]["artifact"], sample.artifact.to_string());
     assert_eq!(report["state"], "idle");
-    let counters: Vec<u64> = facade
-        .script()
-        .reports
-        .iter()
-        .map(|report| report["counter"].as_u64().unwrap())
-        .collect();
+    let counters: Vec<u64> =
+        facade.script().reports.iter().map(|report| report["counter"].as_u64().unwrap()).collect();
     assert_eq!(counters, [1, 2]);
 }
 
@@ -69,19 +61,10 @@ async fn a_cut_transfer_goes_on_where_it_stopped() {
     device.sync().await.unwrap();
     assert!(sample.is_on(&device));
     let script = facade.script();
-    let resumed: Vec<&String> = script
-        .log
-        .iter()
-        .filter(|line| line.contains(&layer) && line.contains("bytes="))
-        .collect();
+    let resumed: Vec<&String> =
+        script.log.iter().filter(|line| line.contains(&layer) && line.contains("bytes=")).collect();
     assert_eq!(resumed.len(), 1, "{resumed:?}");
-    let offset: usize = resumed[0]
-        .split("bytes=")
-        .nth(1)
-        .unwrap()
-        .trim_end_matches('-')
-        .parse()
-        .unwrap();
+    let offset: usize = resumed[0].split("bytes=").nth(1).unwrap().trim_end_matches('-').parse().unwrap();
     assert!(offset >= 2 * MIB, "went on at {offset}");
 }
 
@@ -187,12 +170,7 @@ async fn refuses_metadata_that_goes_back_and_keeps_what_it_has() {
     let old = facade.script().repositories.director.files["timestamp.json"].clone();
     sample.assign(&facade);
     device.sync().await.unwrap();
-    facade
-        .script()
-        .repositories
-        .director
-        .files
-        .insert("timestamp.json".into(), old);
+    facade.script().repositories.director.files.insert("timestamp.json".into(), old);
     let error = device.sync().await.unwrap_err();
     assert_eq!(Exit::of(&error), Exit::Verification, "{error}");
     assert!(sample.is_on(&device));
@@ -256,10 +234,7 @@ async fn damaged_state_is_made_anew_from_what_is_assigned() {
     for file in files {
         for damage in [&b""[..], b"{", b"\xff\xfe", b"{\"state\":\"flying\"}"] {
             std::fs::write(device.state_path().join(file), damage).unwrap();
-            device
-                .sync()
-                .await
-                .unwrap_or_else(|error| panic!("{file} damaged as {damage:?}: {error}"));
+            device.sync().await.unwrap_or_else(|error| panic!("{file} damaged as {damage:?}: {error}"));
             assert!(state(&device).standing().current.has(&sample.artifact), "{file}");
         }
     }

@@ -25,11 +25,7 @@ async fn names_the_issuer_of_whoever_is_in_between() {
     let tls = TlsSettings::new(identity.anchors(), None, &Clock::system()).unwrap();
     let client = FacadeClient::new(&theirs.token.url, &tls, None).unwrap();
     let error = client.get("/v2/", 1000).await.unwrap_err();
-    let ClientError::Tls {
-        cause: TlsCause::Intercepted { issuer },
-        ..
-    } = &error
-    else {
+    let ClientError::Tls { cause: TlsCause::Intercepted { issuer }, .. } = &error else {
         panic!("{error}");
     };
     assert!(issuer.contains("Issuing"), "{issuer}");

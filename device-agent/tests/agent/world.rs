@@ -21,9 +21,7 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-        }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn state_path(&self) -> PathBuf {
@@ -70,21 +68,13 @@ impl Device {
 
     /// Whether the layout has this content.
     pub(crate) fn has(&self, digest: Digest) -> bool {
-        self.layout()
-            .join("blobs")
-            .join(digest.algorithm().name())
-            .join(digest.hex())
-            .exists()
+        self.layout().join("blobs").join(digest.algorithm().name()).join(digest.hex()).exists()
     }
 }
 
 pub(crate) async fn enroll_in(state: &StateDir, facade: &Facade) -> Result<Identity, IdentityError> {
     let clock = Clock::system();
-    let around = Surroundings {
-        state,
-        clock: &clock,
-        proxy: None,
-    };
+    let around = Surroundings { state, clock: &clock, proxy: None };
     enroll(around, &facade.token, Replace::Never).await
 }
 
@@ -125,13 +115,9 @@ impl Sample {
             .to_string()
             .into_bytes();
         let root = describe(MediaType::OCI_INDEX, &index);
-        let contents = [index, manifest, config, layer]
-            .map(|bytes| (Digest::sha256(&bytes), bytes))
-            .to_vec();
+        let contents = [index, manifest, config, layer].map(|bytes| (Digest::sha256(&bytes), bytes)).to_vec();
         Self {
-            artifact: format!("registry.example.com/team/{name}@{}", root.digest)
-                .parse()
-                .unwrap(),
+            artifact: format!("registry.example.com/team/{name}@{}", root.digest).parse().unwrap(),
             root,
             layer: layer_descriptor,
             contents,

@@ -57,15 +57,9 @@ async fn an_image_comes_in_runs_and_survives_every_collection() {
     daemon.ctr(&["content", "prune", "references"]);
     let check = daemon.ctr(&["images", "check"]);
     let line = check.lines().find(|line| line.starts_with(&name)).unwrap();
-    assert!(
-        line.contains("complete (3/3)") && line.trim_end().ends_with("true"),
-        "{check}"
-    );
+    assert!(line.contains("complete (3/3)") && line.trim_end().ends_with("true"), "{check}");
     for name in [name, current_alias(sample.artifact.repository())] {
-        assert_eq!(
-            daemon.run(&name, &["/bin/cat", "/etc/greeting"]),
-            "hello from the layer\n"
-        );
+        assert_eq!(daemon.run(&name, &["/bin/cat", "/etc/greeting"]), "hello from the layer\n");
         assert!(daemon.run(&name, &["/bin/id"]).starts_with("uid=0"));
     }
     let verification = runtime.verify(&image).await.unwrap();
@@ -94,9 +88,7 @@ async fn a_containerd_killed_in_mid_write_is_found_again_and_the_write_goes_on()
     let (content, bytes) = &sample.contents[0];
     let lease = runtime.open(&sample.artifact).await.unwrap();
     let mut ingest = runtime.begin(&lease, content).await.unwrap();
-    write_from_offset(&mut *ingest, &bytes[..4_000_000])
-        .await
-        .unwrap();
+    write_from_offset(&mut *ingest, &bytes[..4_000_000]).await.unwrap();
     daemon.kill();
     let error = write_from_offset(&mut *ingest, bytes).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Unreachable { .. }), "{error:?}");
@@ -172,11 +164,7 @@ async fn rejects_a_layer_that_unpacks_to_something_else_than_promised() {
     let error = runtime.import(&lease, &image).await.unwrap_err();
     assert!(matches!(error, RuntimeError::WrongLayer { .. }), "{error:?}");
     assert_eq!(daemon.ctr(&["images", "ls", "-q"]), "");
-    assert_eq!(
-        daemon.ctr(&["snapshots", "ls"]).lines().count(),
-        2,
-        "the layer below stays, nothing above"
-    );
+    assert_eq!(daemon.ctr(&["snapshots", "ls"]).lines().count(), 2, "the layer below stays, nothing above");
 }
 
 #[tokio::test]
@@ -239,10 +227,7 @@ async fn content_of_another_namespace_is_not_fetched_again() {
     deliver(&runtime, &sample).await;
     theirs.remove(&sample.artifact).await.unwrap();
     daemon.collect();
-    assert_eq!(
-        daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]),
-        "shared\n"
-    );
+    assert_eq!(daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]), "shared\n");
 }
 
 #[tokio::test]
@@ -264,10 +249,7 @@ async fn an_import_killed_half_way_is_done_again() {
     runtime.import(&lease, &image).await.unwrap();
     runtime.close(&lease).await.unwrap();
     daemon.collect();
-    assert_eq!(
-        daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]),
-        "again\n"
-    );
+    assert_eq!(daemon.run(&sample.artifact.to_string(), &["/bin/cat", "/etc/greeting"]), "again\n");
 }
 
 #[tokio::test]
@@ -276,10 +258,7 @@ async fn says_what_it_is_and_how_much_room_it_has() {
     let runtime = client(&daemon);
     let about = runtime.about().await.unwrap();
     assert_eq!(about.kind, "containerd");
-    assert!(
-        about.version.starts_with(|first: char| first.is_ascii_digit()),
-        "{about:?}"
-    );
+    assert!(about.version.starts_with(|first: char| first.is_ascii_digit()), "{about:?}");
     let space = runtime.space().await.unwrap();
     assert!(space.shared && space.content_free_bytes > Some(0), "{space:?}");
 }

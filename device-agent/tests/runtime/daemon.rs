@@ -26,10 +26,7 @@ impl Daemon {
         let root = directory.path().join("root");
         fs::create_dir(&root).unwrap();
         let size = format!("size={bytes}");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(root)
-            .status();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(root).status();
         assert!(mounted.unwrap().success(), "this test needs root");
         Self::start_in(directory)
     }
@@ -76,11 +73,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", "drayage"])
-            .args(arguments);
+        command.arg("--address").arg(self.socket()).args(["--namespace", "drayage"]).args(arguments);
         command
     }
 
@@ -112,16 +105,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         let snapshots: Vec<&str> = snapshots.lines().skip(1).collect();
         let images = self.ctr(&["images", "ls", "-q"]);
         let contents = self.ctr(&["content", "ls", "-q"]);
-        [images.trim(), contents.trim(), &snapshots.join("\n")]
-            .join("\n")
-            .trim()
-            .to_owned()
+        [images.trim(), contents.trim(), &snapshots.join("\n")].join("\n").trim().to_owned()
     }
 
     fn content(&self) -> PathBuf {
-        self.directory
-            .path()
-            .join("root/io.containerd.content.v1.content")
+        self.directory.path().join("root/io.containerd.content.v1.content")
     }
 
     pub(crate) fn flip_a_byte_of(&self, digest: Digest) {
@@ -155,10 +143,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 }
 
 fn directory() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("drayage-containerd-")
-        .tempdir()
-        .unwrap()
+    tempfile::Builder::new().prefix("drayage-containerd-").tempdir().unwrap()
 }
 
 fn spawn(directory: &Path) -> Child {
@@ -178,10 +163,6 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let root = self.directory.path().join("root");
-        let _ = Command::new("umount")
-            .arg("--lazy")
-            .arg(root)
-            .stderr(Stdio::null())
-            .status();
+        let _ = Command::new("umount").arg("--lazy").arg(root).stderr(Stdio::null()).status();
     }
 }

@@ -18,12 +18,7 @@ struct Directory(TempDir);
 
 impl Directory {
     fn new() -> Self {
-        Self(
-            tempfile::Builder::new()
-                .prefix("drayage-layout-")
-                .tempdir()
-                .unwrap(),
-        )
+        Self(tempfile::Builder::new().prefix("drayage-layout-").tempdir().unwrap())
     }
 
     fn path(&self) -> PathBuf {
@@ -38,25 +33,18 @@ impl Directory {
         let Ok(entries) = fs::read_dir(self.path().join(directory)) else {
             return Vec::new();
         };
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
 
     fn skopeo(&self, arguments: &[&str], reference: &str) -> Vec<u8> {
         let image = format!("oci:{}:{reference}", self.path().display());
-        let output = Command::new("skopeo")
-            .args(arguments)
-            .arg(image)
-            .output()
-            .expect("skopeo must be installed");
+        let output =
+            Command::new("skopeo").args(arguments).arg(image).output().expect("skopeo must be installed");
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "skopeo {arguments:?} {reference}: {errors}"
-        );
+        assert!(output.status.success(), "skopeo {arguments:?} {reference}: {errors}");
         output.stdout
     }
 }
@@ -72,11 +60,7 @@ impl Place for Directory {
     fn inventory(&self) -> String {
         let index: Value =
             serde_json::from_slice(&fs::read(self.path().join("index.json")).unwrap()).unwrap();
-        let entries = index["manifests"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(Value::to_string);
+        let entries = index["manifests"].as_array().unwrap().iter().map(Value::to_string);
         let mut all: Vec<String> = entries.chain(self.names("blobs/sha256")).collect();
         all.sort();
         all.join("\n")
@@ -84,10 +68,7 @@ impl Place for Directory {
 
     fn leftovers(&self) -> usize {
         let names = self.names(".ingest");
-        names
-            .iter()
-            .filter(|name| name.starts_with("lease-") || name.starts_with("sha256-"))
-            .count()
+        names.iter().filter(|name| name.starts_with("lease-") || name.starts_with("sha256-")).count()
     }
 
     fn flip_a_byte_of(&self, digest: Digest) {
@@ -106,28 +87,16 @@ async fn other_tools_read_the_image_by_its_name_and_by_its_alias() {
     let directory = Directory::new();
     let sample = Sample::with_index("for skopeo");
     deliver(&directory.layout(), &sample).await;
-    for name in [
-        sample.artifact.to_string(),
-        current_alias(sample.artifact.repository()),
-    ] {
-        assert_eq!(
-            directory.skopeo(&["inspect", "--raw"], &name),
-            sample.contents[0].1
-        );
+    for name in [sample.artifact.to_string(), current_alias(sample.artifact.repository())] {
+        assert_eq!(directory.skopeo(&["inspect", "--raw"], &name), sample.contents[0].1);
         let inspected: Value = serde_json::from_slice(&directory.skopeo(&["inspect"], &name)).unwrap();
         assert_eq!(inspected["Layers"].as_array().unwrap().len(), 2);
     }
     let copy = directory.0.path().join("copy");
     let source = format!("oci:{}:{}", directory.path().display(), sample.artifact);
-    let copied = Command::new("skopeo")
-        .args(["copy", &source, &format!("dir:{}", copy.display())])
-        .output()
-        .unwrap();
-    assert!(
-        copied.status.success(),
-        "{}",
-        String::from_utf8_lossy(&copied.stderr)
-    );
+    let copied =
+        Command::new("skopeo").args(["copy", &source, &format!("dir:{}", copy.display())]).output().unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
     assert!(is_file_of(&copy, &sample.contents[3].1));
 }
 
@@ -162,14 +131,9 @@ async fn what_a_power_cut_left_in_a_half_written_file_is_refused_and_fetched_aga
     let (content, bytes) = &sample.contents[0];
     let lease = runtime.open(&sample.artifact).await.unwrap();
     let mut half = runtime.begin(&lease, content).await.unwrap();
-    half.write(Bytes::copy_from_slice(&bytes[..300_000]))
-        .await
-        .unwrap();
+    half.write(Bytes::copy_from_slice(&bytes[..300_000])).await.unwrap();
     drop(half);
-    let path = directory
-        .path()
-        .join(".ingest")
-        .join(format!("sha256-{}", content.digest.hex()));
+    let path = directory.path().join(".ingest").join(format!("sha256-{}", content.digest.hex()));
     let length = fs::metadata(&path).unwrap().len();
     fs::write(&path, vec![0; usize::try_from(length).unwrap()]).unwrap();
 
@@ -191,9 +155,6 @@ async fn rejects_an_index_that_cannot_be_read_in_one_way_and_leaves_it_alone() {
     let text = r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#;
     fs::write(&path, text).unwrap();
     assert!(matches!(runtime.images().await, Err(RuntimeError::Failed { .. })));
-    assert!(matches!(
-        runtime.clean(&[]).await,
-        Err(RuntimeError::Failed { .. })
-    ));
+    assert!(matches!(runtime.clean(&[]).await, Err(RuntimeError::Failed { .. })));
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }

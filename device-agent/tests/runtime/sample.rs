@@ -94,12 +94,7 @@ impl Sample {
         let root = manifest.0.clone();
         let mut contents = vec![manifest, config];
         contents.extend(layers);
-        Self {
-            artifact: artifact(root.digest),
-            root,
-            platform,
-            contents,
-        }
+        Self { artifact: artifact(root.digest), root, platform, contents }
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
@@ -124,26 +119,16 @@ fn layers(greeting: &str) -> Vec<Layer> {
     fs::create_dir_all(upper.join("etc")).unwrap();
     fs::write(upper.join("etc/greeting"), format!("{greeting}\n")).unwrap();
     let (lower, upper) = (tar(&lower), tar(&upper));
-    let plain = Layer {
-        diff_id: Digest::sha256(&lower),
-        content: content(TAR, lower),
-    };
-    let compressed = Layer {
-        diff_id: Digest::sha256(&upper),
-        content: content(GZIP, gzip(directory.path(), &upper)),
-    };
+    let plain = Layer { diff_id: Digest::sha256(&lower), content: content(TAR, lower) };
+    let compressed =
+        Layer { diff_id: Digest::sha256(&upper), content: content(GZIP, gzip(directory.path(), &upper)) };
     vec![plain, compressed]
 }
 
 fn tar(directory: &Path) -> Vec<u8> {
     let options = ["--create", "--sort=name", "--mtime=@0", "--owner=0", "--group=0"];
-    let output = Command::new("tar")
-        .args(options)
-        .arg("--directory")
-        .arg(directory)
-        .arg(".")
-        .output()
-        .unwrap();
+    let output =
+        Command::new("tar").args(options).arg("--directory").arg(directory).arg(".").output().unwrap();
     assert!(output.status.success());
     output.stdout
 }
@@ -151,11 +136,7 @@ fn tar(directory: &Path) -> Vec<u8> {
 fn gzip(scratch: &Path, bytes: &[u8]) -> Vec<u8> {
     let path = scratch.join("layer.tar");
     fs::write(&path, bytes).unwrap();
-    let output = Command::new("gzip")
-        .args(["--no-name", "--stdout"])
-        .arg(&path)
-        .output()
-        .unwrap();
+    let output = Command::new("gzip").args(["--no-name", "--stdout"]).arg(&path).output().unwrap();
     assert!(output.status.success());
     output.stdout
 }

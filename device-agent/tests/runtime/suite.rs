@@ -78,9 +78,7 @@ pub(crate) async fn deliver(runtime: &dyn Runtime, sample: &Sample) -> Image {
 }
 
 pub(crate) async fn load(runtime: &dyn Runtime, sample: &Sample) -> Image {
-    Image::load(runtime, &sample.artifact, &sample.root, &sample.platform)
-        .await
-        .unwrap()
+    Image::load(runtime, &sample.artifact, &sample.root, &sample.platform).await.unwrap()
 }
 
 pub(crate) async fn a_dropped_write_goes_on_where_it_stopped(place: &dyn Place) {
@@ -98,11 +96,7 @@ pub(crate) async fn a_dropped_write_goes_on_where_it_stopped(place: &dyn Place) 
     let lease = second.open(&sample.artifact).await.unwrap();
     place.collect();
     let mut ingest = second.begin(&lease, content).await.unwrap();
-    assert!(
-        ingest.offset() >= 5_000_000 - (1 << 20) && ingest.offset() <= 5_000_000,
-        "{}",
-        ingest.offset()
-    );
+    assert!(ingest.offset() >= 5_000_000 - (1 << 20) && ingest.offset() <= 5_000_000, "{}", ingest.offset());
     write_from_offset(&mut *ingest, bytes).await.unwrap();
     ingest.flush().await.unwrap();
     assert_eq!(ingest.offset(), content.size);
@@ -125,17 +119,13 @@ pub(crate) async fn rejects_bytes_that_are_not_those_of_the_digest_and_keeps_non
     assert!(!runtime.hold(&lease, content).await.unwrap());
     let mut ingest = runtime.begin(&lease, content).await.unwrap();
     assert_eq!(ingest.offset(), 0);
-    let error = write_from_offset(&mut *ingest, &[bytes.as_slice(), b"x"].concat())
-        .await
-        .unwrap_err();
+    let error = write_from_offset(&mut *ingest, &[bytes.as_slice(), b"x"].concat()).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Corrupt { .. }), "{error:?}");
     ingest.abort().await.unwrap();
 
     let mut ingest = runtime.begin(&lease, content).await.unwrap();
     assert_eq!(ingest.offset(), 0);
-    write_from_offset(&mut *ingest, &bytes[..2_000_000])
-        .await
-        .unwrap();
+    write_from_offset(&mut *ingest, &bytes[..2_000_000]).await.unwrap();
     let error = ingest.commit().await.unwrap_err();
     assert!(matches!(error, RuntimeError::Corrupt { .. }), "{error:?}");
     assert_eq!(runtime.begin(&lease, content).await.unwrap().offset(), 0);
@@ -149,10 +139,7 @@ pub(crate) async fn rejects_a_second_writer_of_the_same_content_as_busy(place: &
     let mut first = runtime.begin(&lease, content).await.unwrap();
     let second = place.runtime();
     let error = second.begin(&lease, content).await.err().unwrap();
-    assert!(
-        matches!(error, RuntimeError::Busy { .. }) && error.is_transient(),
-        "{error:?}"
-    );
+    assert!(matches!(error, RuntimeError::Busy { .. }) && error.is_transient(), "{error:?}");
     write_from_offset(&mut *first, bytes).await.unwrap();
     first.commit().await.unwrap();
     let there = second.begin(&lease, content).await.unwrap();
@@ -167,15 +154,10 @@ pub(crate) async fn leftovers_of_earlier_attempts_are_cleaned_and_wanted_ones_ke
         let (content, bytes) = &sample.contents[0];
         let lease = runtime.open(&sample.artifact).await.unwrap();
         let mut ingest = runtime.begin(&lease, content).await.unwrap();
-        write_from_offset(&mut *ingest, &bytes[..1_000_000])
-            .await
-            .unwrap();
+        write_from_offset(&mut *ingest, &bytes[..1_000_000]).await.unwrap();
         ingest.flush().await.unwrap();
     }
-    let cleaned = runtime
-        .clean(std::slice::from_ref(&wanted.artifact))
-        .await
-        .unwrap();
+    let cleaned = runtime.clean(std::slice::from_ref(&wanted.artifact)).await.unwrap();
     assert_eq!((cleaned.leases, cleaned.ingests), (1, 1));
     place.collect();
     let (content, _) = &wanted.contents[0];
@@ -219,10 +201,7 @@ pub(crate) async fn removing_an_image_frees_it_and_leaves_the_other(place: &dyn 
     let mut handed = runtime.images().await.unwrap();
     handed.sort_by_key(|handed| handed.current);
     let of = |sample: &Sample, current| (sample.artifact.clone(), current);
-    let found: Vec<_> = handed
-        .into_iter()
-        .map(|handed| (handed.artifact, handed.current))
-        .collect();
+    let found: Vec<_> = handed.into_iter().map(|handed| (handed.artifact, handed.current)).collect();
     assert_eq!(found, [of(&old, false), of(&new, true)]);
 
     runtime.remove(&old.artifact).await.unwrap();
@@ -276,14 +255,9 @@ pub(crate) async fn images_with_layers_in_common_come_in_side_by_side(place: &dy
         }
         leases.push(lease);
     }
-    let images = [
-        load(&*runtime, &samples[0]).await,
-        load(&*runtime, &samples[1]).await,
-    ];
-    let (left, right) = tokio::join!(
-        runtime.import(&leases[0], &images[0]),
-        runtime.import(&leases[1], &images[1])
-    );
+    let images = [load(&*runtime, &samples[0]).await, load(&*runtime, &samples[1]).await];
+    let (left, right) =
+        tokio::join!(runtime.import(&leases[0], &images[0]), runtime.import(&leases[1], &images[1]));
     left.unwrap();
     right.unwrap();
     assert_eq!(runtime.images().await.unwrap().len(), 2);
@@ -294,11 +268,7 @@ pub(crate) async fn images_with_layers_in_common_come_in_side_by_side(place: &dy
 }
 
 pub(crate) async fn rejects_to_promote_what_was_not_imported(place: &dyn Place) {
-    let error = place
-        .runtime()
-        .promote(&Sample::random(10).artifact)
-        .await
-        .unwrap_err();
+    let error = place.runtime().promote(&Sample::random(10).artifact).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Unknown { .. }), "{error:?}");
 }
 

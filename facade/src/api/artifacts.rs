@@ -82,24 +82,12 @@ pub(super) async fn list(
     Query(paging): Query<Paging>,
 ) -> Answer<Page<Artifact>> {
     caller.require(Role::Viewer)?;
-    let repository: Option<Repository> = query
-        .repository
-        .as_deref()
-        .map(|text| field("repository", text))
-        .transpose()?;
+    let repository: Option<Repository> =
+        query.repository.as_deref().map(|text| field("repository", text)).transpose()?;
     let limit = paging.limit()?;
-    let artifacts = state
-        .artifacts
-        .list(repository.as_ref(), paging.after.as_deref(), limit)
-        .await?;
-    let next = artifacts
-        .last()
-        .filter(|_| artifacts.len() == limit)
-        .map(|last| last.name().to_string());
-    Ok(Json(Page {
-        items: artifacts.iter().map(|artifact| view(&state, artifact)).collect(),
-        next,
-    }))
+    let artifacts = state.artifacts.list(repository.as_ref(), paging.after.as_deref(), limit).await?;
+    let next = artifacts.last().filter(|_| artifacts.len() == limit).map(|last| last.name().to_string());
+    Ok(Json(Page { items: artifacts.iter().map(|artifact| view(&state, artifact)).collect(), next }))
 }
 
 /// Shows one artifact and what it consists of
@@ -108,20 +96,13 @@ pub(super) async fn list(
 pub(super) async fn show(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
     caller.require(Role::Viewer)?;
     let artifact = state.artifacts.find(&artifact).await?;
-    let content = artifact
-        .closure
-        .documents
-        .iter()
-        .chain(&artifact.closure.blobs)
-        .map(|descriptor| Content {
+    let content =
+        artifact.closure.documents.iter().chain(&artifact.closure.blobs).map(|descriptor| Content {
             digest: descriptor.digest.to_string(),
             media_type: descriptor.media_type.to_string(),
             size_bytes: descriptor.size,
         });
-    Ok(Json(Artifact {
-        content: content.collect(),
-        ..view(&state, &artifact)
-    }))
+    Ok(Json(Artifact { content: content.collect(), ..view(&state, &artifact) }))
 }
 
 /// Revokes an artifact: devices can no longer pull it, and drop it from what they may install

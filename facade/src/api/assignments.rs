@@ -21,14 +21,8 @@ pub(super) async fn list(
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
     let assignments = state.rollouts.list(paging.after.as_deref(), limit).await?;
-    let next = assignments
-        .last()
-        .filter(|_| assignments.len() == limit)
-        .map(|(key, _)| key.clone());
-    let items = assignments
-        .into_iter()
-        .map(|(_, assignment)| view(assignment, None))
-        .collect();
+    let next = assignments.last().filter(|_| assignments.len() == limit).map(|(key, _)| key.clone());
+    let items = assignments.into_iter().map(|(_, assignment)| view(assignment, None)).collect();
     Ok(Json(Page { items, next }))
 }
 
@@ -69,15 +63,10 @@ pub(super) async fn unassign(
 ) -> Answer<AssignmentReport> {
     caller.require(Role::Operator)?;
     let (target, artifacts) = parse(&state, &request).await?;
-    let wanted: Vec<_> = artifacts
-        .iter()
-        .map(|artifact| (target.clone(), artifact.name().clone()))
-        .collect();
+    let wanted: Vec<_> = artifacts.iter().map(|artifact| (target.clone(), artifact.name().clone())).collect();
     let (changes, devices) = state.rollouts.unassign(&wanted).await?;
     if changes.is_empty() {
-        return Err(Problem::not_found(format!(
-            "none of these artifacts is assigned to {target}"
-        )));
+        return Err(Problem::not_found(format!("none of these artifacts is assigned to {target}")));
     }
     tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "unassigned");
     Ok(Json(report(changes, devices)))
@@ -88,9 +77,7 @@ async fn parse(state: &State, request: &AssignmentRequest) -> Result<(Target, Ve
         (Some(device), None) => {
             let device = field("device", device)?;
             if state.devices.get(&device).await?.is_none() {
-                return Err(Problem::not_found(format!(
-                    "no device {device} (facade device list)"
-                )));
+                return Err(Problem::not_found(format!("no device {device} (facade device list)")));
             }
             Target::Device(device)
         }
@@ -108,16 +95,10 @@ async fn parse(state: &State, request: &AssignmentRequest) -> Result<(Target, Ve
 }
 
 fn report(changes: Vec<Change>, devices: usize) -> AssignmentReport {
-    let assignments = changes.into_iter().map(|change| {
-        view(
-            change.assignment,
-            change.replaces.map(|replaced| replaced.to_string()),
-        )
-    });
-    AssignmentReport {
-        assignments: assignments.collect(),
-        devices: devices as u64,
-    }
+    let assignments = changes
+        .into_iter()
+        .map(|change| view(change.assignment, change.replaces.map(|replaced| replaced.to_string())));
+    AssignmentReport { assignments: assignments.collect(), devices: devices as u64 }
 }
 
 fn view(assignment: rollouts::Assignment, replaces: Option<String>) -> Assignment {

@@ -25,16 +25,9 @@ pub(super) async fn list(
 ) -> Answer<Page<AuditRecord>> {
     caller.require(Role::Admin)?;
     let limit = paging.limit()?;
-    let after: Option<u64> = paging
-        .after
-        .as_deref()
-        .map(|text| field("after", text))
-        .transpose()?;
+    let after: Option<u64> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
     let records = state.audit.list(after, limit).await?;
-    let next = records
-        .last()
-        .filter(|_| records.len() == limit)
-        .map(|last| last.sequence.to_string());
+    let next = records.last().filter(|_| records.len() == limit).map(|last| last.sequence.to_string());
     let items = records.into_iter().map(view).collect();
     Ok(Json(Page { items, next }))
 }
@@ -45,18 +38,12 @@ pub(super) async fn list(
 pub(super) async fn verify(state: State, caller: Caller) -> Answer<AuditVerification> {
     caller.require(Role::Admin)?;
     Ok(Json(match state.audit.verify().await? {
-        Verdict::Whole(head) => AuditVerification {
-            whole: true,
-            sequence: head.sequence,
-            head: Some(head.hash),
-            reason: None,
-        },
-        Verdict::Broken { sequence, reason } => AuditVerification {
-            whole: false,
-            sequence,
-            head: None,
-            reason: Some(reason.to_owned()),
-        },
+        Verdict::Whole(head) => {
+            AuditVerification { whole: true, sequence: head.sequence, head: Some(head.hash), reason: None }
+        }
+        Verdict::Broken { sequence, reason } => {
+            AuditVerification { whole: false, sequence, head: None, reason: Some(reason.to_owned()) }
+        }
     }))
 }
 

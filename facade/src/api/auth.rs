@@ -31,9 +31,7 @@ impl Caller {
             return Ok(());
         }
         let needed = role.as_str();
-        Err(Problem::forbidden(format!(
-            "this needs a token with the role {needed}"
-        )))
+        Err(Problem::forbidden(format!("this needs a token with the role {needed}")))
     }
 }
 

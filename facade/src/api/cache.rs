@@ -63,14 +63,9 @@ pub(super) async fn list(
     responses((status = 200, body = Pruned), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem)))]
 pub(super) async fn prune(state: State, caller: Caller, Body(asked): Body<PruneRequest>) -> Answer<Pruned> {
     caller.require(Role::Operator)?;
-    let gone = state
-        .puller
-        .prune(Duration::from_secs(asked.unused_seconds))
-        .await?;
-    let pruned = Pruned {
-        blobs: gone.len() as u64,
-        freed_bytes: gone.iter().map(|held| held.size_bytes).sum(),
-    };
+    let gone = state.puller.prune(Duration::from_secs(asked.unused_seconds)).await?;
+    let pruned =
+        Pruned { blobs: gone.len() as u64, freed_bytes: gone.iter().map(|held| held.size_bytes).sum() };
     tracing::info!(operator = %caller.name, blobs = pruned.blobs, size_bytes = pruned.freed_bytes, "cache pruned");
     Ok(Json(pruned))
 }

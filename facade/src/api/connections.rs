@@ -56,14 +56,8 @@ pub(super) async fn list(
     let connections = state.registries.list(paging.after.as_deref(), limit).await?;
     let next =
         (connections.len() == limit).then(|| connections.last().map(|last| last.definition.host.to_string()));
-    let items = connections
-        .iter()
-        .map(|connection| view(&state, connection))
-        .collect();
-    Ok(Json(Page {
-        items,
-        next: next.flatten(),
-    }))
+    let items = connections.iter().map(|connection| view(&state, connection)).collect();
+    Ok(Json(Page { items, next: next.flatten() }))
 }
 
 /// Connects a registry, or replaces its connection
@@ -76,10 +70,7 @@ pub(super) async fn add(
 ) -> Answer<Connection> {
     caller.require(Role::Operator)?;
     let (definition, secrets) = parse(request)?;
-    let connection = state
-        .registries
-        .add(definition, secrets, &caller.name, state.clock.now())
-        .await?;
+    let connection = state.registries.add(definition, secrets, &caller.name, state.clock.now()).await?;
     tracing::info!(registry.host = %connection.definition.host, by = %caller.name, "registry connected");
     Ok(Json(view(&state, &connection)))
 }
@@ -123,11 +114,7 @@ pub(super) async fn test(
     caller.require(Role::Operator)?;
     let host = parse_host(&host)?;
     let registry = state.registries.registry(&host)?;
-    let repository = query
-        .repository
-        .as_deref()
-        .map(|text| repository_of(&host, text))
-        .transpose()?;
+    let repository = query.repository.as_deref().map(|text| repository_of(&host, text)).transpose()?;
     let report = registry.check(repository.as_ref()).await;
     state.registries.keep_health().await?;
     let steps = report.steps.iter().map(|step| CheckStep {
@@ -139,11 +126,7 @@ pub(super) async fn test(
         skipped: matches!(step.outcome, Outcome::Skipped),
         detail: step.detail.clone(),
     });
-    Ok(Json(ConnectionCheck {
-        ok: report.ok,
-        verdict: report.verdict.clone(),
-        steps: steps.collect(),
-    }))
+    Ok(Json(ConnectionCheck { ok: report.ok, verdict: report.verdict.clone(), steps: steps.collect() }))
 }
 
 fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
@@ -152,10 +135,7 @@ fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
 
 /// `team/app`, or the same behind its registry's host.
 fn repository_of(host: &RegistryHost, text: &str) -> Result<RepositoryName, Problem> {
-    let name = text
-        .strip_prefix(host.as_str())
-        .and_then(|rest| rest.strip_prefix('/'))
-        .unwrap_or(text);
+    let name = text.strip_prefix(host.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
     field("repository", name)
 }
 
@@ -163,15 +143,12 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
     let host = parse_host(&request.host)?;
     let missing =
         |field: &str, provider: &str| Problem::invalid(field, format!("the {provider} provider needs it"));
-    let mut secrets = Secrets {
-        credential: request.password.map(Secret::new),
-        client_key_pem: None,
-    };
+    let mut secrets = Secrets { credential: request.password.map(Secret::new), client_key_pem: None };
     let provider = match request.provider.as_str() {
         "anonymous" => Provider::Anonymous {},
-        "static" => Provider::Static {
-            username: request.username.ok_or_else(|| missing("username", "static"))?,
-        },
+        "static" => {
+            Provider::Static { username: request.username.ok_or_else(|| missing("username", "static"))? }
+        }
         "google" => {
             let key_file = Secret::new(request.config.ok_or_else(|| missing("config", "google"))?);
             let (account, key) = GoogleAccount::from_key_file(&key_file)
@@ -190,11 +167,7 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
             return Err(Problem::invalid("provider", detail));
         }
     };
-    let (certificate, key) = request
-        .client_certificate_pem
-        .as_deref()
-        .map(split_pem)
-        .unwrap_or_default();
+    let (certificate, key) = request.client_certificate_pem.as_deref().map(split_pem).unwrap_or_default();
     secrets.client_key_pem = key;
     let definition = Definition {
         plain_http: request.plain_http,
@@ -258,9 +231,6 @@ fn view(state: &State, connection: &registries::Connection) -> Connection {
         last_error: health.current_error().map(str::to_owned),
         rate_limit_remaining: health.budget.as_ref().map(|budget| budget.remaining),
         rate_limit: health.budget.as_ref().and_then(|budget| budget.limit),
-        retry_at: health
-            .retry_at
-            .filter(|at| *at > state.clock.now())
-            .map(|at| at.to_string()),
+        retry_at: health.retry_at.filter(|at| *at > state.clock.now()).map(|at| at.to_string()),
     }
 }

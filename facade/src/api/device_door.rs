@@ -47,40 +47,22 @@ async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
             | Action::Wait { .. }
             | Action::Report,
             _,
-        ) => Dialect::Problem.error(
-            StatusCode::NOT_FOUND,
-            "NOT_FOUND",
-            "there is nothing at this path",
-        ),
+        ) => Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path"),
     }
 }
 
 /// A first certificate for a token, or the next one for a device.
 async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
-    let DeviceRequest {
-        device,
-        headers,
-        body,
-        remote,
-        ..
-    } = request;
+    let DeviceRequest { device, headers, body, remote, .. } = request;
     let body = match body.read(enroll::MAX_BODY_BYTES).await {
         Ok(body) => body,
         Err(error) => return error.response(),
     };
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let asked = enroll::Request {
-        content_type: text(header::CONTENT_TYPE),
-        body: &body,
-    };
+    let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
     let now = facade.clock.now();
     let answer = match &device {
-        None => {
-            facade
-                .est
-                .enroll(remote.ip(), text(header::AUTHORIZATION), asked, now)
-                .await
-        }
+        None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
         Some(device) => {
             let answer = facade.est.reenroll(device.identity(), asked, now).await;
             if answer.changed.is_none() {
@@ -105,9 +87,7 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
         let mut response = Response::new(Body::full(answer.body));
         *response.status_mut() = answer.status;
         if let Some(kind) = answer.content_type {
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         }
         response
     };
@@ -146,9 +126,7 @@ async fn metadata(
     match found {
         Ok(Some(bytes)) => {
             let tag = format!("\"{}\"", Digest::sha256(&bytes));
-            let known = headers
-                .get(header::IF_NONE_MATCH)
-                .and_then(|known| known.to_str().ok());
+            let known = headers.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok());
             let mut response = if known == Some(&tag) {
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -160,9 +138,7 @@ async fn metadata(
                 response.headers_mut().insert(header::ETAG, tag);
             }
             // A device must see the newest timestamp, whatever stands between it and us.
-            response
-                .headers_mut()
-                .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             response
         }
         Ok(None) => Dialect::Problem.error(StatusCode::NOT_FOUND, "NOT_FOUND", "there is no such metadata"),
@@ -172,11 +148,7 @@ async fn metadata(
 
 fn failed(error: &PublishingError) -> Response<Body> {
     tracing::error!(error = %chain(error), "metadata could not be served");
-    Dialect::Problem.error(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "UNAVAILABLE",
-        "the facade failed; try again",
-    )
+    Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again")
 }
 
 /// Returns when there is something newer than `since` for the device, or with 204 when there was not for a while.
@@ -243,11 +215,7 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     }
     let now = facade.clock.now();
     // The first report under a new certificate shows that the device has it: the one before is refused from here on.
-    match facade
-        .devices
-        .confirm(device.id(), device.identity().serial(), now)
-        .await
-    {
+    match facade.devices.confirm(device.id(), device.identity().serial(), now).await {
         Ok(Some(changed)) => facade.rollouts.device_changed(&changed),
         Ok(None) => {}
         Err(error) => return report_refused(facade, device, error).await,

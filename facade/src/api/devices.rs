@@ -54,16 +54,8 @@ pub(super) async fn list(
     Query(paging): Query<Paging>,
 ) -> Answer<Page<Device>> {
     caller.require(Role::Viewer)?;
-    let group: Option<Group> = query
-        .group
-        .as_deref()
-        .map(|text| field("group", text))
-        .transpose()?;
-    let after: Option<DeviceId> = paging
-        .after
-        .as_deref()
-        .map(|text| field("after", text))
-        .transpose()?;
+    let group: Option<Group> = query.group.as_deref().map(|text| field("group", text)).transpose()?;
+    let after: Option<DeviceId> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
     let limit = paging.limit()?;
     let devices = match &group {
         None => state.devices.list(after.as_ref(), limit).await?,
@@ -75,10 +67,7 @@ pub(super) async fn list(
             devices
         }
     };
-    let next = devices
-        .last()
-        .filter(|_| devices.len() == limit)
-        .map(|last| last.id.to_string());
+    let next = devices.last().filter(|_| devices.len() == limit).map(|last| last.id.to_string());
     let mut items = Vec::new();
     for device in devices {
         items.push(view(&state, device).await?);
@@ -117,10 +106,7 @@ pub(super) async fn delete(state: State, caller: Caller, Path(id): Path<String>)
 pub(super) async fn revoke(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Operator)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state
-        .devices
-        .revoke(&id, Some(format!("revoked by {}", caller.name)))
-        .await?;
+    let device = state.devices.revoke(&id, Some(format!("revoked by {}", caller.name))).await?;
     changed(&state, &caller, device).await
 }
 
@@ -130,10 +116,7 @@ pub(super) async fn revoke(state: State, caller: Caller, Path(id): Path<String>)
 pub(super) async fn suspend(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Operator)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state
-        .devices
-        .suspend(&id, Some(format!("suspended by {}", caller.name)))
-        .await?;
+    let device = state.devices.suspend(&id, Some(format!("suspended by {}", caller.name))).await?;
     changed(&state, &caller, device).await
 }
 
@@ -177,11 +160,7 @@ pub(super) async fn make_token(
     Body(request): Body<EnrollmentTokenRequest>,
 ) -> Answer<NewEnrollmentToken> {
     caller.require(Role::Operator)?;
-    let longest = if request.device.is_some() {
-        MAX_BOUND_TTL_SECONDS
-    } else {
-        MAX_TTL_SECONDS
-    };
+    let longest = if request.device.is_some() { MAX_BOUND_TTL_SECONDS } else { MAX_TTL_SECONDS };
     if !(1..=longest).contains(&request.ttl_seconds) {
         let reason = "must be between one second and 90 days, or two years where the token names its device";
         return Err(Problem::invalid("ttl_seconds", reason));
@@ -190,16 +169,8 @@ pub(super) async fn make_token(
     let ttl = i64::try_from(request.ttl_seconds).unwrap_or(i64::MAX);
     let expires_at = Timestamp::from_second(now.as_second().saturating_add(ttl)).unwrap_or(Timestamp::MAX);
     let request = TokenRequest {
-        device: request
-            .device
-            .as_deref()
-            .map(|text| field("device", text))
-            .transpose()?,
-        group: request
-            .group
-            .as_deref()
-            .map(|text| field("group", text))
-            .transpose()?,
+        device: request.device.as_deref().map(|text| field("device", text)).transpose()?,
+        group: request.group.as_deref().map(|text| field("group", text)).transpose()?,
         expires_at,
         uses: request.uses,
         approval: request.approve,
@@ -234,21 +205,11 @@ pub(super) async fn list_tokens(
 ) -> Answer<Page<EnrollmentToken>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
-    let after = paging
-        .after
-        .as_deref()
-        .map(|text| field("after", text))
-        .transpose()?;
+    let after = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
     let records = state.devices.tokens(after, limit).await?;
-    let next = records
-        .last()
-        .filter(|_| records.len() == limit)
-        .map(|last| last.id.to_string());
+    let next = records.last().filter(|_| records.len() == limit).map(|last| last.id.to_string());
     let now = state.clock.now();
-    Ok(Json(Page {
-        items: records.iter().map(|record| token_view(record, now)).collect(),
-        next,
-    }))
+    Ok(Json(Page { items: records.iter().map(|record| token_view(record, now)).collect(), next }))
 }
 
 /// Revokes an enrollment token
@@ -301,14 +262,9 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
     if let Some(received) = received {
         let report = received.report;
         shown.last_seen_at = Some(received.at.to_string());
-        shown.running = report
-            .running
-            .iter()
-            .map(|running| running.artifact.to_string())
-            .collect();
-        shown.state = serde_json::to_value(report.state)
-            .ok()
-            .and_then(|state| state.as_str().map(str::to_owned));
+        shown.running = report.running.iter().map(|running| running.artifact.to_string()).collect();
+        shown.state =
+            serde_json::to_value(report.state).ok().and_then(|state| state.as_str().map(str::to_owned));
         shown.platform = Some(report.platform.to_string());
         shown.agent_version = Some(report.agent_version.as_str().to_owned());
         shown.refused = report

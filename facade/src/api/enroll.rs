@@ -80,13 +80,7 @@ impl Est {
         devices: Devices,
         policy: Policy,
     ) -> Self {
-        Self {
-            authority,
-            authorities,
-            devices,
-            policy,
-            limit: Limit::default(),
-        }
+        Self { authority, authorities, devices, policy, limit: Limit::default() }
     }
 
     /// `GET cacerts`: every root and issuing certificate that is in use.
@@ -143,22 +137,14 @@ impl Est {
         let domain = &self.policy.trust_domain;
         let redeemed = self
             .devices
-            .redeem(
-                id,
-                &secret,
-                csr.key(),
-                |device| csr.check_names(device, domain),
-                now,
-            )
+            .redeem(id, &secret, csr.key(), |device| csr.check_names(device, domain), now)
             .await
             .map_err(|refused| refused_token(id, address, &refused))?;
         match redeemed {
             Redeemed::Waiting(device) => {
                 info!(device.id = %device, token.id = %id, %address, "device waits for approval");
-                Ok(
-                    Answer::refusal(StatusCode::ACCEPTED, "an operator has to approve this device")
-                        .with(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()),
-                )
+                Ok(Answer::refusal(StatusCode::ACCEPTED, "an operator has to approve this device")
+                    .with(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string()))
             }
             Redeemed::Granted(grant) => self.issue_first(grant, &csr, now).await,
         }
@@ -168,19 +154,9 @@ impl Est {
         let token = grant.token();
         let issued = self
             .authority
-            .issue_device(
-                csr,
-                grant.device(),
-                &self.policy.trust_domain,
-                now,
-                self.policy.lifetime,
-            )
+            .issue_device(csr, grant.device(), &self.policy.trust_domain, now, self.policy.lifetime)
             .map_err(|refused| not_issued(&refused))?;
-        let device = self
-            .devices
-            .enroll(grant, &issued, now)
-            .await
-            .map_err(refused_device)?;
+        let device = self.devices.enroll(grant, &issued, now).await.map_err(refused_device)?;
         info!(device.id = %device.id, token.id = %token, serial = %issued.serial, "device enrolled");
         Ok(Answer::issued(&issued, device))
     }
@@ -224,15 +200,10 @@ impl Est {
 
     /// An expired certificate proves its key as well as ever; for how long that is enough is the operator's choice.
     fn demand_within_grace(&self, identity: &Identity, now: Timestamp) -> Result<(), Answer> {
-        let end = identity
-            .not_after()
-            .saturating_add(self.policy.grace)
-            .unwrap_or_else(|_| identity.not_after());
+        let end =
+            identity.not_after().saturating_add(self.policy.grace).unwrap_or_else(|_| identity.not_after());
         if now < identity.not_before() {
-            return Err(Answer::refusal(
-                StatusCode::FORBIDDEN,
-                "the certificate is not valid yet",
-            ));
+            return Err(Answer::refusal(StatusCode::FORBIDDEN, "the certificate is not valid yet"));
         }
         if now > end {
             warn!(device.id = %identity.id(), not_after = %identity.not_after(), "renewal refused beyond grace");
@@ -267,10 +238,7 @@ impl Answer {
     /// Only the certificate that was issued (RFC 7030 4.2.3); the chain is what `cacerts` is for.
     fn issued(issued: &Issued, device: Device) -> Self {
         let message = pkcs7::encode([issued.der.as_slice()]);
-        Self {
-            changed: Some(Box::new(device)),
-            ..Self::certificates(est::PKCS7_CERTS_ONLY, &message)
-        }
+        Self { changed: Some(Box::new(device)), ..Self::certificates(est::PKCS7_CERTS_ONLY, &message) }
     }
 
     /// RFC 7030 4.2.3: the reason as plain text.
@@ -291,11 +259,8 @@ impl Answer {
     }
 
     fn unavailable() -> Self {
-        Self::refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no certificate can be issued now; try again later",
-        )
-        .with(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string())
+        Self::refusal(StatusCode::SERVICE_UNAVAILABLE, "no certificate can be issued now; try again later")
+            .with(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.to_string())
     }
 
     fn with(mut self, name: http::HeaderName, value: String) -> Self {
@@ -327,10 +292,7 @@ fn read_request(request: Request<'_>) -> Result<Csr, Answer> {
         return Err(Answer::refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
     }
     if request.body.len() > MAX_BODY_BYTES {
-        return Err(Answer::refusal(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "the certificate request is too long",
-        ));
+        return Err(Answer::refusal(StatusCode::PAYLOAD_TOO_LARGE, "the certificate request is too long"));
     }
     let bad_request = |text: &str| Answer::refusal(StatusCode::BAD_REQUEST, text);
     let der = est::decode(request.body).map_err(|_| {
@@ -362,10 +324,7 @@ fn refused_token(id: TokenId, address: IpAddr, refused: &RedeemError) -> Answer 
 
 fn refused_device(refused: CertificateError) -> Answer {
     let reason = chain(&refused);
-    let forbidden = Answer::refusal(
-        StatusCode::FORBIDDEN,
-        "this device is turned away; ask its operator",
-    );
+    let forbidden = Answer::refusal(StatusCode::FORBIDDEN, "this device is turned away; ask its operator");
     match refused {
         CertificateError::Store(_) => {
             error!(error = %reason, "certificate not issued");
@@ -373,10 +332,7 @@ fn refused_device(refused: CertificateError) -> Answer {
         }
         CertificateError::Quarantined(device) => {
             error!(device.id = %device.id, %reason, "possible copy of a device");
-            Answer {
-                changed: Some(device),
-                ..forbidden
-            }
+            Answer { changed: Some(device), ..forbidden }
         }
         CertificateError::NotEnrolled(id)
         | CertificateError::TurnedAway(id, _)

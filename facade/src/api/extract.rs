@@ -21,13 +21,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES)
-            .await
-            .map_err(|_| {
-                Problem::malformed(format!(
-                    "the body is larger than {MAX_BODY_BYTES} bytes or was cut"
-                ))
-            })?;
+        let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| {
+            Problem::malformed(format!("the body is larger than {MAX_BODY_BYTES} bytes or was cut"))
+        })?;
         match pki::json::parse_as(&bytes, MAX_BODY_BYTES) {
             Ok(value) => Ok(Self(value)),
             Err(error) => Err(Problem::malformed(super::problem::chain(&error))),
@@ -43,9 +39,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
-        query
-            .map(|query| Self(query.0))
-            .map_err(|rejection| Problem::malformed(rejection.body_text()))
+        query.map(|query| Self(query.0)).map_err(|rejection| Problem::malformed(rejection.body_text()))
     }
 }
 
@@ -57,8 +51,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = axum::extract::Path::from_request_parts(parts, state).await;
-        path.map(|path| Self(path.0))
-            .map_err(|rejection| Problem::malformed(rejection.body_text()))
+        path.map(|path| Self(path.0)).map_err(|rejection| Problem::malformed(rejection.body_text()))
     }
 }
 
@@ -84,16 +77,12 @@ impl Paging {
         if (1..=MAX_PAGE).contains(&self.limit) {
             Ok(self.limit)
         } else {
-            Err(Problem::invalid(
-                "limit",
-                format!("must be between 1 and {MAX_PAGE}"),
-            ))
+            Err(Problem::invalid("limit", format!("must be between 1 and {MAX_PAGE}")))
         }
     }
 }
 
 /// Parses one field of a request; its error names the field.
 pub fn field<T: std::str::FromStr<Err: std::fmt::Display>>(name: &str, text: &str) -> Result<T, Problem> {
-    text.parse()
-        .map_err(|error: T::Err| Problem::invalid(name, error.to_string()))
+    text.parse().map_err(|error: T::Err| Problem::invalid(name, error.to_string()))
 }

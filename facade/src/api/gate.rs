@@ -27,17 +27,8 @@ const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Longest subject of a record in the audit log.
 const MAX_SUBJECT_CHARS: usize = 500;
 /// The fields of a body that name what it is about; none of them can hold a secret.
-const SUBJECT_FIELDS: [&str; 9] = [
-    "host",
-    "name",
-    "repository",
-    "tags",
-    "artifacts",
-    "device",
-    "group",
-    "role",
-    "keys",
-];
+const SUBJECT_FIELDS: [&str; 9] =
+    ["host", "name", "repository", "tags", "artifacts", "device", "group", "role", "keys"];
 
 /// What each route needs; everything else needs [`Role::Admin`].
 const ROLES: [(&str, &str, Role); 33] = [
@@ -70,16 +61,8 @@ const ROLES: [(&str, &str, Role); 33] = [
     ("GET", "/api/v1/keys", Role::Viewer),
     ("POST", "/api/v1/keys/renew", Role::Operator),
     ("GET", "/api/v1/signing-requests/{repository}", Role::Viewer),
-    (
-        "POST",
-        "/api/v1/signing-requests/{repository}/signatures",
-        Role::Operator,
-    ),
-    (
-        "DELETE",
-        "/api/v1/signing-requests/{repository}/{id}",
-        Role::Operator,
-    ),
+    ("POST", "/api/v1/signing-requests/{repository}/signatures", Role::Operator),
+    ("DELETE", "/api/v1/signing-requests/{repository}/{id}", Role::Operator),
     ("GET", "/api/v1/status", Role::Viewer),
     ("GET", "/api/v1/tags", Role::Viewer),
 ];
@@ -89,9 +72,7 @@ const ROLES: [(&str, &str, Role); 33] = [
 pub(crate) struct Peer(pub(crate) IpAddr);
 
 fn needed(method: &Method, path: &str) -> Role {
-    let row = ROLES
-        .iter()
-        .find(|(verb, route, _)| *verb == method.as_str() && *route == path);
+    let row = ROLES.iter().find(|(verb, route, _)| *verb == method.as_str() && *route == path);
     row.map_or(Role::Admin, |(_, _, role)| *role)
 }
 
@@ -180,11 +161,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 async fn read(body: Body) -> Result<Bytes, Problem> {
     let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await;
-    body.map_err(|_| {
-        Problem::malformed(format!(
-            "the body is larger than {MAX_BODY_BYTES} bytes or was cut"
-        ))
-    })
+    body.map_err(|_| Problem::malformed(format!("the body is larger than {MAX_BODY_BYTES} bytes or was cut")))
 }
 
 async fn record(facade: &Facade, happening: Happening) -> Result<(), Problem> {
@@ -253,11 +230,7 @@ mod tests {
     fn a_route_that_nobody_thought_of_is_the_admins() {
         assert_eq!(needed(&Method::GET, "/api/v1/new"), Role::Admin);
         assert_eq!(needed(&Method::PUT, "/api/v1/status"), Role::Admin);
-        for path in [
-            "/api/v1/operator-tokens",
-            "/api/v1/audit",
-            "/api/v1/audit/verification",
-        ] {
+        for path in ["/api/v1/operator-tokens", "/api/v1/audit", "/api/v1/audit/verification"] {
             assert_eq!(needed(&Method::GET, path), Role::Admin);
         }
     }

@@ -64,10 +64,7 @@ async fn audience(state: &State, request: &ImportRequest) -> Result<Vec<(DeviceI
     if let Some(device) = &request.for_device {
         let device: DeviceId = field("for_device", device)?;
         if state.devices.get(&device).await?.is_none() {
-            return Err(Problem::invalid(
-                "for_device",
-                format!("there is no device {device}"),
-            ));
+            return Err(Problem::invalid("for_device", format!("there is no device {device}")));
         }
         members.push(device);
     }
@@ -117,17 +114,12 @@ impl Import<'_> {
         let served = imports::look_up(self.registry, self.repository, tag).await?;
         let name = ArtifactName::new(self.repository.clone(), served.digest);
         let before = self.state.artifacts.last_import(self.repository, tag).await;
-        let before = before
-            .map_err(|error| internal(&error))?
-            .filter(|before| *before != name);
+        let before = before.map_err(|error| internal(&error))?.filter(|before| *before != name);
         let held = self.state.artifacts.get(&name).await;
         let artifact = match held.map_err(|error| internal(&error))? {
             Some(held) if held.revoked_at.is_some() => {
                 let reason = format!("{name} was revoked; a revoked artifact is not signed again");
-                return Err(Failure {
-                    outcome: ImportOutcome::Denied,
-                    reason,
-                });
+                return Err(Failure { outcome: ImportOutcome::Denied, reason });
             }
             // What is signed was read whole then: a batch that is run again only does what is not done.
             Some(held) => held,
@@ -166,19 +158,12 @@ impl Import<'_> {
             warning: self.unsuited(&artifact.platforms),
             reason: None,
         };
-        if self.pin {
-            Ok(self.pinned(&artifact, result).await)
-        } else {
-            Ok(result)
-        }
+        if self.pin { Ok(self.pinned(&artifact, result).await) } else { Ok(result) }
     }
 
     async fn pinned(&self, artifact: &Artifact, result: ImportResult) -> ImportResult {
         match super::artifacts::keep(self.state, artifact, self.by).await {
-            Ok(()) => ImportResult {
-                pinned: true,
-                ..result
-            },
+            Ok(()) => ImportResult { pinned: true, ..result },
             Err(problem) => ImportResult {
                 outcome: ImportOutcome::Failed,
                 reason: Some(format!("signed, but not pinned: {}", problem.detail)),
@@ -206,17 +191,10 @@ impl Import<'_> {
         }
         let reason = format!(
             "it is for {}, and {}",
-            platforms
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
+            platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             describe(&lacking)
         );
-        Err(Failure {
-            outcome: ImportOutcome::NoPlatform,
-            reason,
-        })
+        Err(Failure { outcome: ImportOutcome::NoPlatform, reason })
     }
 
     /// Says which of the devices it is meant for cannot run it.
@@ -228,21 +206,15 @@ impl Import<'_> {
     /// An artifact without platforms (a chart, a policy) is for every device.
     fn lacking(&self, platforms: &[Platform]) -> Vec<&(DeviceId, Platform)> {
         let suits = |device: &Platform| platforms.iter().any(|platform| platform.suits(device).is_some());
-        let lacking = self
-            .audience
-            .iter()
-            .filter(|(_, device)| !platforms.is_empty() && !suits(device));
+        let lacking = self.audience.iter().filter(|(_, device)| !platforms.is_empty() && !suits(device));
         lacking.collect()
     }
 }
 
 fn describe(lacking: &[&(DeviceId, Platform)]) -> String {
     const SHOWN: usize = 3;
-    let shown: Vec<String> = lacking
-        .iter()
-        .take(SHOWN)
-        .map(|(device, platform)| format!("{device} is {platform}"))
-        .collect();
+    let shown: Vec<String> =
+        lacking.iter().take(SHOWN).map(|(device, platform)| format!("{device} is {platform}")).collect();
     let more = match lacking.len().saturating_sub(SHOWN) {
         0 => String::new(),
         more => format!(", and {more} more cannot run it"),
@@ -259,10 +231,7 @@ impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Self {
         let outcome = match &error {
             ImportError::Upstream(upstream) => upstream_outcome(upstream),
-            ImportError::Document {
-                source: DocumentError::TooLarge | DocumentError::TooMany(_),
-                ..
-            }
+            ImportError::Document { source: DocumentError::TooLarge | DocumentError::TooMany(_), .. }
             | ImportError::TooMany
             | ImportError::TooLarge => ImportOutcome::TooLarge,
             ImportError::Document { .. }
@@ -273,10 +242,7 @@ impl From<ImportError> for Failure {
             | ImportError::TooDeep
             | ImportError::Config(_) => ImportOutcome::Unsupported,
         };
-        Self {
-            outcome,
-            reason: chain(&error),
-        }
+        Self { outcome, reason: chain(&error) }
     }
 }
 
@@ -302,10 +268,7 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure {
-        outcome: ImportOutcome::Failed,
-        reason: Problem::internal(error).detail,
-    }
+    Failure { outcome: ImportOutcome::Failed, reason: Problem::internal(error).detail }
 }
 
 fn failed(tag: String, outcome: ImportOutcome, reason: String) -> ImportResult {

@@ -28,21 +28,10 @@ pub(super) async fn list(state: State, caller: Caller) -> Answer<Vec<RoleKeys>> 
     caller.require(Access::Viewer)?;
     let now = state.clock.now();
     let expires = state.images.expires().await;
-    let mut roles = state
-        .images
-        .with_trust(|trust| view("images", trust, &expires, now))
-        .await;
-    let expires = state
-        .director
-        .with_trust(|trust| trust.chain.current().expires)
-        .await;
+    let mut roles = state.images.with_trust(|trust| view("images", trust, &expires, now)).await;
+    let expires = state.director.with_trust(|trust| trust.chain.current().expires).await;
     let expires = BTreeMap::from([("root", expires)]);
-    roles.extend(
-        state
-            .director
-            .with_trust(|trust| view("director", trust, &expires, now))
-            .await,
-    );
+    roles.extend(state.director.with_trust(|trust| view("director", trust, &expires, now)).await);
     Ok(Json(roles))
 }
 
@@ -75,12 +64,7 @@ pub(super) async fn rotate(
         ));
     };
     let key = SigningKey::generate().map_err(|error| Problem::internal(&PublishingError::Key(error)))?;
-    let change = RootChange {
-        role,
-        add: vec![key.public().clone()],
-        remove: vec![*old],
-        threshold: None,
-    };
+    let change = RootChange { role, add: vec![key.public().clone()], remove: vec![*old], threshold: None };
     tracing::warn!(repository = repository.name(), role = %role, by = %caller.name, "keys are rotated");
     change_keys(&state, repository, &change, Some(key)).await
 }
@@ -106,11 +90,7 @@ pub(super) async fn ceremony(
     let change = RootChange {
         role,
         add: add.map_err(|error| Problem::invalid("add", chain(&error)))?,
-        remove: request
-            .remove
-            .iter()
-            .map(|text| field("remove", text))
-            .collect::<Result<_, _>>()?,
+        remove: request.remove.iter().map(|text| field("remove", text)).collect::<Result<_, _>>()?,
         threshold: request.threshold,
     };
     tracing::warn!(repository = repository.name(), role = %role, by = %caller.name, "other keys are proposed");
@@ -168,22 +148,14 @@ pub(super) async fn request(
         Repository::Images => {
             let waiting = state.images.waiting().await?;
             let (request, base) = waiting.map(|waiting| (waiting.request, waiting.base)).unzip();
-            (
-                request,
-                base.unwrap_or_default(),
-                state.images.with_trust(roots).await,
-            )
+            (request, base.unwrap_or_default(), state.images.with_trust(roots).await)
         }
-        Repository::Director => (
-            state.director.waiting().await,
-            BTreeMap::new(),
-            state.director.with_trust(roots).await,
-        ),
+        Repository::Director => {
+            (state.director.waiting().await, BTreeMap::new(), state.director.with_trust(roots).await)
+        }
     };
     let Some(request) = request else {
-        return Err(Problem::not_found(format!(
-            "nothing of {name} waits for signatures"
-        )));
+        return Err(Problem::not_found(format!("nothing of {name} waits for signatures")));
     };
     Ok(Json(signing_request(&name, request, base, &trust)?))
 }
@@ -202,13 +174,7 @@ pub(super) async fn sign(
     for given in request.signatures {
         let bytes = HEXLOWER_PERMISSIVE.decode(given.sig.as_bytes());
         let bytes = bytes.map_err(|_| Problem::invalid("sig", "a signature is not hexadecimal"))?;
-        signatures.push((
-            given.role,
-            Signature {
-                keyid: field("keyid", &given.keyid)?,
-                bytes,
-            },
-        ));
+        signatures.push((given.role, Signature { keyid: field("keyid", &given.keyid)?, bytes }));
     }
     let published = match repository(&name)? {
         Repository::Director => state.director.attach(&request.id, signatures).await?,
@@ -224,11 +190,7 @@ pub(super) async fn sign(
         },
     };
     tracing::info!(repository = %name, request = %request.id, by = %caller.name, published, "signatures taken");
-    Ok(Json(outcome(if published {
-        Outcome::Signed
-    } else {
-        Outcome::Pending
-    })))
+    Ok(Json(outcome(if published { Outcome::Signed } else { Outcome::Pending })))
 }
 
 /// Drops what waits for signatures
@@ -245,9 +207,7 @@ pub(super) async fn drop_request(
         Repository::Director => state.director.drop_request(&id).await?,
     }
     tracing::warn!(repository = %name, request = %id, by = %caller.name, "signing request dropped");
-    Ok(Json(KeysOutcome {
-        outcome: "dropped".to_owned(),
-    }))
+    Ok(Json(KeysOutcome { outcome: "dropped".to_owned() }))
 }
 
 async fn change_keys(
@@ -276,17 +236,11 @@ fn outcome(outcome: Outcome) -> KeysOutcome {
         Outcome::Signed | Outcome::Unchanged => "published",
         Outcome::Pending => "pending",
     };
-    KeysOutcome {
-        outcome: word.to_owned(),
-    }
+    KeysOutcome { outcome: word.to_owned() }
 }
 
 fn roots(trust: &Trust) -> (Vec<String>, pki::metadata::Root) {
-    let files = trust
-        .chain
-        .files()
-        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        .collect();
+    let files = trust.chain.files().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
     (files, pki::metadata::Root::clone(trust.chain.current()))
 }
 
@@ -308,10 +262,7 @@ fn view(
             keys: keys
                 .keyids
                 .iter()
-                .map(|id| RoleKey {
-                    id: id.to_string(),
-                    place: place(id).to_owned(),
-                })
+                .map(|id| RoleKey { id: id.to_string(), place: place(id).to_owned() })
                 .collect(),
             expires_at: expires.map(ToString::to_string),
             expires_in_seconds: expires.map(|at| at.as_second().saturating_sub(now.as_second())),
@@ -326,19 +277,13 @@ fn signing_request(
     mut base: BTreeMap<String, String>,
     (roots, current): &(Vec<String>, pki::metadata::Root),
 ) -> Result<SigningRequest, Problem> {
-    let progress = request
-        .progress(current)
-        .map_err(|error| Problem::internal(&error))?;
+    let progress = request.progress(current).map_err(|error| Problem::internal(&error))?;
     let targets = base.get("targets").cloned();
     let files = request.files.into_iter().map(|draft| SigningFile {
         signers: progress
             .iter()
             .filter(|file| file.role == draft.role)
-            .map(|file| Signers {
-                keys: file.signers.to_owned(),
-                have: file.have,
-                need: file.need,
-            })
+            .map(|file| Signers { keys: file.signers.to_owned(), have: file.have, need: file.need })
             .collect(),
         current: base.remove(&draft.role),
         role: draft.role,

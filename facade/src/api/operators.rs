@@ -36,10 +36,7 @@ pub(super) async fn list(
     caller.require(Role::Admin)?;
     let limit = paging.limit()?;
     let records = state.tokens.list(paging.after.as_deref(), limit).await?;
-    let next = records
-        .last()
-        .filter(|_| records.len() == limit)
-        .map(|last| last.name.clone());
+    let next = records.last().filter(|_| records.len() == limit).map(|last| last.name.clone());
     let items = records.into_iter().map(view).collect();
     Ok(Json(Page { items, next }))
 }

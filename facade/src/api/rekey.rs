@@ -33,9 +33,5 @@ pub(super) async fn rekey(state: State, caller: Caller) -> Answer<RekeyReport> {
     let key = next.id();
     let connections = change.switch_to(next).await?;
     tracing::warn!(by = %caller.name, key.id = %key, key.previous = %previous, connections, "sealing key changed");
-    Ok(Json(RekeyReport {
-        key_id: key.to_string(),
-        previous_key_id: previous.to_string(),
-        connections,
-    }))
+    Ok(Json(RekeyReport { key_id: key.to_string(), previous_key_id: previous.to_string(), connections }))
 }

@@ -26,10 +26,7 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
     let artifacts = state.artifacts.list(None, None, usize::MAX).await?;
     let mut warnings = Vec::new();
     for connection in &connections {
-        let health = state
-            .registries
-            .health(&connection.definition.host)
-            .unwrap_or_default();
+        let health = state.registries.health(&connection.definition.host).unwrap_or_default();
         if let Some(error) = health.last_error {
             warnings.push(format!("{}: {error}", connection.definition.host));
         }
@@ -43,25 +40,16 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
         .iter()
         .map(|(role, at)| (role.clone(), at.as_second().saturating_sub(now.as_second())))
         .collect();
-    let expires = expires
-        .into_iter()
-        .map(|(role, at)| (role, at.to_string()))
-        .collect();
+    let expires = expires.into_iter().map(|(role, at)| (role, at.to_string())).collect();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         connections: connections.len() as u64,
-        artifacts: artifacts
-            .iter()
-            .filter(|artifact| artifact.revoked_at.is_none())
-            .count() as u64,
+        artifacts: artifacts.iter().filter(|artifact| artifact.revoked_at.is_none()).count() as u64,
         devices,
         devices_up_to_date: up_to_date,
         metadata_expires: expires,
         metadata_expires_in_seconds: countdown,
-        cache_bytes: state
-            .cache_bytes()
-            .await
-            .map_err(|error| Problem::internal(&error))?,
+        cache_bytes: state.cache_bytes().await.map_err(|error| Problem::internal(&error))?,
         warnings,
     }))
 }
@@ -70,10 +58,7 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
 async fn metadata_expires(state: &State) -> BTreeMap<String, Timestamp> {
     let images = state.images.expires().await.into_iter();
     let mut expires: BTreeMap<_, _> = images.map(|(role, at)| (format!("images/{role}"), at)).collect();
-    let root = state
-        .director
-        .with_trust(|trust| trust.chain.current().expires)
-        .await;
+    let root = state.director.with_trust(|trust| trust.chain.current().expires).await;
     expires.insert("director/root".to_owned(), root);
     expires
 }
@@ -99,10 +84,7 @@ async fn count_devices(
             refusing += u64::from(!received.report.refused.is_empty());
             let running = &received.report.running;
             let wanted = state.rollouts.wanted(&device.id);
-            if wanted
-                .iter()
-                .all(|wanted| running.iter().any(|running| running.artifact == *wanted))
-            {
+            if wanted.iter().all(|wanted| running.iter().any(|running| running.artifact == *wanted)) {
                 up_to_date += 1;
             }
         }
@@ -115,9 +97,7 @@ async fn count_devices(
         warnings.push(format!("{count} devices are quarantined (facade device list)"));
     }
     if refusing > 0 {
-        warnings.push(format!(
-            "{refusing} devices refuse something (facade device list)"
-        ));
+        warnings.push(format!("{refusing} devices refuse something (facade device list)"));
     }
     Ok((counts, up_to_date))
 }
@@ -136,11 +116,7 @@ pub(super) async fn ready(state: State) -> Response {
 /// The counters, as Prometheus reads them.
 pub(super) async fn metrics(state: State) -> Response {
     for (role, at) in metadata_expires(&state).await {
-        state
-            .metrics
-            .metadata_expires
-            .get_or_create(&RoleLabels { role })
-            .set(at.as_second());
+        state.metrics.metadata_expires.get_or_create(&RoleLabels { role }).set(at.as_second());
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], state.metrics.text()).into_response()

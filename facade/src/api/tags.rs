@@ -49,16 +49,10 @@ pub(super) async fn list(state: State, caller: Caller, Query(query): Query<TagsQ
     caller.require(Role::Viewer)?;
     let repository: Repository = field("repository", &query.repository)?;
     if !(1..=MAX_TAGS).contains(&query.limit) {
-        return Err(Problem::invalid(
-            "limit",
-            format!("must be between 1 and {MAX_TAGS}"),
-        ));
+        return Err(Problem::invalid("limit", format!("must be between 1 and {MAX_TAGS}")));
     }
     let registry = state.registries.registry(repository.host())?;
-    let limits = BrowseLimits {
-        tags: query.limit,
-        ..BrowseLimits::default()
-    };
+    let limits = BrowseLimits { tags: query.limit, ..BrowseLimits::default() };
     let found = registry.tags(repository.name(), &limits).await?;
     Ok(Json(Tags {
         repository: repository.to_string(),

@@ -240,10 +240,7 @@ pub enum ImportOutcome {
 impl ImportOutcome {
     /// Whether there is an artifact now, or will be once it is signed.
     pub fn is_success(self) -> bool {
-        matches!(
-            self,
-            Self::Imported | Self::Unchanged | Self::Moved | Self::Pending
-        )
+        matches!(self, Self::Imported | Self::Unchanged | Self::Moved | Self::Pending)
     }
 }
 

@@ -6,10 +6,7 @@ use super::Blobs;
 
 /// Stores content.
 pub(crate) async fn put(blobs: &dyn Blobs, bytes: &[u8]) {
-    let mut staging = blobs
-        .stage(Digest::sha256(bytes), bytes.len() as u64)
-        .await
-        .unwrap();
+    let mut staging = blobs.stage(Digest::sha256(bytes), bytes.len() as u64).await.unwrap();
     staging.append(bytes).unwrap();
     blobs.commit(staging.finish().unwrap()).await.unwrap();
 }
@@ -37,13 +34,7 @@ async fn stores_and_deletes(blobs: &dyn Blobs) {
     put(blobs, b"").await;
     assert_eq!(get(blobs, b"one").await.as_deref(), Some(b"one".as_slice()));
     assert_eq!(get(blobs, b"").await.as_deref(), Some(b"".as_slice()));
-    let mut sizes: Vec<_> = blobs
-        .list()
-        .await
-        .unwrap()
-        .iter()
-        .map(|held| held.size_bytes)
-        .collect();
+    let mut sizes: Vec<_> = blobs.list().await.unwrap().iter().map(|held| held.size_bytes).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [0, 3]);
     assert!(blobs.delete(Digest::sha256(b"one")).await.unwrap());
@@ -74,10 +65,7 @@ async fn readers_keep_what_they_opened(blobs: &dyn Blobs) {
     let mut staging = blobs.stage(digest, 10).await.unwrap();
     let tail = staging.content();
     staging.append(b"01234").unwrap();
-    assert_eq!(
-        tail.read_at(3, vec![0; 4]).await.unwrap(),
-        (b"34\0\0".to_vec(), 2)
-    );
+    assert_eq!(tail.read_at(3, vec![0; 4]).await.unwrap(), (b"34\0\0".to_vec(), 2));
     staging.append(b"56789").unwrap();
     blobs.commit(staging.finish().unwrap()).await.unwrap();
     assert_eq!(tail.read_at(6, vec![0; 4]).await.unwrap(), (b"6789".to_vec(), 4));

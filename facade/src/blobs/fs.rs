@@ -36,19 +36,13 @@ impl FsBlobs {
         for needed in [directory.to_path_buf(), directory.join(PARTIAL)] {
             make_directory(&needed).map_err(|source| failed("create", &needed, source))?;
         }
-        Ok(Self {
-            directory: directory.into(),
-            clock,
-        })
+        Ok(Self { directory: directory.into(), clock })
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
         let hex = digest.hex();
         let shard = hex.get(..2).unwrap_or_default();
-        self.directory
-            .join(digest.algorithm().name())
-            .join(shard)
-            .join(&hex)
+        self.directory.join(digest.algorithm().name()).join(shard).join(&hex)
     }
 
     fn partial_path(&self, digest: Digest) -> PathBuf {
@@ -91,10 +85,7 @@ impl FsBlobs {
             .file
             .set_modified(self.clock.now().into())
             .map_err(|source| failed("date", &path, source))?;
-        verified
-            .file
-            .sync_all()
-            .map_err(|source| failed("sync", &verified.path, source))?;
+        verified.file.sync_all().map_err(|source| failed("sync", &verified.path, source))?;
         fs::rename(&verified.path, &path).map_err(|source| failed("rename to", &path, source))?;
         sync_directory(directory)
     }
@@ -144,18 +135,15 @@ impl Blobs for FsBlobs {
     }
 
     async fn stage(&self, digest: Digest, size_bytes: u64) -> Result<Staging, BlobsError> {
-        self.blocking("stage content", move |this| this.stage_now(digest, size_bytes))
-            .await
+        self.blocking("stage content", move |this| this.stage_now(digest, size_bytes)).await
     }
 
     async fn commit(&self, verified: Verified) -> Result<(), BlobsError> {
-        self.blocking("commit content", move |this| this.commit_now(&verified))
-            .await
+        self.blocking("commit content", move |this| this.commit_now(&verified)).await
     }
 
     async fn delete(&self, digest: Digest) -> Result<bool, BlobsError> {
-        self.blocking("delete content", move |this| this.delete_now(digest))
-            .await
+        self.blocking("delete content", move |this| this.delete_now(digest)).await
     }
 
     async fn list(&self) -> Result<Vec<Held>, BlobsError> {
@@ -163,8 +151,7 @@ impl Blobs for FsBlobs {
     }
 
     async fn list_partial(&self) -> Result<Vec<Held>, BlobsError> {
-        self.blocking("list partial content", Self::list_partial_now)
-            .await
+        self.blocking("list partial content", Self::list_partial_now).await
     }
 
     async fn delete_partial(&self, digest: Digest) -> Result<(), BlobsError> {
@@ -186,11 +173,7 @@ impl Blobs for FsBlobs {
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> BlobsError {
-    BlobsError::Io {
-        action,
-        path: path.to_path_buf(),
-        source,
-    }
+    BlobsError::Io { action, path: path.to_path_buf(), source }
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -209,9 +192,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, BlobsError> {
         Err(source) => return Err(failed("list", directory, source)),
     };
     let paths = listed.map(|entry| entry.map(|entry| entry.path()));
-    paths
-        .collect::<Result<_, _>>()
-        .map_err(|source| failed("list", directory, source))
+    paths.collect::<Result<_, _>>().map_err(|source| failed("list", directory, source))
 }
 
 /// Adds the files of a directory whose names are hashes; others are not ours and are left alone.
@@ -230,15 +211,9 @@ fn collect(directory: &Path, algorithms: &[Algorithm], held: &mut Vec<Held>) -> 
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(failed("inspect", &path, source)),
         };
-        let used = metadata
-            .modified()
-            .map_err(|source| failed("inspect", &path, source))?;
+        let used = metadata.modified().map_err(|source| failed("inspect", &path, source))?;
         let last_used = Timestamp::try_from(used).unwrap_or(Timestamp::UNIX_EPOCH);
-        held.push(Held {
-            digest,
-            size_bytes: metadata.len(),
-            last_used,
-        });
+        held.push(Held { digest, size_bytes: metadata.len(), last_used });
     }
     Ok(())
 }

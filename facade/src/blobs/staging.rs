@@ -58,11 +58,7 @@ impl Staging {
             verifier: Verifier::new(digest, size_bytes),
             resumed_bytes: 0,
         };
-        let there = staging
-            .file
-            .metadata()
-            .map_err(|source| staging.io("inspect", source))?
-            .len();
+        let there = staging.file.metadata().map_err(|source| staging.io("inspect", source))?.len();
         if there > size_bytes || staging.rehash(there).is_err() {
             staging.restart()?;
         }
@@ -74,10 +70,7 @@ impl Staging {
         let mut buffer = vec![0; REHASH_BYTES];
         while self.verifier.received_bytes() < there {
             let offset = self.verifier.received_bytes();
-            let count = self
-                .file
-                .read_at(&mut buffer, offset)
-                .map_err(|source| self.io("read", source))?;
+            let count = self.file.read_at(&mut buffer, offset).map_err(|source| self.io("read", source))?;
             let bytes = buffer.get(..count).filter(|bytes| !bytes.is_empty());
             let bytes = bytes.ok_or_else(|| self.io("read", io::ErrorKind::UnexpectedEof.into()))?;
             self.verifier.update(bytes)?;
@@ -113,20 +106,14 @@ impl Staging {
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), AppendError> {
         let offset = self.verifier.received_bytes();
         self.verifier.update(bytes)?;
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|source| self.io("write", source))?;
+        self.file.write_all_at(bytes, offset).map_err(|source| self.io("write", source))?;
         Ok(())
     }
 
     /// Agrees that the content is whole and right, or says how it differs. What differs is left in place.
     pub fn finish(&self) -> Result<Verified, Mismatch> {
         self.verifier.clone().finish()?;
-        Ok(Verified {
-            digest: self.digest,
-            path: self.path.clone(),
-            file: Arc::clone(&self.file),
-        })
+        Ok(Verified { digest: self.digest, path: self.path.clone(), file: Arc::clone(&self.file) })
     }
 
     /// Removes the file; readers that have it open keep it.
@@ -135,24 +122,14 @@ impl Staging {
     }
 
     fn io(&self, action: &'static str, source: io::Error) -> BlobsError {
-        BlobsError::Io {
-            action,
-            path: self.path.clone(),
-            source,
-        }
+        BlobsError::Io { action, path: self.path.clone(), source }
     }
 }
 
 /// Creates a file that only we may read.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -101,19 +101,12 @@ impl Access {
     #[expect(clippy::needless_pass_by_value, reason = "a setter takes what it is to keep")]
     pub fn set_device(&self, id: DeviceId, entry: DeviceEntry) {
         let mut table = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
-        let artifacts = entry
-            .artifacts
-            .iter()
-            .map(|name| cell(&mut table, name))
-            .collect();
+        let artifacts = entry.artifacts.iter().map(|name| cell(&mut table, name)).collect();
         let device = self.cell_or_insert(&id);
         let before = device.view.load();
         let cut = entry.standing != Standing::Active && before.standing == Standing::Active
             || entry.not_issued_before > before.not_issued_before
-            || entry
-                .refused_serials
-                .iter()
-                .any(|serial| !before.refused_serials.contains(serial));
+            || entry.refused_serials.iter().any(|serial| !before.refused_serials.contains(serial));
         device.view.store(Arc::new(View {
             standing: entry.standing,
             not_issued_before: entry.not_issued_before,
@@ -142,9 +135,7 @@ impl Access {
     pub fn set_artifact(&self, closure: &Closure) {
         let contents = contents(closure);
         let mut table = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
-        cell(&mut table, &closure.name)
-            .contents
-            .store(Some(Arc::new(contents)));
+        cell(&mut table, &closure.name).contents.store(Some(Arc::new(contents)));
     }
 
     /// Takes an artifact from everybody.
@@ -157,16 +148,14 @@ impl Access {
 
     /// What a device is to us.
     pub fn standing(&self, id: &DeviceId) -> Standing {
-        self.cell(id)
-            .map_or(Standing::Unknown, |device| device.view.load().standing)
+        self.cell(id).map_or(Standing::Unknown, |device| device.view.load().standing)
     }
 
     /// Whether a certificate of the device, by its serial number and the start of its validity, is refused.
     pub fn refuses_certificate(&self, id: &DeviceId, serial: &Serial, not_before: Timestamp) -> bool {
         self.cell(id).is_some_and(|device| {
             let view = device.view.load();
-            view.not_issued_before
-                .is_some_and(|earliest| not_before < earliest)
+            view.not_issued_before.is_some_and(|earliest| not_before < earliest)
                 || view.refused_serials.contains(serial)
         })
     }
@@ -178,10 +167,7 @@ impl Access {
         if view.standing != Standing::Active {
             return None;
         }
-        let mut candidates = view
-            .artifacts
-            .iter()
-            .filter(|artifact| artifact.repository == *repository);
+        let mut candidates = view.artifacts.iter().filter(|artifact| artifact.repository == *repository);
         candidates.find_map(|artifact| artifact.contents.load().as_ref()?.get(digest).cloned())
     }
 
@@ -235,33 +221,20 @@ impl Access {
 }
 
 fn cell(table: &mut HashMap<ArtifactName, Arc<ArtifactCell>>, name: &ArtifactName) -> Arc<ArtifactCell> {
-    let made = || {
-        Arc::new(ArtifactCell {
-            repository: name.repository().clone(),
-            contents: ArcSwapOption::empty(),
-        })
-    };
+    let made =
+        || Arc::new(ArtifactCell { repository: name.repository().clone(), contents: ArcSwapOption::empty() });
     Arc::clone(table.entry(name.clone()).or_insert_with(made))
 }
 
 fn contents(closure: &Closure) -> HashMap<Digest, Arc<Granted>> {
-    let documents = closure
-        .documents
-        .iter()
-        .chain([&closure.root])
-        .map(|descriptor| (descriptor, Kind::Document));
+    let documents =
+        closure.documents.iter().chain([&closure.root]).map(|descriptor| (descriptor, Kind::Document));
     let blobs = closure.blobs.iter().map(|descriptor| (descriptor, Kind::Blob));
     // Documents last: content that an artifact uses both as document and as blob keeps its media type as document.
     blobs
         .chain(documents)
         .map(|(descriptor, kind)| {
-            (
-                descriptor.digest,
-                Arc::new(Granted {
-                    descriptor: descriptor.clone(),
-                    kind,
-                }),
-            )
+            (descriptor.digest, Arc::new(Granted { descriptor: descriptor.clone(), kind }))
         })
         .collect()
 }
@@ -272,10 +245,7 @@ mod tests {
 
     fn descriptor(text: &str) -> Descriptor {
         let digest = Digest::sha256(text.as_bytes());
-        let json = format!(
-            r#"{{"mediaType":"a/b","digest":"{digest}","size":{}}}"#,
-            text.len()
-        );
+        let json = format!(r#"{{"mediaType":"a/b","digest":"{digest}","size":{}}}"#, text.len());
         serde_json::from_str(&json).unwrap()
     }
 
@@ -291,30 +261,20 @@ mod tests {
 
     fn active(artifacts: &[&Closure]) -> DeviceEntry {
         let artifacts = artifacts.iter().map(|closure| closure.name.clone()).collect();
-        DeviceEntry {
-            standing: Standing::Active,
-            artifacts,
-            ..DeviceEntry::default()
-        }
+        DeviceEntry { standing: Standing::Active, artifacts, ..DeviceEntry::default() }
     }
 
     #[test]
     fn grants_the_closure_of_assigned_artifacts_and_nothing_else() {
         let access = Access::new();
         let device: DeviceId = "board-1".parse().unwrap();
-        let (app, other) = (
-            closure("ghcr.io/o/app", "m1", "l1"),
-            closure("ghcr.io/o/other", "m2", "l2"),
-        );
+        let (app, other) = (closure("ghcr.io/o/app", "m1", "l1"), closure("ghcr.io/o/other", "m2", "l2"));
         access.set_device(device.clone(), active(&[&app]));
         access.set_artifact(&app);
         access.set_artifact(&other);
         let asks = |repository: &str, text: &str| {
-            let granted = access.grant(
-                &device,
-                &repository.parse().unwrap(),
-                &Digest::sha256(text.as_bytes()),
-            );
+            let granted =
+                access.grant(&device, &repository.parse().unwrap(), &Digest::sha256(text.as_bytes()));
             granted.map(|granted| granted.kind)
         };
         assert_eq!(asks("ghcr.io/o/app", "m1"), Some(Kind::Document));
@@ -337,18 +297,9 @@ mod tests {
         let cut = access.cut(&device);
         access.set_device(device.clone(), active(&[]));
         assert!(!early.is_cancelled() && !cut.is_cancelled());
-        access.set_device(
-            device.clone(),
-            DeviceEntry {
-                standing: Standing::Revoked,
-                ..active(&[&app])
-            },
-        );
+        access.set_device(device.clone(), DeviceEntry { standing: Standing::Revoked, ..active(&[&app]) });
         assert!(early.is_cancelled() && cut.is_cancelled());
-        assert_eq!(
-            access.grant(&device, app.name.repository(), &app.root.digest),
-            None
-        );
+        assert_eq!(access.grant(&device, app.name.repository(), &app.root.digest), None);
         access.set_device(device.clone(), active(&[&app]));
         assert!(!access.cut(&device).is_cancelled());
         let again = access.cut(&device);

@@ -86,11 +86,7 @@ impl Artifacts {
     pub fn put(&self, batch: &mut Batch, artifact: &Artifact) -> Result<(), StoreError> {
         let name = artifact.name().to_string();
         batch.put_json(TABLE, &name, artifact)?;
-        batch.put(
-            BY_DIGEST,
-            &format!("{} {name}", artifact.name().digest().hex()),
-            Vec::new(),
-        );
+        batch.put(BY_DIGEST, &format!("{} {name}", artifact.name().digest().hex()), Vec::new());
         Ok(())
     }
 
@@ -117,33 +113,16 @@ impl Artifacts {
     pub async fn find(&self, text: &str) -> Result<Artifact, ArtifactsError> {
         let not_found = || ArtifactsError::NotFound(text.chars().take(300).collect());
         if text.contains('@') {
-            let name: ArtifactName = text
-                .parse()
-                .map_err(|_| ArtifactsError::Malformed(text.chars().take(300).collect()))?;
+            let name: ArtifactName =
+                text.parse().map_err(|_| ArtifactsError::Malformed(text.chars().take(300).collect()))?;
             return self.get(&name).await?.ok_or_else(not_found);
         }
         let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.len() < 4
-            || !prefix
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if prefix.len() < 4 || !prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(ArtifactsError::Malformed(text.chars().take(300).collect()));
         }
-        let names = self
-            .store
-            .scan(
-                BY_DIGEST,
-                Scan {
-                    prefix,
-                    after: None,
-                    limit: 5,
-                },
-            )
-            .await?;
-        let mut names = names
-            .iter()
-            .filter_map(|entry| entry.key.split_once(' ').map(|(_, name)| name));
+        let names = self.store.scan(BY_DIGEST, Scan { prefix, after: None, limit: 5 }).await?;
+        let mut names = names.iter().filter_map(|entry| entry.key.split_once(' ').map(|(_, name)| name));
         let Some(first) = names.next() else {
             return Err(not_found());
         };
@@ -162,19 +141,8 @@ impl Artifacts {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Artifact>, StoreError> {
-        let prefix = repository
-            .map(|repository| format!("{repository}@"))
-            .unwrap_or_default();
-        let page = scan_json(
-            &*self.store,
-            TABLE,
-            Scan {
-                prefix: &prefix,
-                after,
-                limit,
-            },
-        )
-        .await?;
+        let prefix = repository.map(|repository| format!("{repository}@")).unwrap_or_default();
+        let page = scan_json(&*self.store, TABLE, Scan { prefix: &prefix, after, limit }).await?;
         Ok(page.into_iter().map(|(_, artifact)| artifact).collect())
     }
 }

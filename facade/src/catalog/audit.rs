@@ -100,14 +100,8 @@ impl Audit {
     /// Opens the log where it ends.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let head = get_json(&*store, HEAD_TABLE, HEAD).await?;
-        let head = head.unwrap_or_else(|| Head {
-            sequence: 0,
-            hash: BEGINNING.to_owned(),
-        });
-        Ok(Self {
-            store,
-            head: Mutex::new(head),
-        })
+        let head = head.unwrap_or_else(|| Head { sequence: 0, hash: BEGINNING.to_owned() });
+        Ok(Self { store, head: Mutex::new(head) })
     }
 
     /// Adds a record, and returns when it is durable.
@@ -120,10 +114,7 @@ impl Audit {
             sequence,
             happening,
         };
-        let next = Head {
-            sequence,
-            hash: record.hash.clone(),
-        };
+        let next = Head { sequence, hash: record.hash.clone() };
         let mut batch = Batch::new();
         batch.require_absent(TABLE, &key(sequence));
         batch.put_json(TABLE, &key(sequence), &record)?;
@@ -136,11 +127,7 @@ impl Audit {
     /// A page of the log, oldest first.
     pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Record>, StoreError> {
         let after = after.map(key);
-        let scan = Scan {
-            prefix: "",
-            after: after.as_deref(),
-            limit,
-        };
+        let scan = Scan { prefix: "", after: after.as_deref(), limit };
         let records = scan_json(&*self.store, TABLE, scan).await?;
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
@@ -149,10 +136,7 @@ impl Audit {
     pub async fn verify(&self) -> Result<Verdict, AuditError> {
         // What is added meanwhile is after this head, and is left for the next time.
         let head = self.head.lock().await.clone();
-        let mut last = Head {
-            sequence: 0,
-            hash: BEGINNING.to_owned(),
-        };
+        let mut last = Head { sequence: 0, hash: BEGINNING.to_owned() };
         while last.sequence < head.sequence {
             let page = self.list(Some(last.sequence), STEP).await?;
             let missing = last.sequence.saturating_add(1);
@@ -163,10 +147,7 @@ impl Audit {
                 if let Some(broken) = check(&last, record)? {
                     return Ok(broken);
                 }
-                last = Head {
-                    sequence: record.sequence,
-                    hash: record.hash.clone(),
-                };
+                last = Head { sequence: record.sequence, hash: record.hash.clone() };
             }
             if last.sequence < missing {
                 return Ok(broken(missing, "a record is missing"));
@@ -175,10 +156,7 @@ impl Audit {
         let stored: Option<Head> = get_json(&*self.store, HEAD_TABLE, HEAD).await?;
         if last != head || (head.sequence > 0 && stored.is_none_or(|stored| stored.sequence < head.sequence))
         {
-            return Ok(broken(
-                head.sequence,
-                "the log does not end with the newest record",
-            ));
+            return Ok(broken(head.sequence, "the log does not end with the newest record"));
         }
         Ok(Verdict::Whole(head))
     }
@@ -242,11 +220,7 @@ mod tests {
             };
             audit.append(happening).await.unwrap();
         }
-        Rig {
-            store,
-            audit,
-            _directory: directory,
-        }
+        Rig { store, audit, _directory: directory }
     }
 
     impl Rig {
@@ -283,8 +257,7 @@ mod tests {
     async fn finds_a_record_that_was_edited() {
         let rig = five_records().await;
         let text = String::from_utf8(rig.read(3).await).unwrap();
-        rig.put(3, text.replace("3.example", "9.example").into_bytes())
-            .await;
+        rig.put(3, text.replace("3.example", "9.example").into_bytes()).await;
         assert_eq!(rig.broken_at().await, Some(3));
     }
 

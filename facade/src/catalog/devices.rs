@@ -86,54 +86,36 @@ impl Devices {
 
     /// The newest report of a device.
     pub async fn report(&self, id: &DeviceId) -> Result<Option<Received>, DevicesError> {
-        get_json(&*self.store, REPORTS, id.as_str())
-            .await
-            .map_err(DevicesError::Store)
+        get_json(&*self.store, REPORTS, id.as_str()).await.map_err(DevicesError::Store)
     }
 
     /// One device.
     pub async fn get(&self, id: &DeviceId) -> Result<Option<Device>, DevicesError> {
-        get_json(&*self.store, DEVICES, id.as_str())
-            .await
-            .map_err(DevicesError::Store)
+        get_json(&*self.store, DEVICES, id.as_str()).await.map_err(DevicesError::Store)
     }
 
     /// The devices after one, in the order of their ids.
     pub async fn list(&self, after: Option<&DeviceId>, limit: usize) -> Result<Vec<Device>, DevicesError> {
-        let scan = Scan {
-            prefix: "",
-            after: after.map(DeviceId::as_str),
-            limit,
-        };
+        let scan = Scan { prefix: "", after: after.map(DeviceId::as_str), limit };
         let devices = scan_json(&*self.store, DEVICES, scan).await;
-        Ok(devices
-            .map_err(DevicesError::Store)?
-            .into_iter()
-            .map(|(_, device)| device)
-            .collect())
+        Ok(devices.map_err(DevicesError::Store)?.into_iter().map(|(_, device)| device).collect())
     }
 
     /// Lets a waiting device have its certificate.
     pub async fn approve(&self, id: &DeviceId) -> Result<Device, DevicesError> {
-        self.set_standing(id, "approved", Standing::Active, None, |standing| {
-            standing == Standing::Pending
-        })
-        .await
+        self.set_standing(id, "approved", Standing::Active, None, |standing| standing == Standing::Pending)
+            .await
     }
 
     /// Turns a device away for good.
     pub async fn revoke(&self, id: &DeviceId, reason: Option<String>) -> Result<Device, DevicesError> {
-        self.set_standing(id, "revoked", Standing::Revoked, reason, |_| true)
-            .await
+        self.set_standing(id, "revoked", Standing::Revoked, reason, |_| true).await
     }
 
     /// Turns a device away until it is restored.
     pub async fn suspend(&self, id: &DeviceId, reason: Option<String>) -> Result<Device, DevicesError> {
         self.set_standing(id, "suspended", Standing::Suspended, reason, |standing| {
-            matches!(
-                standing,
-                Standing::Active | Standing::Quarantined | Standing::Suspended
-            )
+            matches!(standing, Standing::Active | Standing::Quarantined | Standing::Suspended)
         })
         .await
     }
@@ -141,12 +123,8 @@ impl Devices {
     /// Takes back a device that was suspended or in quarantine. Where its counter stood is forgotten: an operator has
     /// decided which of the two is the device.
     pub async fn restore(&self, id: &DeviceId) -> Result<Device, DevicesError> {
-        let allowed = |standing| {
-            matches!(
-                standing,
-                Standing::Suspended | Standing::Quarantined | Standing::Active
-            )
-        };
+        let allowed =
+            |standing| matches!(standing, Standing::Suspended | Standing::Quarantined | Standing::Active);
         self.change_uncounted(id, |found: Option<Device>| {
             stand(id, found, "restored", Standing::Active, None, &allowed)
         })
@@ -217,10 +195,7 @@ impl Devices {
         loop {
             attempts += 1;
             let bytes = self.store.get(table, key).await?;
-            let found = bytes
-                .as_deref()
-                .map(|bytes| decode(table, key, bytes))
-                .transpose()?;
+            let found = bytes.as_deref().map(|bytes| decode(table, key, bytes)).transpose()?;
             let record = edit(found)?;
             let mut batch = Batch::new();
             match bytes {
@@ -249,11 +224,7 @@ fn stand(
 ) -> Result<Device, DevicesError> {
     let mut device = found.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
     if !allowed(device.standing) {
-        return Err(DevicesError::Standing {
-            device: id.clone(),
-            standing: device.standing,
-            wish,
-        });
+        return Err(DevicesError::Standing { device: id.clone(), standing: device.standing, wish });
     }
     device.standing = standing;
     device.reason = reason;

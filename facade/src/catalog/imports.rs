@@ -129,11 +129,7 @@ pub async fn resolve(
             if walk.closure.size_bytes() > MAX_ARTIFACT_BYTES {
                 return Err(ImportError::TooLarge);
             }
-            return Ok(Resolved {
-                closure: walk.closure,
-                platforms: walk.platforms,
-                documents: walk.bytes,
-            });
+            return Ok(Resolved { closure: walk.closure, platforms: walk.platforms, documents: walk.bytes });
         }
     }
     Err(ImportError::TooDeep)
@@ -187,10 +183,7 @@ impl Walk<'_> {
                     self.note_platform(&descriptor, &manifest.config).await?;
                 }
                 Document::Index(index) => {
-                    let new = index
-                        .manifests
-                        .iter()
-                        .filter(|child| self.seen.insert(child.digest));
+                    let new = index.manifests.iter().filter(|child| self.seen.insert(child.digest));
                     children.extend(new.cloned());
                 }
             }
@@ -210,11 +203,7 @@ impl Walk<'_> {
             Ok((child, served))
         };
         // In order, so that the same artifact always has the same closure and platforms.
-        stream::iter(children)
-            .map(fetch)
-            .buffered(AT_A_TIME)
-            .try_collect()
-            .await
+        stream::iter(children).map(fetch).buffered(AT_A_TIME).try_collect().await
     }
 
     fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {
@@ -226,12 +215,8 @@ impl Walk<'_> {
                 found: served.media_type.clone(),
             });
         }
-        let document = Document::parse(&descriptor.media_type, &served.bytes).map_err(|source| {
-            ImportError::Document {
-                digest: descriptor.digest,
-                source,
-            }
-        })?;
+        let document = Document::parse(&descriptor.media_type, &served.bytes)
+            .map_err(|source| ImportError::Document { digest: descriptor.digest, source })?;
         self.bytes.insert(descriptor.digest, served.bytes.clone());
         self.closure.documents.push(plain(&descriptor));
         Ok(document)
@@ -265,10 +250,7 @@ impl Walk<'_> {
         if config.size > MAX_CONFIG_BYTES {
             return Err(wrong());
         }
-        let mut stream = self
-            .registry
-            .blob(self.repository.name(), config.digest, 0)
-            .await?;
+        let mut stream = self.registry.blob(self.repository.name(), config.digest, 0).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.next().await? {
             bytes.extend_from_slice(&piece);
@@ -290,11 +272,7 @@ fn check_length(descriptor: &Descriptor, served: &Served) -> Result<(), ImportEr
     if found == descriptor.size {
         return Ok(());
     }
-    Err(ImportError::Size {
-        digest: descriptor.digest,
-        expected: descriptor.size,
-        found,
-    })
+    Err(ImportError::Size { digest: descriptor.digest, expected: descriptor.size, found })
 }
 
 /// Only what a closure needs: type, digest, length.

@@ -19,10 +19,7 @@ pub struct Keyring {
 impl Keyring {
     /// A single key.
     pub fn of(current: SealingKey) -> Self {
-        Self {
-            current,
-            previous: Vec::new(),
-        }
+        Self { current, previous: Vec::new() }
     }
 
     /// Reads keys, one a line, the one that seals first.
@@ -32,10 +29,7 @@ impl Keyring {
         if keys.is_empty() || keys.len() > MAX_KEYS {
             return Err(SealError::NotAKey);
         }
-        Ok(Self {
-            current: keys.remove(0),
-            previous: keys,
-        })
+        Ok(Self { current: keys.remove(0), previous: keys })
     }
 
     /// The text form, for the key file and nothing else.
@@ -50,10 +44,7 @@ impl Keyring {
     /// Another key in front; of the older ones only the one before stays.
     #[must_use]
     pub fn followed_by(&self, next: SealingKey) -> Self {
-        Self {
-            current: next,
-            previous: vec![self.current.clone()],
-        }
+        Self { current: next, previous: vec![self.current.clone()] }
     }
 
     /// The key that seals.
@@ -63,9 +54,7 @@ impl Keyring {
 
     /// Whether a key is among them.
     pub fn has(&self, id: SealingKeyId) -> bool {
-        std::iter::once(&self.current)
-            .chain(&self.previous)
-            .any(|key| key.id() == id)
+        std::iter::once(&self.current).chain(&self.previous).any(|key| key.id() == id)
     }
 
     /// Seals a secret for one place.
@@ -84,11 +73,7 @@ impl Keyring {
 mod tests {
     use super::*;
 
-    const PLACE: Context<'_> = Context {
-        host: "ghcr.io",
-        field: "credential",
-        version: 1,
-    };
+    const PLACE: Context<'_> = Context { host: "ghcr.io", field: "credential", version: 1 };
 
     #[test]
     fn opens_what_the_key_before_sealed() {
@@ -105,13 +90,9 @@ mod tests {
     fn rejects_what_is_sealed_under_a_key_that_is_gone() {
         let first = Keyring::of(SealingKey::generate().unwrap());
         let sealed = first.seal(b"secret", PLACE).unwrap();
-        let third = first
-            .followed_by(SealingKey::generate().unwrap())
-            .followed_by(SealingKey::generate().unwrap());
-        assert!(matches!(
-            third.open(&sealed, PLACE),
-            Err(SealError::OtherKey { .. })
-        ));
+        let third =
+            first.followed_by(SealingKey::generate().unwrap()).followed_by(SealingKey::generate().unwrap());
+        assert!(matches!(third.open(&sealed, PLACE), Err(SealError::OtherKey { .. })));
     }
 
     #[test]
@@ -119,11 +100,7 @@ mod tests {
         let key = SealingKey::generate().unwrap();
         let broken = format!("{}not a key\n", key.to_text().as_str());
         for text in ["", "\n\n", "hunter2", broken.as_str()] {
-            assert_eq!(
-                Keyring::from_text(text).unwrap_err(),
-                SealError::NotAKey,
-                "{text:?}"
-            );
+            assert_eq!(Keyring::from_text(text).unwrap_err(), SealError::NotAKey, "{text:?}");
         }
     }
 }

@@ -188,11 +188,7 @@ impl Tokens {
 
     /// A page of the tokens, in the order of their names.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<TokenRecord>, TokensError> {
-        let scan = Scan {
-            prefix: "",
-            after,
-            limit,
-        };
+        let scan = Scan { prefix: "", after, limit };
         let mut records = Vec::new();
         for (_, hash) in scan_json::<String>(&*self.store, NAMES, scan).await? {
             records.extend(get_json(&*self.store, TABLE, &hash).await?);
@@ -225,9 +221,7 @@ fn is_name(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(alphanumeric);
     first
         && text.len() <= MAX_NAME_BYTES
-        && text
-            .bytes()
-            .all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'))
+        && text.bytes().all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]
@@ -268,10 +262,7 @@ mod tests {
         assert_eq!(tokens.find(token.expose(), end).await.unwrap(), None);
         tokens.revoke("ci").await.unwrap();
         assert_eq!(tokens.find(token.expose(), now).await.unwrap(), None);
-        assert!(matches!(
-            tokens.revoke("ci").await,
-            Err(TokensError::NoSuchToken(_))
-        ));
+        assert!(matches!(tokens.revoke("ci").await, Err(TokensError::NoSuchToken(_))));
     }
 
     #[tokio::test]
@@ -280,16 +271,10 @@ mod tests {
         let tokens = tokens(directory.path());
         tokens.create(record("ci", None)).await.unwrap();
         for name in ["ci", FIRST] {
-            assert!(matches!(
-                tokens.create(record(name, None)).await,
-                Err(TokensError::Taken(_))
-            ));
+            assert!(matches!(tokens.create(record(name, None)).await, Err(TokensError::Taken(_))));
         }
         for name in ["", "-a", "A", "a b", "a/b", &"a".repeat(64)] {
-            assert!(matches!(
-                tokens.create(record(name, None)).await,
-                Err(TokensError::Name(_))
-            ));
+            assert!(matches!(tokens.create(record(name, None)).await, Err(TokensError::Name(_))));
         }
     }
 }

@@ -41,19 +41,12 @@ impl Pins {
                 held.insert(pin.artifact, digests(&artifact.closure));
             }
         }
-        Ok(Self {
-            store,
-            held: RwLock::new(held),
-        })
+        Ok(Self { store, held: RwLock::new(held) })
     }
 
     /// Pins an artifact: from now on nothing of it is evicted.
     pub async fn add(&self, closure: &Closure, by: &str, now: Timestamp) -> Result<(), StoreError> {
-        let pin = Pin {
-            artifact: closure.name.clone(),
-            pinned_at: now,
-            pinned_by: by.to_owned(),
-        };
+        let pin = Pin { artifact: closure.name.clone(), pinned_at: now, pinned_by: by.to_owned() };
         let mut batch = Batch::new();
         batch.put_json(TABLE, &closure.name.to_string(), &pin)?;
         self.store.commit(batch).await?;
@@ -70,10 +63,7 @@ impl Pins {
         let mut batch = Batch::new();
         batch.delete(TABLE, &name.to_string());
         self.store.commit(batch).await?;
-        self.held
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+        self.held.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         Ok(())
     }
 

@@ -94,10 +94,7 @@ impl Registries {
         };
         for (_, connection) in scan_json::<Connection>(&*registries.store, TABLE, Scan::ALL).await? {
             let secrets = open(&keys, &connection)?;
-            left_over |= connection
-                .sealed
-                .values()
-                .any(|sealed| sealed.key_id() != keys.id());
+            left_over |= connection.sealed.values().any(|sealed| sealed.key_id() != keys.id());
             let registry = registries.upstreams.connect(connection.definition, secrets)?;
             registries.put_live(registry);
         }
@@ -158,16 +155,7 @@ impl Registries {
 
     /// A page of connections, by host.
     pub async fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<Connection>, RegistriesError> {
-        let page = scan_json(
-            &*self.store,
-            TABLE,
-            Scan {
-                prefix: "",
-                after,
-                limit,
-            },
-        )
-        .await?;
+        let page = scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await?;
         Ok(page.into_iter().map(|(_, connection)| connection).collect())
     }
 
@@ -180,10 +168,7 @@ impl Registries {
         batch.delete(TABLE, host.as_str());
         batch.delete(HEALTH, host.as_str());
         self.store.commit(batch).await?;
-        self.live
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(host);
+        self.live.write().unwrap_or_else(PoisonError::into_inner).remove(host);
         Ok(connection)
     }
 
@@ -191,16 +176,12 @@ impl Registries {
     pub async fn keep_health(&self) -> Result<(), StoreError> {
         let live: Vec<(RegistryHost, Health)> = {
             let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-            live.iter()
-                .map(|(host, registry)| (host.clone(), registry.health()))
-                .collect()
+            live.iter().map(|(host, registry)| (host.clone(), registry.health())).collect()
         };
         let mut batch = Batch::new();
         let changed: HashMap<RegistryHost, Health> = {
             let kept = self.kept_health.lock().unwrap_or_else(PoisonError::into_inner);
-            live.into_iter()
-                .filter(|(host, health)| kept.get(host) != Some(health))
-                .collect()
+            live.into_iter().filter(|(host, health)| kept.get(host) != Some(health)).collect()
         };
         if changed.is_empty() {
             return Ok(());
@@ -209,27 +190,19 @@ impl Registries {
             batch.put_json(HEALTH, host.as_str(), health)?;
         }
         self.store.commit(batch).await?;
-        self.kept_health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(changed);
+        self.kept_health.lock().unwrap_or_else(PoisonError::into_inner).extend(changed);
         Ok(())
     }
 
     /// Begins a change of keys; until it is dropped, nothing is sealed.
     pub async fn change_keys(&self) -> KeyChange<'_> {
-        KeyChange {
-            registries: self,
-            keys: self.keys.lock().await,
-        }
+        KeyChange { registries: self, keys: self.keys.lock().await }
     }
 
     /// The client of a connected registry.
     pub fn registry(&self, host: &RegistryHost) -> Result<Registry, RegistriesError> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        live.get(host)
-            .cloned()
-            .ok_or_else(|| RegistriesError::NotConnected(host.clone()))
+        live.get(host).cloned().ok_or_else(|| RegistriesError::NotConnected(host.clone()))
     }
 
     /// How a connection has been doing since the facade started.
@@ -286,23 +259,13 @@ fn seal(
     version: u64,
     secrets: &Secrets,
 ) -> Result<BTreeMap<String, Sealed>, RegistriesError> {
-    let fields = [
-        (CREDENTIAL, &secrets.credential),
-        (CLIENT_KEY, &secrets.client_key_pem),
-    ];
+    let fields = [(CREDENTIAL, &secrets.credential), (CLIENT_KEY, &secrets.client_key_pem)];
     let mut sealed = BTreeMap::new();
     for (field, secret) in fields {
         if let Some(secret) = secret {
-            let context = Context {
-                host: host.as_str(),
-                field,
-                version,
-            };
+            let context = Context { host: host.as_str(), field, version };
             let value = keys.seal(secret.expose().as_bytes(), context);
-            let value = value.map_err(|source| RegistriesError::Seal {
-                host: host.clone(),
-                source,
-            })?;
+            let value = value.map_err(|source| RegistriesError::Seal { host: host.clone(), source })?;
             sealed.insert(field.to_owned(), value);
         }
     }
@@ -315,21 +278,11 @@ fn open(keys: &Keyring, connection: &Connection) -> Result<Secrets, RegistriesEr
         let Some(sealed) = connection.sealed.get(field) else {
             return Ok(None);
         };
-        let context = Context {
-            host: host.as_str(),
-            field,
-            version: connection.version,
-        };
+        let context = Context { host: host.as_str(), field, version: connection.version };
         let opened = keys
             .open(sealed, context)
-            .map_err(|source| RegistriesError::Seal {
-                host: host.clone(),
-                source,
-            })?;
+            .map_err(|source| RegistriesError::Seal { host: host.clone(), source })?;
         Ok(Some(Secret::new(String::from_utf8_lossy(&opened).into_owned())))
     };
-    Ok(Secrets {
-        credential: open(CREDENTIAL)?,
-        client_key_pem: open(CLIENT_KEY)?,
-    })
+    Ok(Secrets { credential: open(CREDENTIAL)?, client_key_pem: open(CLIENT_KEY)? })
 }

@@ -98,35 +98,23 @@ struct Member {
 
 impl State {
     fn wanted(&self, device: &DeviceId) -> BTreeSet<ArtifactName> {
-        let groups = self
-            .members
-            .get(device)
-            .into_iter()
-            .flat_map(|member| &member.groups);
+        let groups = self.members.get(device).into_iter().flat_map(|member| &member.groups);
         let mut newest: BTreeMap<&Repository, &Together> = BTreeMap::new();
-        for (repository, together) in groups
-            .filter_map(|group| self.assignments.get(&Target::Group(group.clone())))
-            .flatten()
+        for (repository, together) in
+            groups.filter_map(|group| self.assignments.get(&Target::Group(group.clone()))).flatten()
         {
             let held = newest.entry(repository).or_insert(together);
             if assigned_at(together) > assigned_at(held) {
                 *held = together;
             }
         }
-        newest.extend(
-            self.assignments
-                .get(&Target::Device(device.clone()))
-                .into_iter()
-                .flatten(),
-        );
+        newest.extend(self.assignments.get(&Target::Device(device.clone())).into_iter().flatten());
         newest.into_values().flat_map(BTreeMap::keys).cloned().collect()
     }
 
     fn insert(&mut self, assignment: Assignment) {
         let target = self.assignments.entry(assignment.target.clone()).or_default();
-        let together = target
-            .entry(assignment.artifact.repository().clone())
-            .or_default();
+        let together = target.entry(assignment.artifact.repository().clone()).or_default();
         together.insert(assignment.artifact.clone(), assignment);
     }
 
@@ -144,20 +132,15 @@ impl State {
     }
 
     fn all(&self) -> impl Iterator<Item = &Assignment> {
-        self.assignments
-            .values()
-            .flat_map(BTreeMap::values)
-            .flat_map(BTreeMap::values)
+        self.assignments.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
     }
 
     /// What new assignments take the place of.
     fn replaced_by(&self, assignments: &[Assignment]) -> Vec<Assignment> {
         let mut replaced = BTreeMap::new();
         for new in assignments {
-            let together = self
-                .assignments
-                .get(&new.target)
-                .and_then(|target| target.get(new.artifact.repository()));
+            let together =
+                self.assignments.get(&new.target).and_then(|target| target.get(new.artifact.repository()));
             for old in together.into_iter().flat_map(BTreeMap::values) {
                 if assignments.iter().all(|new| new.key() != old.key()) {
                     replaced.insert(old.key(), old.clone());
@@ -182,20 +165,12 @@ impl Rollouts {
         for (_, assignment) in scan_json::<Assignment>(&*store, TABLE, Scan::ALL).await? {
             state.insert(assignment);
         }
-        Ok(Self {
-            store,
-            access,
-            state: RwLock::new(state),
-        })
+        Ok(Self { store, access, state: RwLock::new(state) })
     }
 
     /// Assigns artifacts, and gives the changes and how many devices they reach.
     pub async fn assign(&self, assignments: Vec<Assignment>) -> Result<(Vec<Change>, usize), StoreError> {
-        let replaced = self
-            .state
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replaced_by(&assignments);
+        let replaced = self.state.read().unwrap_or_else(PoisonError::into_inner).replaced_by(&assignments);
         let mut batch = Batch::new();
         for old in &replaced {
             batch.delete(TABLE, &old.key());
@@ -215,16 +190,10 @@ impl Rollouts {
                 old.target == assignment.target
                     && old.artifact.repository() == assignment.artifact.repository()
             };
-            let replaces = replaced
-                .iter()
-                .find(takes_place_of)
-                .map(|old| old.artifact.clone());
+            let replaces = replaced.iter().find(takes_place_of).map(|old| old.artifact.clone());
             changes.push(Change { assignment, replaces });
         }
-        let targets = changes
-            .iter()
-            .map(|change| change.assignment.target.clone())
-            .collect();
+        let targets = changes.iter().map(|change| change.assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);
         Ok((changes, reached))
     }
@@ -237,12 +206,7 @@ impl Rollouts {
         let found: Vec<Assignment> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let find = |(target, artifact): &(Target, ArtifactName)| {
-                state
-                    .assignments
-                    .get(target)?
-                    .get(artifact.repository())?
-                    .get(artifact)
-                    .cloned()
+                state.assignments.get(target)?.get(artifact.repository())?.get(artifact).cloned()
             };
             wanted.iter().filter_map(find).collect()
         };
@@ -257,16 +221,7 @@ impl Rollouts {
         }
         let targets = found.iter().map(|assignment| assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);
-        Ok((
-            found
-                .into_iter()
-                .map(|assignment| Change {
-                    assignment,
-                    replaces: None,
-                })
-                .collect(),
-            reached,
-        ))
+        Ok((found.into_iter().map(|assignment| Change { assignment, replaces: None }).collect(), reached))
     }
 
     /// Takes back every assignment of an artifact.
@@ -287,24 +242,12 @@ impl Rollouts {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Assignment)>, StoreError> {
-        scan_json(
-            &*self.store,
-            TABLE,
-            Scan {
-                prefix: "",
-                after,
-                limit,
-            },
-        )
-        .await
+        scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await
     }
 
     /// What a device should have now.
     pub fn wanted(&self, device: &DeviceId) -> BTreeSet<ArtifactName> {
-        self.state
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wanted(device)
+        self.state.read().unwrap_or_else(PoisonError::into_inner).wanted(device)
     }
 
     /// Wakes when something changes for the device. Ask for it before looking at what there is.
@@ -320,11 +263,7 @@ impl Rollouts {
             return Vec::new();
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        members
-            .range::<DeviceId, _>((from, Bound::Unbounded))
-            .take(limit)
-            .cloned()
-            .collect()
+        members.range::<DeviceId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
     }
 
     /// Takes over a device that is new or has changed. Call it after the change is durable.
@@ -344,14 +283,7 @@ impl Rollouts {
         for group in &groups {
             state.groups.entry(group.clone()).or_default().insert(id.clone());
         }
-        state.members.insert(
-            id.clone(),
-            Member {
-                groups,
-                entry: device.access(),
-                news,
-            },
-        );
+        state.members.insert(id.clone(), Member { groups, entry: device.access(), news });
         self.refresh(&state, &id);
     }
 
@@ -382,13 +314,7 @@ impl Rollouts {
             return;
         };
         let artifacts = state.wanted(device).into_iter().collect();
-        self.access.set_device(
-            device.clone(),
-            DeviceEntry {
-                artifacts,
-                ..member.entry.clone()
-            },
-        );
+        self.access.set_device(device.clone(), DeviceEntry { artifacts, ..member.entry.clone() });
         member.news.notify_waiters();
     }
 }

@@ -48,9 +48,8 @@ impl Verb {
                 output.result(&artifacts, |artifacts| list(artifacts));
             }
             Self::Show { artifact } => {
-                let artifact: Artifact = client
-                    .get(&format!("/api/v1/artifacts/{}", encode(&artifact)))
-                    .await?;
+                let artifact: Artifact =
+                    client.get(&format!("/api/v1/artifacts/{}", encode(&artifact))).await?;
                 output.result(&artifact, show);
             }
             Self::Pin { artifact } => {
@@ -94,10 +93,7 @@ fn list(artifacts: &[Artifact]) -> String {
             artifact.imported_at.clone(),
         ]
     });
-    table(
-        ["artifact", "tag", "state", "size", "platforms", "imported"],
-        rows,
-    )
+    table(["artifact", "tag", "state", "size", "platforms", "imported"], rows)
 }
 
 fn show(artifact: &Artifact) -> String {
@@ -107,26 +103,12 @@ fn show(artifact: &Artifact) -> String {
         ("platforms", artifact.platforms.join(" ")),
         ("size", size(artifact.size_bytes)),
         ("tag", artifact.tag.clone()),
-        (
-            "imported",
-            format!("{} by {}", artifact.imported_at, artifact.imported_by),
-        ),
-        (
-            "pinned",
-            if artifact.pinned {
-                "yes".to_owned()
-            } else {
-                String::new()
-            },
-        ),
+        ("imported", format!("{} by {}", artifact.imported_at, artifact.imported_by)),
+        ("pinned", if artifact.pinned { "yes".to_owned() } else { String::new() }),
         ("revoked", artifact.revoked_at.clone().unwrap_or_default()),
     ]);
-    let rows = artifact.content.iter().map(
-        |Content {
-             digest,
-             media_type,
-             size_bytes,
-         }| { [digest.clone(), size(*size_bytes), media_type.clone()] },
-    );
+    let rows = artifact.content.iter().map(|Content { digest, media_type, size_bytes }| {
+        [digest.clone(), size(*size_bytes), media_type.clone()]
+    });
     format!("{head}\n\n{}", table(["content", "size", "media type"], rows))
 }

@@ -44,29 +44,13 @@ pub(super) struct List {}
 
 impl Assign {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        send(
-            client,
-            output,
-            "/api/v1/assignments",
-            "assigned",
-            self.artifacts,
-            self.target,
-        )
-        .await
+        send(client, output, "/api/v1/assignments", "assigned", self.artifacts, self.target).await
     }
 }
 
 impl Unassign {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        send(
-            client,
-            output,
-            "/api/v1/assignments/remove",
-            "unassigned",
-            self.artifacts,
-            self.target,
-        )
-        .await
+        send(client, output, "/api/v1/assignments/remove", "unassigned", self.artifacts, self.target).await
     }
 }
 
@@ -78,18 +62,11 @@ async fn send(
     artifacts: Vec<String>,
     target: Target,
 ) -> Result<(), CliError> {
-    let request = AssignmentRequest {
-        artifacts,
-        device: target.device,
-        group: target.group,
-    };
+    let request = AssignmentRequest { artifacts, device: target.device, group: target.group };
     let report: AssignmentReport = client.post(path, &request).await?;
     output.result(&report, |report| {
-        let mut lines: Vec<String> = report
-            .assignments
-            .iter()
-            .map(|assignment| line(done, assignment))
-            .collect();
+        let mut lines: Vec<String> =
+            report.assignments.iter().map(|assignment| line(done, assignment)).collect();
         lines.push(format!("{} devices change when they next ask", report.devices));
         lines.join("\n")
     });
@@ -98,11 +75,7 @@ async fn send(
 
 fn line(done: &str, assignment: &Assignment) -> String {
     let (kind, name) = target(assignment);
-    let replaces = assignment
-        .replaces
-        .as_ref()
-        .map(|old| format!(" (replaces {old})"))
-        .unwrap_or_default();
+    let replaces = assignment.replaces.as_ref().map(|old| format!(" (replaces {old})")).unwrap_or_default();
     format!("{done} {} {kind} {name}{replaces}", assignment.artifact)
 }
 

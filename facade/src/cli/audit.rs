@@ -37,9 +37,7 @@ impl Verb {
                 output.result(&found, verdict);
                 if !found.whole {
                     let place = found.sequence;
-                    return Err(CliError::Tampered(format!(
-                        "the audit log is broken at record {place}"
-                    )));
+                    return Err(CliError::Tampered(format!("the audit log is broken at record {place}")));
                 }
             }
         }
@@ -64,14 +62,9 @@ fn list(records: &[AuditRecord]) -> String {
 
 fn verdict(found: &AuditVerification) -> String {
     match (&found.head, &found.reason) {
-        (Some(head), _) => format!(
-            "whole: {} records, the newest has the hash {head}",
-            found.sequence
-        ),
-        (None, reason) => format!(
-            "broken at record {}: {}",
-            found.sequence,
-            reason.as_deref().unwrap_or_default()
-        ),
+        (Some(head), _) => format!("whole: {} records, the newest has the hash {head}", found.sequence),
+        (None, reason) => {
+            format!("broken at record {}: {}", found.sequence, reason.as_deref().unwrap_or_default())
+        }
     }
 }

@@ -58,11 +58,7 @@ impl Verb {
             }
             Self::Retire { data_dir } => {
                 let retired = init::retire(&data_dir).map_err(|error| CliError::from_error(&error))?;
-                let done = Done {
-                    root: None,
-                    former: None,
-                    retired,
-                };
+                let done = Done { root: None, former: None, retired };
                 output.result(&done, |_| format!("{retired} former CA(s) retired; {RESTART}"));
             }
         }

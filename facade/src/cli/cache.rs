@@ -45,9 +45,7 @@ impl Verb {
                 output.result(&blobs, |blobs| list(blobs));
             }
             Self::Prune { unused_for } => {
-                let asked = PruneRequest {
-                    unused_seconds: unused_for.unwrap_or_default().as_secs(),
-                };
+                let asked = PruneRequest { unused_seconds: unused_for.unwrap_or_default().as_secs() };
                 let pruned: Pruned = client.post("/api/v1/cache/prune", &asked).await?;
                 output.result(&pruned, |pruned| {
                     format!("removed {} blobs ({})", pruned.blobs, size(pruned.freed_bytes))
@@ -62,10 +60,7 @@ impl Verb {
 async fn verify(client: &Client, output: &mut Output) -> Result<(), CliError> {
     let checked: CacheChecked = client.post("/api/v1/cache/verify", &()).await?;
     output.result(&checked, |checked| {
-        let damaged = checked
-            .damaged
-            .iter()
-            .map(|digest| format!("damaged and removed: {digest}\n"));
+        let damaged = checked.damaged.iter().map(|digest| format!("damaged and removed: {digest}\n"));
         format!("{}{} blobs are whole", damaged.collect::<String>(), checked.good)
     });
     match checked.damaged.len() {
@@ -77,8 +72,6 @@ async fn verify(client: &Client, output: &mut Output) -> Result<(), CliError> {
 }
 
 fn list(blobs: &[CachedBlob]) -> String {
-    let rows = blobs
-        .iter()
-        .map(|blob| [blob.digest.clone(), size(blob.size_bytes), blob.last_used.clone()]);
+    let rows = blobs.iter().map(|blob| [blob.digest.clone(), size(blob.size_bytes), blob.last_used.clone()]);
     table(["digest", "size", "last used"], rows)
 }

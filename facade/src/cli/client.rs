@@ -51,16 +51,9 @@ impl Client {
         .map_err(|error| CliError::from_error(&error))?
         .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .build();
-        Ok(Self {
-            http: HttpClient::builder(TokioExecutor::new()).build(connector),
-            server,
-            token,
-        })
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        Ok(Self { http: HttpClient::builder(TokioExecutor::new()).build(connector), server, token })
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
@@ -116,13 +109,9 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|_| CliError::Usage(format!("{}{path} is not an address", self.server)))?;
-        let (status, bytes) = tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request))
-            .await
-            .map_err(|_| {
-                self.unreachable(format!(
-                    "no answer within {} minutes",
-                    ANSWER_TIMEOUT.as_secs() / 60
-                ))
+        let (status, bytes) =
+            tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request)).await.map_err(|_| {
+                self.unreachable(format!("no answer within {} minutes", ANSWER_TIMEOUT.as_secs() / 60))
             })??;
         if status.is_success() {
             let body: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
@@ -135,32 +124,20 @@ impl Client {
         }
         match serde_json::from_slice::<Problem>(&bytes) {
             Ok(problem) => Err(CliError::from_problem(problem)),
-            Err(_) => Err(CliError::Failed(format!(
-                "{} answers {status}; is it a facade?",
-                self.server
-            ))),
+            Err(_) => Err(CliError::Failed(format!("{} answers {status}; is it a facade?", self.server))),
         }
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CliError> {
-        let response = self
-            .http
-            .request(request)
-            .await
-            .map_err(|error| self.unreachable(chain(&error)))?;
+        let response = self.http.request(request).await.map_err(|error| self.unreachable(chain(&error)))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
-            .collect()
-            .await;
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
         let bytes = body.map_err(|error| self.unreachable(chain(&*error)))?.to_bytes();
         Ok((status, bytes))
     }
 
     fn unreachable(&self, cause: String) -> CliError {
-        CliError::Unreachable {
-            server: self.server.clone(),
-            cause,
-        }
+        CliError::Unreachable { server: self.server.clone(), cause }
     }
 }
 
@@ -176,10 +153,7 @@ fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {
     })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::NotAllowed(format!(
-            "the token file {} holds no token",
-            file.display()
-        )));
+        return Err(CliError::NotAllowed(format!("the token file {} holds no token", file.display())));
     }
     Ok(Secret::new(token.to_owned()))
 }
@@ -192,9 +166,7 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, CliError> {
         let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| failed(error.to_string()))?;
+            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
         }
     }
     Ok(roots)

@@ -141,9 +141,7 @@ impl Verb {
             Self::Test { host, repository } => test(client, output, &host, repository.as_deref()).await,
             Self::Remove { host } => {
                 let connection: Connection = client.delete(&path(&host)).await?;
-                output.result(&connection, |connection| {
-                    format!("disconnected {}", connection.host)
-                });
+                output.result(&connection, |connection| format!("disconnected {}", connection.host));
                 Ok(())
             }
         }
@@ -188,19 +186,12 @@ impl Add {
         }
         if results.is_empty() {
             let what = wanted.unwrap_or_else(|| "any registry".to_owned());
-            return Err(CliError::Failed(format!(
-                "{} has no credentials for {what}",
-                path.display()
-            )));
+            return Err(CliError::Failed(format!("{} has no credentials for {what}", path.display())));
         }
         output.result(&results, |results| {
             let rows = results.iter().map(|taken| {
                 let what = taken.reason.clone().or_else(|| taken.username.clone());
-                [
-                    taken.host.clone(),
-                    taken.outcome.to_owned(),
-                    what.unwrap_or_default(),
-                ]
+                [taken.host.clone(), taken.outcome.to_owned(), what.unwrap_or_default()]
             });
             table(["host", "outcome", "username or reason"], rows)
         });
@@ -237,12 +228,7 @@ impl Add {
             (Some(_), Some(_)) => "failed",
             (None, Some(_)) => "skipped",
         };
-        Ok(Taken {
-            host: entry.host,
-            outcome,
-            username,
-            reason,
-        })
+        Ok(Taken { host: entry.host, outcome, username, reason })
     }
 
     /// What holds whoever the credentials are from.
@@ -312,10 +298,7 @@ fn pasted(host: &str) -> Result<String, CliError> {
 }
 
 /// Where podman and docker keep it (containers-auth.json(5), docker's `DOCKER_CONFIG`): the first that is there.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "these concern another program's file, not the configuration"
-)]
+#[expect(clippy::disallowed_methods, reason = "these concern another program's file, not the configuration")]
 fn default_docker_config() -> Result<PathBuf, CliError> {
     let below = |name: &str, rest: &str| std::env::var_os(name).map(|base| PathBuf::from(base).join(rest));
     if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE") {
@@ -327,16 +310,12 @@ fn default_docker_config() -> Result<PathBuf, CliError> {
         below("HOME", ".docker/config.json"),
         below("HOME", ".config/containers/auth.json"),
     ];
-    places
-        .into_iter()
-        .flatten()
-        .find(|path| path.exists())
-        .ok_or_else(|| {
-            CliError::Usage(
-                "neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)"
-                    .to_owned(),
-            )
-        })
+    places.into_iter().flatten().find(|path| path.exists()).ok_or_else(|| {
+        CliError::Usage(
+            "neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)"
+                .to_owned(),
+        )
+    })
 }
 
 fn read_stdin() -> Result<String, CliError> {
@@ -359,22 +338,15 @@ async fn test(
     host: &str,
     repository: Option<&str>,
 ) -> Result<(), CliError> {
-    let query = repository
-        .map(|repository| format!("?repository={}", encode(repository)))
-        .unwrap_or_default();
+    let query =
+        repository.map(|repository| format!("?repository={}", encode(repository))).unwrap_or_default();
     let check: ConnectionCheck = client.post(&format!("{}/test{query}", path(host)), &()).await?;
     output.result(&check, |check| {
-        let steps = check
-            .steps
-            .iter()
-            .map(|step| [word(step).to_owned(), step.step.clone(), step.detail.clone()]);
+        let steps =
+            check.steps.iter().map(|step| [word(step).to_owned(), step.step.clone(), step.detail.clone()]);
         format!("{}\n{}", table(["", "step", "seen"], steps), check.verdict)
     });
-    if check.ok {
-        Ok(())
-    } else {
-        Err(CliError::Failed(check.verdict))
-    }
+    if check.ok { Ok(()) } else { Err(CliError::Failed(check.verdict)) }
 }
 
 fn word(step: &CheckStep) -> &'static str {
@@ -406,36 +378,13 @@ fn show(connection: &Connection) -> String {
         ("host", connection.host.clone()),
         ("provider", connection.provider.clone()),
         ("username", connection.username.clone().unwrap_or_default()),
-        (
-            "plain http",
-            if connection.plain_http {
-                "yes".to_owned()
-            } else {
-                String::new()
-            },
-        ),
-        (
-            "private addresses",
-            if connection.allow_private {
-                "allowed".to_owned()
-            } else {
-                String::new()
-            },
-        ),
+        ("plain http", if connection.plain_http { "yes".to_owned() } else { String::new() }),
+        ("private addresses", if connection.allow_private { "allowed".to_owned() } else { String::new() }),
         ("connected", connection.created_at.clone()),
-        (
-            "last success",
-            connection.last_success_at.clone().unwrap_or_default(),
-        ),
-        (
-            "last failure",
-            connection.last_failure_at.clone().unwrap_or_default(),
-        ),
+        ("last success", connection.last_success_at.clone().unwrap_or_default()),
+        ("last failure", connection.last_failure_at.clone().unwrap_or_default()),
         ("last error", connection.last_error.clone().unwrap_or_default()),
-        (
-            "left alone until",
-            connection.retry_at.clone().unwrap_or_default(),
-        ),
+        ("left alone until", connection.retry_at.clone().unwrap_or_default()),
         ("budget", budget(connection)),
     ])
 }

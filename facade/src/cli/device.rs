@@ -88,9 +88,7 @@ impl GroupVerb {
             Self::Add { id, group } => client.put(&at(&id, &group)).await?,
             Self::Remove { id, group } => client.delete(&at(&id, &group)).await?,
         };
-        output.result(&device, |device| {
-            format!("{} is in: {}", device.id, device.groups.join(" "))
-        });
+        output.result(&device, |device| format!("{} is in: {}", device.id, device.groups.join(" ")));
         Ok(())
     }
 }
@@ -126,10 +124,7 @@ impl Verb {
             Self::Tokens => {
                 let tokens: Vec<EnrollmentToken> = client.all("/api/v1/enrollment-tokens").await?;
                 output.result(&tokens, |tokens| {
-                    table(
-                        ["id", "state", "for", "uses left", "expires"],
-                        tokens.iter().map(token_row),
-                    )
+                    table(["id", "state", "for", "uses left", "expires"], tokens.iter().map(token_row))
                 });
             }
             Self::RevokeToken { id } => {
@@ -138,9 +133,7 @@ impl Verb {
                 output.result(&token, |token| format!("revoked token {}", token.id));
             }
             Self::List { group } => {
-                let query = group
-                    .map(|group| format!("?group={}", encode(&group)))
-                    .unwrap_or_default();
+                let query = group.map(|group| format!("?group={}", encode(&group))).unwrap_or_default();
                 let devices: Vec<Device> = client.all(&format!("/api/v1/devices{query}")).await?;
                 output.result(&devices, |devices| list(devices));
             }
@@ -183,10 +176,8 @@ impl Token {
         };
         let token: NewEnrollmentToken = client.post("/api/v1/enrollment-tokens", &request).await?;
         output.result(&token, |token| token.command.clone());
-        output.note(&format!(
-            "valid until {}, for {} device(s); shown only now",
-            token.expires_at, token.uses
-        ));
+        output
+            .note(&format!("valid until {}, for {} device(s); shown only now", token.expires_at, token.uses));
         Ok(())
     }
 }
@@ -197,18 +188,9 @@ fn token_row(token: &EnrollmentToken) -> [String; 5] {
         (None, Some(group)) => format!("group {group}"),
         (None, None) => String::new(),
     };
-    let state = if token.approve {
-        format!("{}, each to be approved", token.state)
-    } else {
-        token.state.clone()
-    };
-    [
-        token.id.clone(),
-        state,
-        target,
-        token.uses_left.to_string(),
-        token.expires_at.clone(),
-    ]
+    let state =
+        if token.approve { format!("{}, each to be approved", token.state) } else { token.state.clone() };
+    [token.id.clone(), state, target, token.uses_left.to_string(), token.expires_at.clone()]
 }
 
 fn list(devices: &[Device]) -> String {
@@ -231,11 +213,7 @@ fn summary(device: &Device) -> String {
     if let Some(refusal) = device.refused.first() {
         return format!("refused {}: {}", refusal.what, refusal.code);
     }
-    let missing = device
-        .wanted
-        .iter()
-        .filter(|wanted| !device.running.contains(wanted))
-        .count();
+    let missing = device.wanted.iter().filter(|wanted| !device.running.contains(wanted)).count();
     match (device.wanted.len(), missing) {
         (0, _) => "nothing assigned".to_owned(),
         (wanted, 0) => format!("up to date ({wanted})"),
@@ -253,33 +231,20 @@ fn show(device: &Device) -> String {
         ("agent", device.agent_version.clone().unwrap_or_default()),
         ("enrolled", device.enrolled_at.clone()),
         ("last seen", device.last_seen_at.clone().unwrap_or_default()),
-        (
-            "certificate until",
-            device.certificate_not_after.clone().unwrap_or_default(),
-        ),
+        ("certificate until", device.certificate_not_after.clone().unwrap_or_default()),
         ("doing", device.state.clone().unwrap_or_default()),
     ]);
     let mut artifacts: Vec<[String; 2]> = Vec::new();
     for wanted in &device.wanted {
-        let state = if device.running.contains(wanted) {
-            "has"
-        } else {
-            "to come"
-        };
+        let state = if device.running.contains(wanted) { "has" } else { "to come" };
         artifacts.push([state.to_owned(), wanted.clone()]);
     }
-    for running in device
-        .running
-        .iter()
-        .filter(|running| !device.wanted.contains(running))
-    {
+    for running in device.running.iter().filter(|running| !device.wanted.contains(running)) {
         artifacts.push(["has, not assigned".to_owned(), running.clone()]);
     }
     for refusal in &device.refused {
-        artifacts.push([
-            format!("refused: {}", refusal.code),
-            format!("{}: {}", refusal.what, refusal.reason),
-        ]);
+        artifacts
+            .push([format!("refused: {}", refusal.code), format!("{}: {}", refusal.what, refusal.reason)]);
     }
     format!("{head}\n\n{}", table(["state", "artifact"], artifacts))
 }

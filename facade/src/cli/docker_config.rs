@@ -65,10 +65,7 @@ pub(super) fn entries(bytes: &[u8]) -> Result<Vec<Entry>, String> {
                 let login = login(auth, file.helpers.get(&key).or(file.store.as_ref()));
                 Entry { host, login }
             }
-            Err(reason) => Entry {
-                host: key,
-                login: Err(reason),
-            },
+            Err(reason) => Entry { host: key, login: Err(reason) },
         };
         // The Hub has several keys in old files; the one with credentials counts.
         let known = entries.get(&entry.host).is_some_and(|known| known.login.is_ok());
@@ -99,19 +96,13 @@ fn host(key: &str) -> Result<String, String> {
 
 fn login(auth: Auth, helper: Option<&String>) -> Result<Login, String> {
     if !auth.identity_token.is_empty() {
-        return Ok(Login {
-            username: TOKEN_USER.to_owned(),
-            password: Secret::new(auth.identity_token),
-        });
+        return Ok(Login { username: TOKEN_USER.to_owned(), password: Secret::new(auth.identity_token) });
     }
     if !auth.basic.is_empty() {
         return decode(&auth.basic);
     }
     if !auth.username.is_empty() && !auth.password.is_empty() {
-        return Ok(Login {
-            username: auth.username,
-            password: Secret::new(auth.password),
-        });
+        return Ok(Login { username: auth.username, password: Secret::new(auth.password) });
     }
     match helper {
         Some(helper) => Err(kept_by(helper)),
@@ -132,10 +123,7 @@ fn decode(auth: &str) -> Result<Login, String> {
     if username.is_empty() || password.is_empty() {
         return Err(wrong());
     }
-    Ok(Login {
-        username: username.to_owned(),
-        password: Secret::new(password.to_owned()),
-    })
+    Ok(Login { username: username.to_owned(), password: Secret::new(password.to_owned()) })
 }
 
 fn kept_by(helper: &str) -> String {
@@ -155,10 +143,7 @@ mod tests {
     fn read(text: &str) -> Vec<(String, Shown)> {
         let shown = |login: Login| (login.username.clone(), login.password.expose().to_owned());
         let entries = entries(text.as_bytes()).unwrap();
-        entries
-            .into_iter()
-            .map(|entry| (entry.host, entry.login.map(shown)))
-            .collect()
+        entries.into_iter().map(|entry| (entry.host, entry.login.map(shown))).collect()
     }
 
     #[test]

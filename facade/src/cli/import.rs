@@ -38,29 +38,20 @@ impl Import {
         }
         // What was done is told even if the server went away before the end.
         output.result(&report, |report| {
-            table(
-                ["tag", "outcome", "artifact", "size", "platforms"],
-                report.results.iter().map(row),
-            )
+            table(["tag", "outcome", "artifact", "size", "platforms"], report.results.iter().map(row))
         });
         for result in &report.results {
             tell(result, output);
         }
         outcome?;
         // Whatever else the batch brought: bytes that lie are never reported as anything milder.
-        let lies = report
-            .results
-            .iter()
-            .find(|result| result.outcome == ImportOutcome::Mismatch);
+        let lies = report.results.iter().find(|result| result.outcome == ImportOutcome::Mismatch);
         if let Some(lie) = lies {
             let reason = lie.reason.as_deref().unwrap_or_default();
             return Err(CliError::Verification(format!("{}: {reason}", lie.tag)));
         }
         let total = report.results.len();
-        let failed = report
-            .results
-            .iter()
-            .filter(|result| !result.outcome.is_success());
+        let failed = report.results.iter().filter(|result| !result.outcome.is_success());
         match failed.count() {
             0 => Ok(()),
             failed if failed == total => Err(CliError::Failed("no tag was imported".to_owned())),
@@ -108,15 +99,8 @@ fn tell(result: &ImportResult, output: &mut Output) {
 
 fn row(result: &ImportResult) -> [String; 5] {
     let outcome = serde_json::to_value(result.outcome).ok();
-    let outcome = outcome
-        .as_ref()
-        .and_then(serde_json::Value::as_str)
-        .unwrap_or_default();
-    let what = result
-        .artifact
-        .clone()
-        .or_else(|| result.reason.clone())
-        .unwrap_or_default();
+    let outcome = outcome.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+    let what = result.artifact.clone().or_else(|| result.reason.clone()).unwrap_or_default();
     [
         result.tag.clone(),
         outcome.to_owned(),

@@ -125,10 +125,7 @@ impl Verb {
     /// Does the work of a verb that needs no server.
     pub(super) fn run_local(self, output: &mut Output) -> Result<(), CliError> {
         match self {
-            Self::Generate {
-                file,
-                passphrase_file,
-            } => {
+            Self::Generate { file, passphrase_file } => {
                 let key = keyfile::create(&file, &passphrase(&passphrase_file)?);
                 let key = key.map_err(|error| failed(&file, &error))?;
                 print_public(output, key.public());
@@ -172,17 +169,12 @@ impl Verb {
             }
             Self::Drop { repository } => {
                 let request = fetch(client, &repository).await?;
-                let path = format!(
-                    "/api/v1/signing-requests/{}/{}",
-                    encode(&repository),
-                    encode(&request.id)
-                );
+                let path =
+                    format!("/api/v1/signing-requests/{}/{}", encode(&repository), encode(&request.id));
                 tell(output, &client.delete(&path).await?);
             }
             Self::Renew => tell(output, &client.post("/api/v1/keys/renew", &()).await?),
-            Self::Recover {
-                repository, dismiss, ..
-            } => {
+            Self::Recover { repository, dismiss, .. } => {
                 let request = RecoverRequest { repository, dismiss };
                 tell(output, &client.post("/api/v1/keys/recover", &request).await?);
             }
@@ -208,27 +200,17 @@ impl Ceremony {
 /// Reads a passphrase; what ends the line is not part of it.
 pub(super) fn passphrase(file: &Path) -> Result<Secret, CliError> {
     let text = std::fs::read_to_string(file).map_err(|error| {
-        CliError::Usage(format!(
-            "cannot read the passphrase in {}: {error}",
-            file.display()
-        ))
+        CliError::Usage(format!("cannot read the passphrase in {}: {error}", file.display()))
     })?;
     Ok(Secret::new(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 async fn fetch(client: &Client, repository: &str) -> Result<SigningRequest, CliError> {
-    client
-        .get(&format!("/api/v1/signing-requests/{}", encode(repository)))
-        .await
+    client.get(&format!("/api/v1/signing-requests/{}", encode(repository))).await
 }
 
 async fn upload(client: &Client, repository: &str, signatures: &Signatures) -> Result<KeysOutcome, CliError> {
-    client
-        .post(
-            &format!("/api/v1/signing-requests/{}/signatures", encode(repository)),
-            signatures,
-        )
-        .await
+    client.post(&format!("/api/v1/signing-requests/{}/signatures", encode(repository)), signatures).await
 }
 
 async fn pending(
@@ -240,27 +222,16 @@ async fn pending(
     let request = fetch(client, repository).await?;
     if let Some(file) = export {
         write_json(&file, &request)?;
-        output.note(&format!(
-            "written to {}; sign it with facade keys sign --request",
-            file.display()
-        ));
+        output.note(&format!("written to {}; sign it with facade keys sign --request", file.display()));
     }
     output.result(&request, |request| {
         let rows = request.files.iter().flat_map(|file| {
             let row = |signers: &crate::api::types::Signers| {
-                [
-                    file.role.clone(),
-                    signers.keys.clone(),
-                    format!("{} of {}", signers.have, signers.need),
-                ]
+                [file.role.clone(), signers.keys.clone(), format!("{} of {}", signers.have, signers.need)]
             };
             file.signers.iter().map(row)
         });
-        format!(
-            "{}\n\n{}",
-            request.reasons.join("\n"),
-            table(["file", "signed by", "have"], rows)
-        )
+        format!("{}\n\n{}", request.reasons.join("\n"), table(["file", "signed by", "have"], rows))
     });
     Ok(())
 }
@@ -268,24 +239,12 @@ async fn pending(
 fn list(roles: &[RoleKeys]) -> String {
     let rows = roles.iter().flat_map(|role| {
         role.keys.iter().map(|key| {
-            let days = role
-                .expires_in_seconds
-                .map_or_else(|| "with each device".to_owned(), in_days);
+            let days = role.expires_in_seconds.map_or_else(|| "with each device".to_owned(), in_days);
             let threshold = format!("{} of {}", role.threshold, role.keys.len());
-            [
-                role.repository.clone(),
-                role.role.clone(),
-                key.id.clone(),
-                threshold,
-                key.place.clone(),
-                days,
-            ]
+            [role.repository.clone(), role.role.clone(), key.id.clone(), threshold, key.place.clone(), days]
         })
     });
-    table(
-        ["repository", "role", "key", "must sign", "where", "metadata ends"],
-        rows,
-    )
+    table(["repository", "role", "key", "must sign", "where", "metadata ends"], rows)
 }
 
 /// A time span as people count it.
@@ -320,9 +279,5 @@ fn write_json(file: &Path, value: &impl Serialize) -> Result<(), CliError> {
 }
 
 fn failed(file: &Path, error: &(dyn std::error::Error + 'static)) -> CliError {
-    CliError::Failed(format!(
-        "{}: {}",
-        file.display(),
-        crate::api::problem::chain(error)
-    ))
+    CliError::Failed(format!("{}: {}", file.display(), crate::api::problem::chain(error)))
 }

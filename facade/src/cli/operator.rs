@@ -47,11 +47,7 @@ impl Verb {
         let Self::Token(verb) = self;
         match verb {
             Token::Create { name, role, ttl } => {
-                let request = OperatorTokenRequest {
-                    name,
-                    role,
-                    ttl_seconds: ttl.as_secs(),
-                };
+                let request = OperatorTokenRequest { name, role, ttl_seconds: ttl.as_secs() };
                 let token: NewOperatorToken = client.post(PATH, &request).await?;
                 output.result(&token, |token| token.token.clone());
                 output.note(&format!("valid until {}; shown only now", token.expires_at));

@@ -26,11 +26,7 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(format: Format, quiet: bool) -> Self {
-        Self {
-            format,
-            quiet,
-            colours: colours(),
-        }
+        Self { format, quiet, colours: colours() }
     }
 
     /// Prints a result: as JSON, or as what `table` makes of it.
@@ -62,11 +58,7 @@ impl Output {
     }
 
     pub(super) fn error(&mut self, text: &str) {
-        let label = if self.colours {
-            "\x1b[1;31merror:\x1b[0m"
-        } else {
-            "error:"
-        };
+        let label = if self.colours { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
         write_err(&format!("{label} {text}"));
     }
 }
@@ -105,9 +97,7 @@ pub(super) fn table<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let mut table = Table::new();
-    table
-        .load_style(TableStyle::new())
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(heading.map(|name| Cell::new(name.to_uppercase())));
     for row in rows {
         table.add_row(row.map(|text| printable(&text)));
@@ -118,9 +108,7 @@ pub(super) fn table<const N: usize>(
 /// Name and value pairs, one a line.
 pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
     let mut table = Table::new();
-    table
-        .load_style(TableStyle::new())
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([format!("{name}:"), printable(&value)]);
     }
@@ -128,23 +116,12 @@ pub(super) fn fields<const N: usize>(pairs: [(&str, String); N]) -> String {
 }
 
 fn lines(text: &str) -> String {
-    text.lines()
-        .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect::<Vec<_>>().join("\n")
 }
 
 /// A text from elsewhere, without the control characters that would let a registry or device write on the terminal.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                '\u{fffd}'
-            } else {
-                character
-            }
-        })
-        .collect()
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
 /// Bytes in the unit that reads best.
@@ -165,12 +142,7 @@ mod tests {
 
     #[test]
     fn prints_sizes_as_people_read_them() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1_610_612_736, "1.5 GiB"),
-        ] {
+        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_610_612_736, "1.5 GiB")] {
             assert_eq!(size(bytes), text);
         }
     }

@@ -92,9 +92,7 @@ impl Provision {
         }
         let mut devices = Vec::with_capacity(names.len());
         for name in &names {
-            let device = name
-                .parse()
-                .map_err(|error| CliError::Usage(format!("{name:?}: {error}")))?;
+            let device = name.parse().map_err(|error| CliError::Usage(format!("{name:?}: {error}")))?;
             devices.push(device);
         }
         let distinct: std::collections::BTreeSet<&DeviceId> = devices.iter().collect();
@@ -129,34 +127,23 @@ fn read(file: &std::path::Path) -> Result<String, CliError> {
 
 /// The ids of a list: one a line, the first column of a CSV; empty lines and comments are skipped.
 fn listed(text: &str) -> Vec<String> {
-    let lines = text
-        .lines()
-        .map(|line| line.split(',').next().unwrap_or_default().trim());
-    lines
-        .filter(|id| !id.is_empty() && !id.starts_with('#') && *id != "device")
-        .map(str::to_owned)
-        .collect()
+    let lines = text.lines().map(|line| line.split(',').next().unwrap_or_default().trim());
+    lines.filter(|id| !id.is_empty() && !id.starts_with('#') && *id != "device").map(str::to_owned).collect()
 }
 
 /// Numbers with leading zeros, so that a list sorts as it counts.
 fn numbered(prefix: &str, first: u32, count: u32) -> Vec<String> {
     let last = first.saturating_add(count - 1);
     let width = last.to_string().len().max(4);
-    (first..=last)
-        .map(|number| format!("{prefix}-{number:0width$}"))
-        .collect()
+    (first..=last).map(|number| format!("{prefix}-{number:0width$}")).collect()
 }
 
 /// RFC 4180. No field can hold a comma, a quote or a line end: ids, base64url and RFC 3339 have none.
 fn csv(rows: &[Row]) -> String {
     let heading = "device,token,token_id,expires_at".to_owned();
-    let lines = rows
-        .iter()
-        .map(|row| [row.device.as_str(), &row.token, &row.token_id, &row.expires_at].join(","));
-    std::iter::once(heading)
-        .chain(lines)
-        .collect::<Vec<_>>()
-        .join("\n")
+    let lines =
+        rows.iter().map(|row| [row.device.as_str(), &row.token, &row.token_id, &row.expires_at].join(","));
+    std::iter::once(heading).chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -165,10 +152,7 @@ mod tests {
 
     #[test]
     fn reads_ids_from_lines_or_the_first_column() {
-        assert_eq!(
-            listed("# factory 7\nboard-1\n\n board-2 ,blue\r\n"),
-            ["board-1", "board-2"]
-        );
+        assert_eq!(listed("# factory 7\nboard-1\n\n board-2 ,blue\r\n"), ["board-1", "board-2"]);
     }
 
     #[test]

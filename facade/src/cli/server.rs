@@ -45,10 +45,7 @@ impl Init {
         let offline = match (self.offline_keys, &self.passphrase_file) {
             (Some(directory), Some(file)) => {
                 let passphrase = super::keys::passphrase(file)?;
-                Some(init::Offline {
-                    directory,
-                    passphrase,
-                })
+                Some(init::Offline { directory, passphrase })
             }
             _ => None,
         };
@@ -61,11 +58,7 @@ impl Init {
         };
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
         let admin_token_file = self.data_dir.join("admin.token");
-        let made = Made {
-            data_dir: self.data_dir,
-            created: outcome.created,
-            admin_token_file,
-        };
+        let made = Made { data_dir: self.data_dir, created: outcome.created, admin_token_file };
         output.result(&made, |made| {
             if made.created.is_empty() {
                 return format!("{} is already initialised; nothing was changed", made.data_dir.display());
@@ -110,10 +103,7 @@ fn settings_help() -> String {
 impl Serve {
     pub(super) fn run(self) -> Result<(), CliError> {
         keep_to_ourselves();
-        let flags = config::Flags {
-            data_dir: self.data_dir,
-            config: self.config,
-        };
+        let flags = config::Flags { data_dir: self.data_dir, config: self.config };
         let config = config::load(&flags, &config::environment())
             .map_err(|error| CliError::Usage(error.to_string()))?;
         facade::log(&config).map_err(CliError::Usage)?;

@@ -16,11 +16,8 @@ impl Status {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         let status: types::Status = client.get("/api/v1/status").await?;
         output.result(&status, |status| {
-            let devices: Vec<String> = status
-                .devices
-                .iter()
-                .map(|(standing, count)| format!("{count} {standing}"))
-                .collect();
+            let devices: Vec<String> =
+                status.devices.iter().map(|(standing, count)| format!("{count} {standing}")).collect();
             let expires: Vec<String> = status
                 .metadata_expires_in_seconds
                 .iter()

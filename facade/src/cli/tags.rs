@@ -22,20 +22,11 @@ pub(super) struct Tags {
 
 impl Tags {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let path = format!(
-            "/api/v1/tags?repository={}&limit={}",
-            encode(&self.repository),
-            self.limit
-        );
+        let path = format!("/api/v1/tags?repository={}&limit={}", encode(&self.repository), self.limit);
         let tags: types::Tags = client.get(&path).await?;
         output.result(&tags, |tags| {
             let hidden = if self.all { tags.hidden.as_slice() } else { &[] };
-            tags.tags
-                .iter()
-                .chain(hidden)
-                .cloned()
-                .collect::<Vec<_>>()
-                .join("\n")
+            tags.tags.iter().chain(hidden).cloned().collect::<Vec<_>>().join("\n")
         });
         if let Some(clipped) = &tags.clipped {
             output.note(&format!("clipped: {clipped}; the list is not complete"));

@@ -27,14 +27,8 @@ struct Checked<'a> {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let after = encoded(visit.query.text("after"));
-    let connections = visit
-        .api
-        .get(&format!("/api/v1/connections?limit=100&after={after}"))
-        .await?;
-    Ok(page(&Connections {
-        frame: visit.frame("Connections", HERE),
-        connections,
-    }))
+    let connections = visit.api.get(&format!("/api/v1/connections?limit=100&after={after}")).await?;
+    Ok(page(&Connections { frame: visit.frame("Connections", HERE), connections }))
 }
 
 pub(super) async fn add(change: Change) -> Response {

@@ -39,10 +39,7 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let after = after.map(|after| format!("&after={}", encoded(&after)));
     let path = format!("/api/v1/enrollment-tokens?limit=100{}", after.unwrap_or_default());
     let tokens = visit.api.get(&path).await?;
-    Ok(page(&Enrollment {
-        frame: visit.frame("Enrollment", HERE),
-        tokens,
-    }))
+    Ok(page(&Enrollment { frame: visit.frame("Enrollment", HERE), tokens }))
 }
 
 pub(super) async fn make(change: Change) -> Response {
@@ -59,15 +56,8 @@ async fn mint(change: &Change) -> Result<String, Problem> {
         uses: u32::try_from(fields.number("uses")).unwrap_or(u32::MAX),
         approve: fields.ticked("approve"),
     };
-    let token: NewEnrollmentToken = change
-        .visit
-        .api
-        .send("/api/v1/enrollment-tokens", &request)
-        .await?;
-    Ok(html(&Made {
-        picture: picture(&token.token),
-        token: &token,
-    }))
+    let token: NewEnrollmentToken = change.visit.api.send("/api/v1/enrollment-tokens", &request).await?;
+    Ok(html(&Made { picture: picture(&token.token), token: &token }))
 }
 
 pub(super) async fn revoke(change: Change) -> Response {

@@ -18,18 +18,13 @@ impl Fields {
 
     /// The same, where nothing was filled in is nothing.
     pub(super) fn filled(&self, name: &str) -> Option<String> {
-        Some(self.text(name))
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
+        Some(self.text(name)).filter(|text| !text.is_empty()).map(str::to_owned)
     }
 
     /// A value exactly as it was typed: blanks belong to a password.
     pub(super) fn exact(&self, name: &str) -> Option<String> {
         let mut found = self.0.iter().filter(|(key, _)| key == name);
-        found
-            .next()
-            .map(|(_, value)| value.clone())
-            .filter(|value| !value.is_empty())
+        found.next().map(|(_, value)| value.clone()).filter(|value| !value.is_empty())
     }
 
     /// Every value of a name.

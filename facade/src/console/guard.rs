@@ -190,12 +190,9 @@ mod tests {
     #[test]
     fn rejects_a_form_of_another_site() {
         let host = ("host", "console:8080");
-        for origin in [
-            "https://evil.example",
-            "null",
-            "https://console:9090",
-            "https://evil.example/console:8080",
-        ] {
+        for origin in
+            ["https://evil.example", "null", "https://console:9090", "https://evil.example/console:8080"]
+        {
             assert!(!check(&[host, ("origin", origin)]), "{origin}");
         }
         let origin = ("origin", "https://console:8080");

@@ -23,14 +23,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::X_FRAME_OPTIONS, "DENY"),
     // Not `no-referrer`: with that, browsers hide where our own forms come from as well.
     (header::REFERRER_POLICY, "same-origin"),
-    (
-        HeaderName::from_static("cross-origin-opener-policy"),
-        "same-origin",
-    ),
-    (
-        HeaderName::from_static("cross-origin-resource-policy"),
-        "same-origin",
-    ),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
 /// What surrounds a page.
@@ -67,10 +61,7 @@ impl Frame {
 
     /// A time, told from now.
     pub(super) fn when(&self, at: &str) -> When {
-        When {
-            at: at.parse().ok(),
-            now: self.now,
-        }
+        When { at: at.parse().ok(), now: self.now }
     }
 
     /// The same, where there may be none.
@@ -108,11 +99,7 @@ fn told(seconds: i64) -> String {
         seconds @ 7_200..=172_799 => (seconds / 3_600, "h"),
         seconds => (seconds / 86_400, "days"),
     };
-    if seconds < 0 {
-        format!("{number} {unit} ago")
-    } else {
-        format!("in {number} {unit}")
-    }
+    if seconds < 0 { format!("{number} {unit} ago") } else { format!("in {number} {unit}") }
 }
 
 /// A size in bytes, as a person tells it.
@@ -127,11 +114,7 @@ pub(super) fn size(bytes: &u64) -> String {
         whole /= 1024;
         unit = next;
     }
-    if unit == "B" || whole >= 100 {
-        format!("{whole} {unit}")
-    } else {
-        format!("{whole}.{tenths} {unit}")
-    }
+    if unit == "B" || whole >= 100 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") }
 }
 
 /// An artifact's name with a digest that fits into a line.
@@ -153,19 +136,11 @@ pub(super) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     pub(super) fn done(text: &'a str) -> Self {
-        Self {
-            good: true,
-            text,
-            request_id: "",
-        }
+        Self { good: true, text, request_id: "" }
     }
 
     pub(super) fn refused(problem: &'a Problem, request_id: &'a str) -> Self {
-        Self {
-            good: false,
-            text: &problem.detail,
-            request_id,
-        }
+        Self { good: false, text: &problem.detail, request_id }
     }
 
     pub(super) fn html(&self) -> String {
@@ -244,11 +219,7 @@ pub(super) async fn dress(mut request: Request, next: Next) -> Response {
 fn refuse(problem: &Problem, id: &str, method: &Method, path: &str) -> Response {
     tracing::warn!(request.id = %id, %method, path, status = problem.status, detail = %problem.detail, "no page");
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let written = page(&ErrorPage {
-        problem,
-        request_id: id,
-        version: env!("CARGO_PKG_VERSION"),
-    });
+    let written = page(&ErrorPage { problem, request_id: id, version: env!("CARGO_PKG_VERSION") });
     (status, written).into_response()
 }
 
@@ -272,23 +243,16 @@ mod tests {
 
     #[test]
     fn tells_sizes_in_the_largest_unit_that_fits() {
-        for (bytes, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1536, "1.5 KiB"),
-            (204 << 20, "204 MiB"),
-            (5 << 40, "5.0 TiB"),
-        ] {
+        for (bytes, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (204 << 20, "204 MiB"), (5 << 40, "5.0 TiB")]
+        {
             assert_eq!(size(&bytes), expected);
         }
     }
 
     #[test]
     fn a_time_that_is_none_cannot_be_html() {
-        let when = When {
-            at: "<script>".parse().ok(),
-            now: Timestamp::UNIX_EPOCH,
-        };
+        let when = When { at: "<script>".parse().ok(), now: Timestamp::UNIX_EPOCH };
         assert_eq!(when.to_string(), "<span class=\"none\">never</span>");
     }
 }

@@ -70,11 +70,7 @@ impl Sessions {
         let key = key(cookie);
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get(&key).filter(|session| now < session.ends_at)?;
-        Some(Opened {
-            token: session.token.clone(),
-            csrf: session.csrf.clone(),
-            key,
-        })
+        Some(Opened { token: session.token.clone(), csrf: session.csrf.clone(), key })
     }
 
     /// Closes a session.
@@ -98,9 +94,7 @@ impl Sessions {
     pub(super) fn take(&self, key: &Key) -> Vec<String> {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get_mut(key);
-        session
-            .map(|session| std::mem::take(&mut session.notices))
-            .unwrap_or_default()
+        session.map(|session| std::mem::take(&mut session.notices)).unwrap_or_default()
     }
 }
 
@@ -133,18 +127,13 @@ pub(super) fn set_cookie(value: &str, transport: Transport) -> String {
         Transport::Plain => "",
     };
     let seconds = if value.is_empty() { 0 } else { LIFETIME.as_secs() };
-    format!(
-        "{}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}",
-        name(transport)
-    )
+    format!("{}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}", name(transport))
 }
 
 /// The session's value in a `Cookie` header.
 pub(super) fn cookie(header: &str, transport: Transport) -> Option<&str> {
     let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let mut values = pairs
-        .filter(|(key, _)| *key == name(transport))
-        .map(|(_, value)| value);
+    let mut values = pairs.filter(|(key, _)| *key == name(transport)).map(|(_, value)| value);
     values.next()
 }
 

@@ -33,10 +33,7 @@ pub(super) async fn show() -> Response {
 }
 
 fn form(refusal: String) -> Response {
-    page(&SignIn {
-        refusal,
-        version: env!("CARGO_PKG_VERSION"),
-    })
+    page(&SignIn { refusal, version: env!("CARGO_PKG_VERSION") })
 }
 
 pub(super) async fn sign_in(
@@ -66,23 +63,14 @@ pub(super) async fn sign_in(
         return Ok((StatusCode::UNAUTHORIZED, form(refusal)).into_response());
     };
     console.attempts.give_back(address);
-    let cookie = console
-        .sessions
-        .open(token, now)
-        .map_err(|error| Problem::internal(&error))?;
+    let cookie = console.sessions.open(token, now).map_err(|error| Problem::internal(&error))?;
     tracing::info!(peer.address = %address, by = %caller.name, "signed in to the console");
-    Ok(with_cookie(
-        Redirect::to("/console").into_response(),
-        &set_cookie(&cookie, console.transport),
-    ))
+    Ok(with_cookie(Redirect::to("/console").into_response(), &set_cookie(&cookie, console.transport)))
 }
 
 pub(super) async fn sign_out(State(console): State<Console>, change: Change) -> Response {
     change.visit.sign_out();
-    with_cookie(
-        Redirect::to("/console/sign-in").into_response(),
-        &set_cookie("", console.transport),
-    )
+    with_cookie(Redirect::to("/console/sign-in").into_response(), &set_cookie("", console.transport))
 }
 
 fn with_cookie(mut response: Response, cookie: &str) -> Response {

@@ -34,25 +34,16 @@ impl Files {
             Err(fs::TryLockError::WouldBlock) => return Err(InitError::Busy(root.to_owned())),
             Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
-        Ok(Self {
-            root: root.to_owned(),
-            _lock: Some(lock),
-        })
+        Ok(Self { root: root.to_owned(), _lock: Some(lock) })
     }
 
     /// Opens the directory to read it.
     pub(super) fn open(root: &Path) -> Result<Self, InitError> {
         if !root.exists() {
-            return Err(InitError::Missing {
-                path: root.to_owned(),
-                data_dir: root.to_owned(),
-            });
+            return Err(InitError::Missing { path: root.to_owned(), data_dir: root.to_owned() });
         }
         check_directory(root)?;
-        Ok(Self {
-            root: root.to_owned(),
-            _lock: None,
-        })
+        Ok(Self { root: root.to_owned(), _lock: None })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -65,10 +56,8 @@ impl Files {
 
     /// Reads a file that has to be there.
     pub(super) fn read(&self, name: &str) -> Result<Zeroizing<String>, InitError> {
-        self.find(name)?.ok_or_else(|| InitError::Missing {
-            path: self.path(name),
-            data_dir: self.root.clone(),
-        })
+        self.find(name)?
+            .ok_or_else(|| InitError::Missing { path: self.path(name), data_dir: self.root.clone() })
     }
 
     /// Reads a file, if it is there.
@@ -161,36 +150,25 @@ type Judge = fn(&Path, &fs::Metadata, u32) -> Result<(), InitError>;
 
 fn read_judged(path: &Path, file: File, judge: Judge) -> Result<Zeroizing<String>, InitError> {
     // The open file is judged, not the name: a name can change hands in between.
-    let found = file
-        .metadata()
-        .map_err(|source| failed("look at", path, source))?;
+    let found = file.metadata().map_err(|source| failed("look at", path, source))?;
     if !found.is_file() || found.len() > MAX_BYTES {
         return Err(InitError::unusable(path, "not a small regular file"));
     }
     judge(path, &found, FILE_MODE)?;
     let mut text = Zeroizing::new(String::new());
-    file.take(MAX_BYTES)
-        .read_to_string(&mut text)
-        .map_err(|source| failed("read", path, source))?;
+    file.take(MAX_BYTES).read_to_string(&mut text).map_err(|source| failed("read", path, source))?;
     Ok(text)
 }
 
 fn write_draft(draft: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(draft)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(draft)?;
     file.write_all(content)?;
     file.sync_all()
 }
 
 fn make_directory(path: &Path) -> Result<(), InitError> {
     if !path.exists() {
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(path);
+        let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path);
         made.map_err(|source| failed("make", path, source))?;
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_directory(parent)?;
@@ -213,19 +191,11 @@ fn check_directory(path: &Path) -> Result<(), InitError> {
 fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
     let user = rustix::process::geteuid().as_raw();
     if found.uid() != user {
-        return Err(InitError::Foreign {
-            path: path.to_owned(),
-            owner: found.uid(),
-            user,
-        });
+        return Err(InitError::Foreign { path: path.to_owned(), owner: found.uid(), user });
     }
     let mode = found.mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(InitError::Exposed {
-            path: path.to_owned(),
-            mode,
-            wanted,
-        });
+        return Err(InitError::Exposed { path: path.to_owned(), mode, wanted });
     }
     Ok(())
 }
@@ -246,9 +216,5 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), InitError> {
 }
 
 pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
-    InitError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    InitError::Io { action, path: path.to_owned(), source }
 }

@@ -64,9 +64,7 @@ impl DataDir {
     /// Refuses a server certificate that no device would take: whoever puts one in place should hear of it, and not find
     /// the fleet gone.
     pub fn check_server_certificate(&self, now: Timestamp) -> Result<(), InitError> {
-        server_is_trusted(self, now).map_err(|source| InitError::Untrusted {
-            source: Box::new(source),
-        })
+        server_is_trusted(self, now).map_err(|source| InitError::Untrusted { source: Box::new(source) })
     }
 
     pub(super) fn read(files: &Files, seal_key_file: Option<&Path>) -> Result<Self, InitError> {
@@ -91,9 +89,7 @@ impl DataDir {
 
 pub(super) fn trust_domain(files: &Files) -> Result<TrustDomain, InitError> {
     let text = files.read(TRUST_DOMAIN)?;
-    text.trim()
-        .parse()
-        .map_err(|error| InitError::unusable(&files.path(TRUST_DOMAIN), error))
+    text.trim().parse().map_err(|error| InitError::unusable(&files.path(TRUST_DOMAIN), error))
 }
 
 pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
@@ -119,10 +115,7 @@ pub(super) fn links(files: &Files) -> Result<Vec<Vec<u8>>, InitError> {
 pub(super) fn certificate(files: &Files, name: &str) -> Result<Vec<u8>, InitError> {
     let unusable = |error: pem::PemError| InitError::unusable(&files.path(name), error);
     let certificates = pem::certificates(&files.read(name)?).map_err(unusable)?;
-    certificates
-        .into_iter()
-        .next()
-        .ok_or_else(|| unusable(pem::PemError::NoCertificate))
+    certificates.into_iter().next().ok_or_else(|| unusable(pem::PemError::NoCertificate))
 }
 
 pub(super) fn private_key(files: &Files, name: &str) -> Result<PrivateKey, InitError> {
@@ -160,20 +153,12 @@ fn server_is_trusted(data: &DataDir, now: Timestamp) -> Result<(), rustls::Error
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let name = data
-        .server_names
-        .first()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let name = data.server_names.first().map(ToString::to_string).unwrap_or_default();
     let name = rustls_pki_types::ServerName::try_from(name)
         .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(
-        u64::try_from(now.as_second()).unwrap_or_default(),
-    ));
-    let (leaf, path) = data
-        .server_chain
-        .split_first()
-        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let now =
+        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
+    let (leaf, path) = data.server_chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
     verifier.verify_server_cert(leaf, path, &name, &[], now).map(drop)
 }
 
@@ -182,32 +167,17 @@ pub(super) fn server_names(files: &Files) -> Result<Vec<ServerName>, InitError> 
     let unusable = || InitError::unusable(&files.path(SERVER), "its names cannot be read");
     let der = certificate(files, SERVER)?;
     let (_, leaf) = X509Certificate::from_der(&der).map_err(|_| unusable())?;
-    let names = leaf
-        .subject_alternative_name()
-        .map_err(|_| unusable())?
-        .ok_or_else(unusable)?;
-    names
-        .value
-        .general_names
-        .iter()
-        .map(|name| server_name(name).ok_or_else(unusable))
-        .collect()
+    let names = leaf.subject_alternative_name().map_err(|_| unusable())?.ok_or_else(unusable)?;
+    names.value.general_names.iter().map(|name| server_name(name).ok_or_else(unusable)).collect()
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a server has no other kind of name"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a server has no other kind of name")]
 fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
     match name {
         GeneralName::DNSName(name) => name.parse().ok(),
         GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes)
-                .ok()
-                .map(|octets| ServerName::Ip(octets.into())),
-            _ => <[u8; 16]>::try_from(*bytes)
-                .ok()
-                .map(|octets| ServerName::Ip(octets.into())),
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|octets| ServerName::Ip(octets.into())),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|octets| ServerName::Ip(octets.into())),
         },
         _ => None,
     }
@@ -217,9 +187,7 @@ fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
 fn trust(files: &Files, repository: &'static str) -> Result<Trust, InitError> {
     let mut ring = KeyRing::default();
     for name in files.list("keys")? {
-        let ours = name
-            .strip_suffix(".key")
-            .is_some_and(|name| name.starts_with(&format!("{repository}-")));
+        let ours = name.strip_suffix(".key").is_some_and(|name| name.starts_with(&format!("{repository}-")));
         if ours {
             ring.insert(signing_key(files, &format!("keys/{name}"))?);
         }
@@ -231,9 +199,7 @@ fn trust(files: &Files, repository: &'static str) -> Result<Trust, InitError> {
     loop {
         let next = super::root_file(repository, chain.current().version.saturating_add(1));
         let Some(bytes) = files.find(&next)? else { break };
-        chain
-            .push(bytes.as_bytes())
-            .map_err(|error| unusable(&next, &error))?;
+        chain.push(bytes.as_bytes()).map_err(|error| unusable(&next, &error))?;
     }
     demand_online(files, repository, &chain, &ring)?;
     Ok(Trust { chain, ring })
@@ -269,18 +235,14 @@ fn sealing_keys(files: &Files, elsewhere: Option<&Path>) -> Result<Keyring, Init
         Some(path) => read_elsewhere(path)?,
         None => files.find(SEAL_KEY)?,
     };
-    let text = text.ok_or_else(|| InitError::Missing {
-        path: path.clone(),
-        data_dir: files.root().to_owned(),
-    })?;
+    let text =
+        text.ok_or_else(|| InitError::Missing { path: path.clone(), data_dir: files.root().to_owned() })?;
     Keyring::from_text(&text).map_err(|error| InitError::unusable(&path, error))
 }
 
 fn admin_token_hash(files: &Files) -> Result<String, InitError> {
     let text = files.read(ADMIN_HASH)?;
-    let hash: Fingerprint = text
-        .trim()
-        .parse()
-        .map_err(|error| InitError::unusable(&files.path(ADMIN_HASH), error))?;
+    let hash: Fingerprint =
+        text.trim().parse().map_err(|error| InitError::unusable(&files.path(ADMIN_HASH), error))?;
     Ok(hash.to_string())
 }

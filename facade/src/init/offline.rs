@@ -46,21 +46,13 @@ impl Offline {
     /// Leaves the root with the operator.
     pub(super) fn leave_root(&self, repository: &str, bytes: &[u8]) -> Result<(), InitError> {
         let path = self.directory.join(format!("{repository}.root.json"));
-        fs::write(&path, bytes).map_err(|source| InitError::Io {
-            action: "write",
-            path,
-            source,
-        })
+        fs::write(&path, bytes).map_err(|source| InitError::Io { action: "write", path, source })
     }
 
     fn outside(&self, data_dir: &Path) -> Result<&Path, InitError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| InitError::Io {
-                action: "make",
-                path,
-                source,
-            }
+            move |source| InitError::Io { action: "make", path, source }
         };
         fs::create_dir_all(&self.directory).map_err(failed(&self.directory))?;
         let here = self.directory.canonicalize().map_err(failed(&self.directory))?;

@@ -42,10 +42,8 @@ pub fn next_keyring(
         Some(path) => read_elsewhere(path)?,
         None => files.find(SEAL_KEY)?,
     };
-    let text = text.ok_or_else(|| InitError::Missing {
-        path: path.clone(),
-        data_dir: data_dir.to_owned(),
-    })?;
+    let text =
+        text.ok_or_else(|| InitError::Missing { path: path.clone(), data_dir: data_dir.to_owned() })?;
     let found = Keyring::from_text(&text).map_err(|error| InitError::unusable(&path, error))?;
     if !found.has(held.id()) {
         return Err(RekeyError::OldKeyGone(path));

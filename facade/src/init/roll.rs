@@ -53,10 +53,7 @@ pub fn roll(data_dir: &Path, now: Timestamp) -> Result<Rolled, InitError> {
     put("links.pem", &bundle(&[&next.link.der], &links))?;
     let former = files.path(&format!("ca.former-{}", Fingerprint::of(&former_root)));
     exchange(&directory, &files.path("ca"), &former, data_dir)?;
-    Ok(Rolled {
-        root: Fingerprint::of(&next.root.der),
-        former,
-    })
+    Ok(Rolled { root: Fingerprint::of(&next.root.der), former })
 }
 
 /// Forgets the former roots: devices that are awake trust them no longer. What they vouched for stays, for devices that
@@ -84,23 +81,12 @@ impl Next {
         let root = Authority::new_root(&root_key, now)?;
         let issuing = Authority::new_issuing(&root.der, &root_key, &issuing_key, now)?;
         let link = Authority::link(former_root, former_key, &root.der, &root_key, now)?;
-        Ok(Self {
-            root_key,
-            root,
-            issuing_key,
-            issuing,
-            link,
-        })
+        Ok(Self { root_key, root, issuing_key, issuing, link })
     }
 }
 
 fn bundle(first: &[&Vec<u8>], then: &[Vec<u8>]) -> String {
-    first
-        .iter()
-        .copied()
-        .chain(then)
-        .map(|der| pem::certificate(der))
-        .collect()
+    first.iter().copied().chain(then).map(|der| pem::certificate(der)).collect()
 }
 
 /// A crash before this leaves the old CA, one after it the new one; there is no moment with neither.

@@ -15,11 +15,7 @@ fn rig() -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let options = Options {
         data_dir: directory.path().join("data"),
-        hostnames: vec![
-            "facade.example.com".to_owned(),
-            "127.0.0.1".to_owned(),
-            "::1".to_owned(),
-        ],
+        hostnames: vec!["facade.example.com".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()],
         trust_domain: None,
         offline: None,
         now: "2026-11-20T12:00:00.5Z".parse().unwrap(),
@@ -68,31 +64,18 @@ fn makes_everything_once_for_its_owner_alone_and_then_nothing() {
     let before = rig.contents();
     assert_eq!(before.len(), created.len());
     for path in before.keys() {
-        assert_eq!(
-            fs::metadata(path).unwrap().permissions().mode() & 0o777,
-            0o600,
-            "{path:?}"
-        );
-        assert_eq!(
-            fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600, "{path:?}");
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
     }
     assert_eq!(rig.init().unwrap(), Outcome::default());
     assert_eq!(rig.contents(), before);
     let data = rig.open().unwrap();
     assert_eq!(data.trust_domain, TrustDomain::default());
     assert_eq!(data.server_chain.len(), 2);
-    assert_eq!(
-        Some(data.images.chain.pin().sha256),
-        data.images.chain.file(1).map(Fingerprint::of)
-    );
+    assert_eq!(Some(data.images.chain.pin().sha256), data.images.chain.file(1).map(Fingerprint::of));
     let token = fs::read_to_string(rig.path(ADMIN_TOKEN)).unwrap();
     assert!(token.starts_with("drayage-admin."));
-    assert_eq!(
-        data.admin_token_hash,
-        Fingerprint::of(token.trim().as_bytes()).to_string()
-    );
+    assert_eq!(data.admin_token_hash, Fingerprint::of(token.trim().as_bytes()).to_string());
 }
 
 #[test]
@@ -117,17 +100,12 @@ fn a_run_interrupted_anywhere_is_completed_and_replaces_nothing() {
         }
         let before = cut.contents();
         assert_eq!(cut.init().unwrap().created, created[done..], "cut after {done}");
-        for (path, content) in before
-            .iter()
-            .filter(|(path, _)| path.extension().is_none_or(|kind| kind != "draft"))
+        for (path, content) in
+            before.iter().filter(|(path, _)| path.extension().is_none_or(|kind| kind != "draft"))
         {
             assert_eq!(&fs::read(path).unwrap(), content, "{path:?}");
         }
-        assert!(
-            cut.contents()
-                .keys()
-                .all(|path| path.extension().is_none_or(|kind| kind != "draft"))
-        );
+        assert!(cut.contents().keys().all(|path| path.extension().is_none_or(|kind| kind != "draft")));
         cut.open().unwrap();
     }
 }
@@ -136,12 +114,7 @@ fn a_run_interrupted_anywhere_is_completed_and_replaces_nothing() {
 fn keys_that_were_taken_offline_do_not_come_back() {
     let rig = rig();
     rig.init().unwrap();
-    for name in [
-        ROOT_KEY,
-        ADMIN_TOKEN,
-        "keys/images-root.key",
-        "keys/director-root.key",
-    ] {
+    for name in [ROOT_KEY, ADMIN_TOKEN, "keys/images-root.key", "keys/director-root.key"] {
         fs::remove_file(rig.path(name)).unwrap();
     }
     assert_eq!(rig.init().unwrap(), Outcome::default());
@@ -162,11 +135,7 @@ fn openssl_verifies_the_server_chain() {
         .current_dir(&rig.options.data_dir)
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -174,18 +143,12 @@ fn rejects_other_names_and_domains_than_those_in_use() {
     let rig = rig();
     rig.init().unwrap();
     let before = rig.contents();
-    let other = Options {
-        hostnames: vec!["other.example.com".to_owned()],
-        ..rig.options.clone()
-    };
+    let other = Options { hostnames: vec!["other.example.com".to_owned()], ..rig.options.clone() };
     let refused = init(&other).unwrap_err();
     assert!(
         matches!(refused, InitError::OtherNames { .. }) && refused.to_string().contains("run init again")
     );
-    let other = Options {
-        trust_domain: Some("other.example.com".to_owned()),
-        ..rig.options.clone()
-    };
+    let other = Options { trust_domain: Some("other.example.com".to_owned()), ..rig.options.clone() };
     assert!(matches!(init(&other), Err(InitError::OtherTrustDomain { .. })));
     assert_eq!(rig.contents(), before);
     let mut reordered = rig.options.clone();
@@ -196,23 +159,10 @@ fn rejects_other_names_and_domains_than_those_in_use() {
 #[test]
 fn rejects_wishes_that_make_no_sense_before_anything_is_made() {
     let rig = rig();
-    for hostnames in [
-        vec![],
-        vec!["https://x".to_owned()],
-        vec!["*.example.com".to_owned()],
-    ] {
-        assert!(
-            init(&Options {
-                hostnames,
-                ..rig.options.clone()
-            })
-            .is_err()
-        );
+    for hostnames in [vec![], vec!["https://x".to_owned()], vec!["*.example.com".to_owned()]] {
+        assert!(init(&Options { hostnames, ..rig.options.clone() }).is_err());
     }
-    let wrong = Options {
-        trust_domain: Some("UPPER".to_owned()),
-        ..rig.options.clone()
-    };
+    let wrong = Options { trust_domain: Some("UPPER".to_owned()), ..rig.options.clone() };
     assert!(matches!(init(&wrong), Err(InitError::TrustDomain(_))));
     assert!(!rig.options.data_dir.exists());
 }
@@ -221,11 +171,7 @@ fn rejects_wishes_that_make_no_sense_before_anything_is_made() {
 fn rejects_directories_and_files_that_others_could_read() {
     let rig = rig();
     rig.init().unwrap();
-    for (name, open, closed) in [
-        ("", 0o750, 0o700),
-        ("keys", 0o711, 0o700),
-        (ISSUING_KEY, 0o640, 0o600),
-    ] {
+    for (name, open, closed) in [("", 0o750, 0o700), ("keys", 0o711, 0o700), (ISSUING_KEY, 0o640, 0o600)] {
         rig.set_mode(name, open);
         assert!(matches!(rig.open(), Err(InitError::Exposed { .. })), "{name}");
         let refused = rig.init().unwrap_err();
@@ -263,14 +209,8 @@ fn rejects_every_file_that_is_damaged_and_names_it() {
                 continue;
             }
             fs::write(whole.path(&name), damage).unwrap();
-            let refused = whole
-                .open()
-                .err()
-                .unwrap_or_else(|| panic!("{name} with {damage:?}"));
-            assert!(
-                refused.to_string().contains(name.split('/').next().unwrap()),
-                "{name}: {refused}"
-            );
+            let refused = whole.open().err().unwrap_or_else(|| panic!("{name} with {damage:?}"));
+            assert!(refused.to_string().contains(name.split('/').next().unwrap()), "{name}: {refused}");
         }
         fs::write(whole.path(&name), content).unwrap();
     }
@@ -333,10 +273,7 @@ fn offline_keys_never_come_into_the_data_directory() {
         directory: rig.directory.path().join("operator"),
         passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
     };
-    let options = Options {
-        offline: Some(offline.clone()),
-        ..rig.options.clone()
-    };
+    let options = Options { offline: Some(offline.clone()), ..rig.options.clone() };
     init(&options).unwrap();
     for name in ["images-root", "images-targets", "director-root"] {
         assert!(offline.directory.join(format!("{name}.key")).exists(), "{name}");
@@ -357,9 +294,6 @@ fn rejects_offline_keys_within_the_data_directory() {
         directory: rig.path("offline"),
         passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
     };
-    let options = Options {
-        offline: Some(offline),
-        ..rig.options.clone()
-    };
+    let options = Options { offline: Some(offline), ..rig.options.clone() };
     assert!(matches!(init(&options), Err(InitError::NotOffline(_))));
 }

@@ -49,9 +49,7 @@ pub fn delegations(root: &Root) -> Result<Delegations, PublishingError> {
         extra: Map::new(),
     };
     for first in 0..=u8::MAX {
-        let name: RoleName = name(first)
-            .parse()
-            .map_err(|_| PublishingError::Name(name(first)))?;
+        let name: RoleName = name(first).parse().map_err(|_| PublishingError::Name(name(first)))?;
         delegations.roles.push(DelegatedRole {
             name,
             keyids: role.keyids.clone(),

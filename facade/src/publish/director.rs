@@ -83,11 +83,7 @@ impl Director {
         // What a crash left here after its root had come into force.
         let current = trust.chain.current().version;
         let pending = pending.filter(|request| request.files.iter().any(|draft| draft.version > current));
-        let state = Mutex::new(State {
-            trust,
-            pending,
-            common,
-        });
+        let state = Mutex::new(State { trust, pending, common });
         let director = Self { parts, state };
         if let Some((error, _)) = director.behind().await {
             tracing::error!(%error, "nothing is signed");
@@ -103,14 +99,7 @@ impl Director {
         name: &str,
     ) -> Result<Option<Vec<u8>>, PublishingError> {
         if let Some(version) = root_version(name) {
-            return Ok(self
-                .state
-                .lock()
-                .await
-                .trust
-                .chain
-                .file(version)
-                .map(<[u8]>::to_vec));
+            return Ok(self.state.lock().await.trust.chain.file(version).map(<[u8]>::to_vec));
         }
         if name == TIMESTAMP_FILE {
             self.version(device, wanted).await?;
@@ -139,8 +128,7 @@ impl Director {
             || (signed.root, signed.floor) != (root, state.common.floor)
             || is_ageing(signed.targets_expire, now, lifetimes.snapshot)
         {
-            self.sign_targets(&state, device, wanted, signed, now, &mut batch)
-                .await?
+            self.sign_targets(&state, device, wanted, signed, now, &mut batch).await?
         } else if is_ageing(signed.timestamp_expires, now, lifetimes.timestamp) {
             signed
         } else {
@@ -148,18 +136,11 @@ impl Director {
         };
         let next = self.sign_timestamp(&state, device, next, now, &mut batch)?;
         batch.put_json(SIGNED, device.as_str(), &next)?;
-        let common = Common {
-            sequence: state.common.sequence.saturating_add(1),
-            ..state.common.clone()
-        };
+        let common = Common { sequence: state.common.sequence.saturating_add(1), ..state.common.clone() };
         batch.put_json(COMMON, NAME, &common)?;
         self.parts.store.commit(batch).await?;
         state.common = common;
-        let marks = Marks {
-            timestamp: next.timestamp_version,
-            snapshot: next.version,
-            ..marks(&state)
-        };
+        let marks = Marks { timestamp: next.timestamp_version, snapshot: next.version, ..marks(&state) };
         self.parts.witness.published(Repository::Director, &marks)?;
         Ok(next.version)
     }
@@ -192,10 +173,7 @@ impl Director {
             return Err(PublishingError::Waiting);
         }
         let now = self.parts.clock.now();
-        let next = change.apply(
-            state.trust.chain.current(),
-            end_of(now, self.parts.lifetimes.root),
-        )?;
+        let next = change.apply(state.trust.chain.current(), end_of(now, self.parts.lifetimes.root))?;
         if let Some(key) = made {
             self.parts.vault.put_key(NAME, change.role.name(), &key)?;
             state.trust.ring.insert(key);
@@ -217,11 +195,7 @@ impl Director {
     /// Drops what waits for signatures.
     pub async fn drop_request(&self, id: &str) -> Result<(), PublishingError> {
         let mut state = self.state.lock().await;
-        state
-            .pending
-            .as_ref()
-            .filter(|request| request.id == id)
-            .ok_or(PublishingError::NoRequest)?;
+        state.pending.as_ref().filter(|request| request.id == id).ok_or(PublishingError::NoRequest)?;
         let mut batch = Batch::new();
         batch.delete(REQUESTS, NAME);
         self.parts.store.commit(batch).await?;
@@ -248,11 +222,7 @@ impl Director {
     pub async fn observe(&self, device: &DeviceId, seen: RepositoryVersions) -> Result<(), PublishingError> {
         let state = self.state.lock().await;
         let signed = self.signed(device).await?;
-        let own = Marks {
-            timestamp: signed.timestamp_version,
-            snapshot: signed.version,
-            ..marks(&state)
-        };
+        let own = Marks { timestamp: signed.timestamp_version, snapshot: signed.version, ..marks(&state) };
         let Some(claimed) = Marks::claimed(seen, &own) else {
             return Ok(());
         };
@@ -269,9 +239,8 @@ impl Director {
         }
         let end = state.trust.chain.current().expires;
         if is_ageing(end, self.parts.clock.now(), self.parts.lifetimes.root / 2) {
-            warnings.push(format!(
-                "director/root ends {end} (facade keys rotate director root, or a ceremony)"
-            ));
+            warnings
+                .push(format!("director/root ends {end} (facade keys rotate director root, or a ceremony)"));
         }
         warnings
     }
@@ -292,10 +261,7 @@ impl Director {
         let mut state = self.state.lock().await;
         let seen = self.seen();
         if seen.root > state.trust.chain.current().version {
-            return Err(PublishingError::RootLost {
-                repository: NAME,
-                seen: seen.root,
-            });
+            return Err(PublishingError::RootLost { repository: NAME, seen: seen.root });
         }
         let common = Common {
             sequence: state.common.sequence.max(seen.sequence),
@@ -315,11 +281,7 @@ impl Director {
     }
 
     fn settle(&self, state: &State, seen: &Marks) -> Result<Outcome, PublishingError> {
-        let settled = Marks {
-            timestamp: seen.timestamp,
-            snapshot: seen.snapshot,
-            ..marks(state)
-        };
+        let settled = Marks { timestamp: seen.timestamp, snapshot: seen.snapshot, ..marks(state) };
         self.parts.witness.settle(Repository::Director, settled)?;
         Ok(Outcome::Signed)
     }
@@ -339,9 +301,7 @@ impl Director {
 
     async fn publish_or_wait(&self, state: &mut State, request: Request) -> Result<Outcome, PublishingError> {
         let mut batch = Batch::new();
-        let complete = request
-            .is_complete(state.trust.chain.current())
-            .map_err(PublishingError::Refused)?;
+        let complete = request.is_complete(state.trust.chain.current()).map_err(PublishingError::Refused)?;
         if !complete {
             batch.put_json(REQUESTS, NAME, &request)?;
             self.parts.store.commit(batch).await?;
@@ -350,20 +310,14 @@ impl Director {
         }
         for draft in &request.files {
             let mut chain = state.trust.chain.clone();
-            chain
-                .push(draft.text.as_bytes())
-                .map_err(PublishingError::Refused)?;
-            self.parts
-                .vault
-                .put_root(NAME, draft.version, draft.text.as_bytes())?;
+            chain.push(draft.text.as_bytes()).map_err(PublishingError::Refused)?;
+            self.parts.vault.put_root(NAME, draft.version, draft.text.as_bytes())?;
             state.trust.chain = chain;
         }
         batch.delete(REQUESTS, NAME);
         self.parts.store.commit(batch).await?;
         state.pending = None;
-        self.parts
-            .witness
-            .published(Repository::Director, &marks(state))?;
+        self.parts.witness.published(Repository::Director, &marks(state))?;
         for id in state.trust.ring.unused(state.trust.chain.current()) {
             state.trust.ring.remove(id);
             self.parts.vault.remove_key(NAME, id)?;
@@ -402,13 +356,8 @@ impl Director {
         let version = signed.version.max(state.common.floor) + 1;
         let root = state.trust.chain.current();
         let expires = end_of(now, self.parts.lifetimes.snapshot);
-        let mut targets = Targets {
-            version,
-            expires,
-            targets: BTreeMap::new(),
-            delegations: None,
-            extra: Map::new(),
-        };
+        let mut targets =
+            Targets { version, expires, targets: BTreeMap::new(), delegations: None, extra: Map::new() };
         targets.set_device(device.as_str());
         for name in wanted {
             if let Some(target) = self.target(device, name).await? {
@@ -419,12 +368,7 @@ impl Director {
         let bytes = sign_with(&targets, "targets", &root.roles.targets, &state.trust.ring)?;
         let meta = BTreeMap::from([("targets.json".to_owned(), FileMeta::of(version, &bytes))]);
         batch.put(FILES, &format!("{device}/{file}"), bytes);
-        let snapshot = Snapshot {
-            version,
-            expires,
-            meta,
-            extra: Map::new(),
-        };
+        let snapshot = Snapshot { version, expires, meta, extra: Map::new() };
         let file = versioned(version, "snapshot");
         let bytes = sign_with(&snapshot, "snapshot", &root.roles.snapshot, &state.trust.ring)?;
         let meta = FileMeta::of(version, &bytes);
@@ -470,9 +414,7 @@ impl Director {
         batch: &mut Batch,
     ) -> Result<Signed, PublishingError> {
         let Some(snapshot) = signed.snapshot.clone() else {
-            return Err(PublishingError::Unreadable {
-                file: format!("{device}/{TIMESTAMP_FILE}"),
-            });
+            return Err(PublishingError::Unreadable { file: format!("{device}/{TIMESTAMP_FILE}") });
         };
         signed.timestamp_version = signed.timestamp_version.max(state.common.floor) + 1;
         signed.timestamp_expires = end_of(now, self.parts.lifetimes.timestamp);
@@ -490,11 +432,7 @@ impl Director {
 }
 
 fn marks(state: &State) -> Marks {
-    Marks {
-        root: state.trust.chain.current().version,
-        sequence: state.common.sequence,
-        ..Marks::default()
-    }
+    Marks { root: state.trust.chain.current().version, sequence: state.common.sequence, ..Marks::default() }
 }
 
 fn behind(state: &State, seen: &Marks) -> PublishingError {

@@ -126,11 +126,7 @@ impl Images {
         let first = stored.is_none();
         let pending = get_json(&*parts.store, REQUESTS, NAME).await?;
         let published = stored.unwrap_or_else(|| empty(parts.clock.now(), parts.lifetimes));
-        let current = Mutex::new(Current {
-            trust,
-            published,
-            pending,
-        });
+        let current = Mutex::new(Current { trust, published, pending });
         let images = Self { parts, current };
         if first {
             images.begin(first_targets).await?;
@@ -149,10 +145,7 @@ impl Images {
         let request = if let Some(bytes) = first_targets {
             self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
         } else {
-            let work = Work {
-                renew: plan::Renew::Top,
-                ..Work::default()
-            };
+            let work = Work { renew: plan::Renew::Top, ..Work::default() };
             self.draft(&current, &work, Vec::new()).await?
         };
         self.publish(&mut current, request, Batch::new()).await
@@ -162,10 +155,7 @@ impl Images {
     async fn catch_up(&self) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
         if let Some(request) = current.pending.clone() {
-            let version = request
-                .root()
-                .map_err(PublishingError::Refused)?
-                .map(|root| root.version);
+            let version = request.root().map_err(PublishingError::Refused)?.map(|root| root.version);
             if version == Some(current.trust.chain.current().version) {
                 return self.publish(&mut current, request, Batch::new()).await;
             }
@@ -178,57 +168,32 @@ impl Images {
             let request = self.request(Vec::new(), Vec::new());
             return self.publish_online(&mut current, request, Batch::new()).await;
         }
-        let work = Work {
-            renew: plan::Renew::All,
-            ..Work::default()
-        };
-        let request = self
-            .draft(&current, &work, vec!["the keys have changed".to_owned()])
-            .await?;
-        self.publish_or_wait(&mut current, request, Batch::new())
-            .await
-            .map(drop)
+        let work = Work { renew: plan::Renew::All, ..Work::default() };
+        let request = self.draft(&current, &work, vec!["the keys have changed".to_owned()]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new()).await.map(drop)
     }
 
     /// Whether the root in force vouches for the published timestamp and snapshot, and for the targets.
     async fn vouched_for(&self, current: &Current) -> Result<(bool, bool), PublishingError> {
         let root = current.trust.chain.current();
         let limits = Limits::default();
-        let Published {
-            snapshot, targets, ..
-        } = &current.published;
-        let file = async |name: &str| {
-            self.parts
-                .store
-                .get(FILES, name)
-                .await
-                .map(Option::unwrap_or_default)
-        };
+        let Published { snapshot, targets, .. } = &current.published;
+        let file = async |name: &str| self.parts.store.get(FILES, name).await.map(Option::unwrap_or_default);
         let timestamp = file(TIMESTAMP_FILE).await?;
         let snapshot = file(&versioned(snapshot.version, "snapshot")).await?;
         let targets = file(&versioned(targets.version, "targets")).await?;
         let online = trusted::stored_timestamp(root, &timestamp, &limits).is_ok()
             && trusted::stored_snapshot(root, &snapshot, &limits).is_ok();
         let targets = Signed::<Targets>::parse("targets", &targets, MAX_STORED_BYTES);
-        let targets = targets.is_ok_and(|targets| {
-            targets
-                .demand(root.authority("root", &root.roles.targets))
-                .is_ok()
-        });
+        let targets =
+            targets.is_ok_and(|targets| targets.demand(root.authority("root", &root.roles.targets)).is_ok());
         Ok((online, targets))
     }
 
     /// A file as it is served.
     pub async fn file(&self, name: &str) -> Result<Option<Vec<u8>>, PublishingError> {
         if let Some(version) = root_version(name) {
-            return Ok(self
-                .current
-                .lock()
-                .await
-                .trust
-                .chain
-                .file(version)
-                .map(<[u8]>::to_vec));
+            return Ok(self.current.lock().await.trust.chain.file(version).map(<[u8]>::to_vec));
         }
         Ok(self.parts.store.get(FILES, name).await?)
     }
@@ -245,10 +210,7 @@ impl Images {
 
     /// Signs an artifact and remembers where its tag points.
     pub async fn add(&self, artifact: &Artifact, tag: &Tag) -> Result<Outcome, PublishingError> {
-        let addition = Addition {
-            artifact: artifact.clone(),
-            tag: tag.clone(),
-        };
+        let addition = Addition { artifact: artifact.clone(), tag: tag.clone() };
         self.add_all(vec![addition]).await
     }
 
@@ -256,9 +218,7 @@ impl Images {
     /// from their tokens and nothing is said. Whatever waits for signatures comes first.
     pub async fn set_trust(&self, roots: &[Vec<u8>]) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let path: TargetPath = TRUST
-            .parse()
-            .map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let path: TargetPath = TRUST.parse().map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
         let pem: String = roots.iter().map(|root| certificate(root)).collect();
         let custom = Map::from_iter([("pem".to_owned(), Value::from(pem.as_str()))]);
         let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
@@ -268,15 +228,10 @@ impl Images {
             return Ok(());
         }
         self.demand_not_behind(&current)?;
-        let work = Work {
-            add: vec![(path, target)],
-            ..Work::default()
-        };
+        let work = Work { add: vec![(path, target)], ..Work::default() };
         let reason = "the CA certificates of the facade have changed".to_owned();
         let request = self.draft(&current, &work, vec![reason]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new())
-            .await
-            .map(drop)
+        self.publish_or_wait(&mut current, request, Batch::new()).await.map(drop)
     }
 
     async fn published_target(
@@ -302,9 +257,7 @@ impl Images {
         for addition in additions {
             let known = self.parts.artifacts.get(addition.artifact.name()).await?;
             if known.is_some_and(|known| known.revoked_at.is_none()) {
-                self.parts
-                    .artifacts
-                    .put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
+                self.parts.artifacts.put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
             } else {
                 new.push(addition);
             }
@@ -346,24 +299,13 @@ impl Images {
             return Err(PublishingError::Waiting);
         }
         let now = self.parts.clock.now();
-        let root = change.apply(
-            current.trust.chain.current(),
-            end_of(now, self.parts.lifetimes.root),
-        )?;
+        let root = change.apply(current.trust.chain.current(), end_of(now, self.parts.lifetimes.root))?;
         if let Some(key) = made {
             self.parts.vault.put_key(NAME, change.role.name(), &key)?;
             current.trust.ring.insert(key);
         }
-        let renew = if change.role == Role::Targets {
-            plan::Renew::All
-        } else {
-            plan::Renew::Nothing
-        };
-        let work = Work {
-            renew,
-            root: Some(root),
-            ..Work::default()
-        };
+        let renew = if change.role == Role::Targets { plan::Renew::All } else { plan::Renew::Nothing };
+        let work = Work { renew, root: Some(root), ..Work::default() };
         let reason = format!("the keys of {} change", change.role);
         let request = self.draft(&current, &work, vec![reason]).await?;
         self.publish_or_wait(&mut current, request, Batch::new()).await
@@ -378,15 +320,9 @@ impl Images {
         let mut base = BTreeMap::new();
         for (role, state) in &current.published.roles {
             if request.files.iter().any(|draft| draft.role == *role) || role == "targets" {
-                let bytes = self
-                    .parts
-                    .store
-                    .get(FILES, &versioned(state.version, role))
-                    .await?;
+                let bytes = self.parts.store.get(FILES, &versioned(state.version, role)).await?;
                 base.extend(
-                    bytes
-                        .and_then(|bytes| String::from_utf8(bytes).ok())
-                        .map(|text| (role.clone(), text)),
+                    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).map(|text| (role.clone(), text)),
                 );
             }
         }
@@ -396,11 +332,7 @@ impl Images {
     /// Drops what waits for signatures.
     pub async fn drop_request(&self, id: &str) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        current
-            .pending
-            .as_ref()
-            .filter(|request| request.id == id)
-            .ok_or(PublishingError::NoRequest)?;
+        current.pending.as_ref().filter(|request| request.id == id).ok_or(PublishingError::NoRequest)?;
         let mut batch = Batch::new();
         batch.delete(REQUESTS, NAME);
         self.parts.store.commit(batch).await?;
@@ -420,11 +352,7 @@ impl Images {
         for (role, signature) in signatures {
             request.attach(current.trust.chain.current(), &role, signature)?;
         }
-        let added = request
-            .additions
-            .iter()
-            .map(|addition| addition.artifact.clone())
-            .collect();
+        let added = request.additions.iter().map(|addition| addition.artifact.clone()).collect();
         let outcome = self.publish_or_wait(&mut current, request, Batch::new()).await?;
         Ok((outcome == Outcome::Signed).then_some(added))
     }
@@ -439,10 +367,7 @@ impl Images {
         let root = current.trust.chain.current();
         let online = current.trust.ring.suffices(&root.roles.targets);
         if current.pending.is_none() && online && current.published.roles.values().any(aged) {
-            let work = Work {
-                renew: plan::Renew::Aged(now, lifetimes.targets),
-                ..Work::default()
-            };
+            let work = Work { renew: plan::Renew::Aged(now, lifetimes.targets), ..Work::default() };
             let request = self.draft(&current, &work, Vec::new()).await?;
             return self.publish(&mut current, request, Batch::new()).await;
         }
@@ -468,10 +393,7 @@ impl Images {
         if current.pending.is_some() {
             return Err(PublishingError::Waiting);
         }
-        let work = Work {
-            renew: plan::Renew::All,
-            ..Work::default()
-        };
+        let work = Work { renew: plan::Renew::All, ..Work::default() };
         let request = self.draft(&current, &work, vec!["renewal".to_owned()]).await?;
         self.publish_or_wait(&mut current, request, Batch::new()).await
     }
@@ -492,31 +414,17 @@ impl Images {
     /// What needs an operator.
     pub async fn warnings(&self) -> Vec<String> {
         let mut warnings = behind_warning(self.behind().await);
-        let pending = self
-            .current
-            .lock()
-            .await
-            .pending
-            .as_ref()
-            .map(|request| request.reasons.len());
+        let pending = self.current.lock().await.pending.as_ref().map(|request| request.reasons.len());
         if let Some(changes) = pending {
-            warnings.push(format!(
-                "{changes} changes of images wait for signatures (facade keys sign)"
-            ));
+            warnings.push(format!("{changes} changes of images wait for signatures (facade keys sign)"));
         }
         let now = self.parts.clock.now();
         let expires = self.expires().await;
         for (role, lifetime, remedy) in [
-            (
-                "root",
-                self.parts.lifetimes.root,
-                "facade keys rotate images root, or a ceremony",
-            ),
+            ("root", self.parts.lifetimes.root, "facade keys rotate images root, or a ceremony"),
             ("targets", self.parts.lifetimes.targets, "facade keys renew"),
         ] {
-            let end = expires
-                .get(role)
-                .filter(|end| is_ageing(**end, now, lifetime / 2));
+            let end = expires.get(role).filter(|end| is_ageing(**end, now, lifetime / 2));
             warnings.extend(end.map(|end| format!("images/{role} ends {end} ({remedy})")));
         }
         warnings
@@ -545,26 +453,15 @@ impl Images {
         let mut current = self.current.lock().await;
         let seen = self.parts.witness.marks(Repository::Images);
         if seen.root > current.trust.chain.current().version {
-            return Err(PublishingError::RootLost {
-                repository: NAME,
-                seen: seen.root,
-            });
+            return Err(PublishingError::RootLost { repository: NAME, seen: seen.root });
         }
         let mut raised = current.published.clone();
         raise(&mut raised, &seen);
         let before = std::mem::replace(&mut current.published, raised);
-        let work = Work {
-            renew: plan::Renew::All,
-            ..Work::default()
-        };
-        let drafted = self
-            .draft(&current, &work, vec!["recovery from an older copy".to_owned()])
-            .await;
+        let work = Work { renew: plan::Renew::All, ..Work::default() };
+        let drafted = self.draft(&current, &work, vec!["recovery from an older copy".to_owned()]).await;
         current.published = before;
-        let request = Request {
-            floor: Some(seen),
-            ..drafted?
-        };
+        let request = Request { floor: Some(seen), ..drafted? };
         self.publish_or_wait(&mut current, request, Batch::new()).await
     }
 
@@ -579,11 +476,7 @@ impl Images {
         let own = marks(current);
         if seen.is_above(&own) {
             let (own, seen) = (own.timestamp, seen.timestamp);
-            return Err(PublishingError::Behind {
-                repository: NAME,
-                own,
-                seen,
-            });
+            return Err(PublishingError::Behind { repository: NAME, own, seen });
         }
         Ok(())
     }
@@ -630,19 +523,14 @@ impl Images {
         let mut reasons = Vec::new();
         for addition in &all {
             reasons.push(format!("add {} ({})", addition.artifact.name(), addition.tag));
-            work.add
-                .push((target_path(addition.artifact.name())?, target(&addition.artifact)));
+            work.add.push((target_path(addition.artifact.name())?, target(&addition.artifact)));
         }
         for artifact in &gone {
             reasons.push(format!("revoke {}", artifact.name()));
             work.remove.push(target_path(artifact.name())?);
         }
         let request = self.draft(current, &work, reasons).await?;
-        Ok(Request {
-            additions: all,
-            removals: gone,
-            ..request
-        })
+        Ok(Request { additions: all, removals: gone, ..request })
     }
 
     /// Drafts the files that change, signed with the keys that are here.
@@ -671,9 +559,8 @@ impl Images {
         request: Request,
         mut batch: Batch,
     ) -> Result<Outcome, PublishingError> {
-        let complete = request
-            .is_complete(current.trust.chain.current())
-            .map_err(PublishingError::Refused)?;
+        let complete =
+            request.is_complete(current.trust.chain.current()).map_err(PublishingError::Refused)?;
         if complete {
             self.publish(current, request, batch).await?;
             return Ok(Outcome::Signed);
@@ -701,12 +588,8 @@ impl Images {
                 self.parts.store.commit(waiting).await?;
             }
             let mut chain = current.trust.chain.clone();
-            chain
-                .push(draft.text.as_bytes())
-                .map_err(PublishingError::Refused)?;
-            self.parts
-                .vault
-                .put_root(NAME, draft.version, draft.text.as_bytes())?;
+            chain.push(draft.text.as_bytes()).map_err(PublishingError::Refused)?;
+            self.parts.vault.put_root(NAME, draft.version, draft.text.as_bytes())?;
             current.trust.chain = chain;
         }
         batch.delete(REQUESTS, NAME);
@@ -736,19 +619,12 @@ impl Images {
         }
         for addition in &request.additions {
             self.parts.artifacts.put(&mut batch, &addition.artifact)?;
-            self.parts
-                .artifacts
-                .put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
+            self.parts.artifacts.put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
         }
         next.snapshot.version += 1;
         next.snapshot.expires = end_of(now, self.parts.lifetimes.snapshot);
         let root = current.trust.chain.current();
-        let bytes = sign_with(
-            &next.snapshot,
-            "snapshot",
-            &root.roles.snapshot,
-            &current.trust.ring,
-        )?;
+        let bytes = sign_with(&next.snapshot, "snapshot", &root.roles.snapshot, &current.trust.ring)?;
         next.timestamp.meta.snapshot = FileMeta::of(next.snapshot.version, &bytes);
         batch.put(FILES, &versioned(next.snapshot.version, "snapshot"), bytes);
         if let Some(old) = next.snapshot.version.checked_sub(3) {
@@ -789,23 +665,15 @@ fn put_targets(next: &mut Published, draft: &Draft, batch: &mut Batch) -> Result
     if let Some(oldest) = old.and_then(|state| state.previous) {
         batch.delete(FILES, &versioned(oldest, &draft.role));
     }
-    let state = Listed {
-        version: draft.version,
-        previous: old.map(|state| state.version),
-        expires: targets.expires,
-    };
+    let state =
+        Listed { version: draft.version, previous: old.map(|state| state.version), expires: targets.expires };
     batch.put_json(ROLES, &draft.role, &state)?;
     batch.put(FILES, &file, bytes.to_vec());
     // Hashes of hundreds of bins would make every snapshot large; versions alone rule out mixing them, and signatures
     // everything else.
     let meta = match draft.role.as_str() {
         "targets" => FileMeta::of(draft.version, bytes),
-        _ => FileMeta {
-            version: draft.version,
-            length: None,
-            hashes: None,
-            extra: Map::new(),
-        },
+        _ => FileMeta { version: draft.version, length: None, hashes: None, extra: Map::new() },
     };
     next.snapshot.meta.insert(format!("{}.json", draft.role), meta);
     next.roles.insert(draft.role.clone(), state);
@@ -831,12 +699,7 @@ fn marks(current: &Current) -> Marks {
 }
 
 fn empty(now: Time, lifetimes: Lifetimes) -> Published {
-    let nothing = FileMeta {
-        version: 1,
-        length: None,
-        hashes: None,
-        extra: Map::new(),
-    };
+    let nothing = FileMeta { version: 1, length: None, hashes: None, extra: Map::new() };
     Published {
         targets: Targets {
             version: 0,
@@ -873,17 +736,8 @@ async fn load(store: &dyn Store) -> Result<Option<Published>, PublishingError> {
     let targets = stored(store, "targets", version).await?;
     let mut roles: BTreeMap<String, Listed> = scan_json(store, ROLES, Scan::ALL).await?.into_iter().collect();
     let expires = targets.expires;
-    roles.entry("targets".to_owned()).or_insert(Listed {
-        version,
-        previous: None,
-        expires,
-    });
-    Ok(Some(Published {
-        targets,
-        roles,
-        snapshot,
-        timestamp,
-    }))
+    roles.entry("targets".to_owned()).or_insert(Listed { version, previous: None, expires });
+    Ok(Some(Published { targets, roles, snapshot, timestamp }))
 }
 
 async fn stored(store: &dyn Store, role: &str, version: u64) -> Result<Targets, PublishingError> {
@@ -899,11 +753,7 @@ pub(super) fn behind_warning(behind: Option<(PublishingError, Marks)>) -> Vec<St
         return Vec::new();
     };
     let devices: Vec<String> = seen.claimed_by.iter().map(ToString::to_string).collect();
-    let known = if devices.is_empty() {
-        "witness.json".to_owned()
-    } else {
-        devices.join(", ")
-    };
+    let known = if devices.is_empty() { "witness.json".to_owned() } else { devices.join(", ") };
     vec![format!("{error}; known from {known}")]
 }
 
@@ -914,9 +764,7 @@ pub(super) fn root_version(name: &str) -> Option<u64> {
 
 /// The name of an artifact as the path of a target.
 pub(super) fn target_path(name: &ArtifactName) -> Result<TargetPath, PublishingError> {
-    name.to_string()
-        .parse()
-        .map_err(|_| PublishingError::Name(name.to_string()))
+    name.to_string().parse().map_err(|_| PublishingError::Name(name.to_string()))
 }
 
 fn target(artifact: &Artifact) -> Target {

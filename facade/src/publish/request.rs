@@ -75,26 +75,17 @@ pub struct Progress {
 impl Draft {
     /// A file that was signed with the keys that are here.
     pub fn new(role: &str, version: u64, bytes: Vec<u8>) -> Result<Self, PublishingError> {
-        let text = String::from_utf8(bytes).map_err(|_| PublishingError::Unreadable {
-            file: role.to_owned(),
-        })?;
-        Ok(Self {
-            role: role.to_owned(),
-            version,
-            text,
-        })
+        let text =
+            String::from_utf8(bytes).map_err(|_| PublishingError::Unreadable { file: role.to_owned() })?;
+        Ok(Self { role: role.to_owned(), version, text })
     }
 }
 
 /// The next root, signed with the old and the new root keys that are here.
 pub(super) fn root_draft(trust: &Trust, next: &Root) -> Result<Draft, PublishingError> {
     let mut keys = trust.chain.current().roles.root.clone();
-    let new = next
-        .roles
-        .root
-        .keyids
-        .iter()
-        .filter(|id| !trust.chain.current().roles.root.keyids.contains(id));
+    let new =
+        next.roles.root.keyids.iter().filter(|id| !trust.chain.current().roles.root.keyids.contains(id));
     keys.keyids.extend(new);
     Draft::new("root", next.version, sign_with(next, "root", &keys, &trust.ring)?)
 }
@@ -136,12 +127,7 @@ impl Request {
             let bytes = draft.text.as_bytes();
             let mut count = |signers, role: &RoleKeys, have| {
                 let (role, need) = (draft.role.clone(), role.threshold);
-                progress.push(Progress {
-                    role,
-                    signers,
-                    have,
-                    need,
-                });
+                progress.push(Progress { role, signers, have, need });
             };
             if draft.role == "root" {
                 let signed = Signed::<Root>::parse("root", bytes, Limits::default().root_bytes)?;
@@ -173,15 +159,8 @@ impl Request {
         let proposed = self.root().map_err(PublishingError::Refused)?;
         let id = signature.keyid;
         let roots = [Some(current), proposed.as_ref()];
-        let key = roots
-            .into_iter()
-            .flatten()
-            .find_map(|root| key_for(root, role, id))
-            .cloned();
-        let key = key.ok_or(PublishingError::NoSigner {
-            keyid: id,
-            role: role.to_owned(),
-        })?;
+        let key = roots.into_iter().flatten().find_map(|root| key_for(root, role, id)).cloned();
+        let key = key.ok_or(PublishingError::NoSigner { keyid: id, role: role.to_owned() })?;
         let draft = self.files.iter_mut().find(|draft| draft.role == role);
         let draft = draft.ok_or_else(|| PublishingError::NotInRequest(role.to_owned()))?;
         let bytes =
@@ -192,11 +171,7 @@ impl Request {
 }
 
 fn key_for<'a>(root: &'a Root, role: &str, id: KeyId) -> Option<&'a PublicKey> {
-    let keys = if role == "root" {
-        &root.roles.root
-    } else {
-        &root.roles.targets
-    };
+    let keys = if role == "root" { &root.roles.root } else { &root.roles.targets };
     root.keys.get(&id).filter(|_| keys.keyids.contains(&id))
 }
 

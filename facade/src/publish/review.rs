@@ -123,10 +123,7 @@ pub fn review(
     seen: &Seen,
 ) -> Result<Review, ReviewError> {
     let current = trusted.current();
-    let mut review = Review {
-        seen: seen.clone(),
-        ..Review::default()
-    };
+    let mut review = Review { seen: seen.clone(), ..Review::default() };
     let mut next: Root = Root::clone(current);
     if let Some(side) = sides.iter().find(|side| side.role == "root") {
         next = proposed_root(current, side.draft)?;
@@ -138,18 +135,14 @@ pub fn review(
         judged.push(judge(current, &next, side, seen)?);
     }
     // Splitting takes entries from the flat list, which then has to be part of what is compared.
-    let splits = judged
-        .iter()
-        .any(|file| bins::is_bin(&file.role) && file.base.is_none());
+    let splits = judged.iter().any(|file| bins::is_bin(&file.role) && file.base.is_none());
     if let (true, Some(top), false) = (splits, top, judged.iter().any(|file| file.role == "targets")) {
         let base = base(current, "targets", top, seen)?;
         before.extend(base.targets);
     }
     for file in judged {
         if let Some(base) = &file.base {
-            review
-                .warnings
-                .extend(unpublished(&file.role, base.version, seen));
+            review.warnings.extend(unpublished(&file.role, base.version, seen));
             review.seen.published.insert(file.role.clone(), base.version);
         }
         review.seen.signed.insert(file.role.clone(), file.draft.version);
@@ -184,10 +177,7 @@ fn judge(current: &Root, next: &Root, side: &Side<'_>, seen: &Seen) -> Result<Ju
         return Err(ReviewError::Role(side.role.to_owned()));
     }
     let draft = read(side.role, side.draft)?.document().clone();
-    let base = side
-        .base
-        .map(|text| base(current, side.role, text, seen))
-        .transpose()?;
+    let base = side.base.map(|text| base(current, side.role, text, seen)).transpose()?;
     let floor = base.as_ref().map_or(0, |base| base.version);
     if draft.version <= floor {
         return Err(ReviewError::Version {
@@ -203,11 +193,7 @@ fn judge(current: &Root, next: &Root, side: &Side<'_>, seen: &Seen) -> Result<Ju
             return Err(ReviewError::Delegation(side.role.to_owned()));
         }
     }
-    Ok(Judged {
-        role: side.role.to_owned(),
-        draft,
-        base,
-    })
+    Ok(Judged { role: side.role.to_owned(), draft, base })
 }
 
 /// A file in force, as far as it was signed by those whom the operator trusts, and not older than what was signed here.
@@ -215,42 +201,25 @@ fn base(current: &Root, role: &str, text: &str, seen: &Seen) -> Result<Targets, 
     let signed = read(role, text)?;
     signed
         .demand(current.authority("the root that is trusted here", &current.roles.targets))
-        .map_err(|source| ReviewError::Base {
-            role: role.to_owned(),
-            source,
-        })?;
+        .map_err(|source| ReviewError::Base { role: role.to_owned(), source })?;
     let base = signed.document().clone();
     let published = seen.published.get(role).copied().unwrap_or_default();
     if base.version < published {
-        return Err(ReviewError::Rollback {
-            role: role.to_owned(),
-            shown: base.version,
-            seen: published,
-        });
+        return Err(ReviewError::Rollback { role: role.to_owned(), shown: base.version, seen: published });
     }
     Ok(base)
 }
 
 fn read(role: &str, text: &str) -> Result<Signed<Targets>, ReviewError> {
-    Signed::<Targets>::parse(
-        role,
-        text.as_bytes(),
-        Limits::default().targets_bytes.max(64 << 20),
-    )
-    .map_err(|source| ReviewError::File {
-        role: role.to_owned(),
-        source,
-    })
+    Signed::<Targets>::parse(role, text.as_bytes(), Limits::default().targets_bytes.max(64 << 20))
+        .map_err(|source| ReviewError::File { role: role.to_owned(), source })
 }
 
 fn demand_in_place(role: &str, path: &TargetPath) -> Result<(), ReviewError> {
     if role == "targets" || bins::of(path) == role {
         return Ok(());
     }
-    Err(ReviewError::Misplaced {
-        path: path.clone(),
-        role: role.to_owned(),
-    })
+    Err(ReviewError::Misplaced { path: path.clone(), role: role.to_owned() })
 }
 
 fn compare(
@@ -265,11 +234,7 @@ fn compare(
             Some(_) => return Err(ReviewError::Changed(path.clone())),
         }
     }
-    review.removed = before
-        .keys()
-        .filter(|path| !after.contains_key(*path))
-        .cloned()
-        .collect();
+    review.removed = before.keys().filter(|path| !after.contains_key(*path)).cloned().collect();
     Ok(())
 }
 
@@ -294,16 +259,8 @@ fn describe(current: &Root, next: &Root) -> Vec<String> {
         let (old, new) = (role.keys(current), role.keys(next));
         let (before, after): (BTreeSet<_>, BTreeSet<_>) =
             (old.keyids.iter().collect(), new.keyids.iter().collect());
-        lines.extend(
-            after
-                .difference(&before)
-                .map(|id| format!("{role}: key {id} is added")),
-        );
-        lines.extend(
-            before
-                .difference(&after)
-                .map(|id| format!("{role}: key {id} goes")),
-        );
+        lines.extend(after.difference(&before).map(|id| format!("{role}: key {id} is added")));
+        lines.extend(before.difference(&after).map(|id| format!("{role}: key {id} goes")));
         if old.threshold != new.threshold || before.len() != after.len() {
             let (m, n) = (new.threshold, after.len());
             lines.push(format!(

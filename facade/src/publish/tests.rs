@@ -45,11 +45,7 @@ impl Rig {
         init::init(&options).unwrap();
         let (store, _) =
             SledStore::open(&directory.path().join("store"), &directory.path().join("dumps")).unwrap();
-        Self {
-            directory,
-            store: Arc::new(store),
-            clock: Clock::manual(now()),
-        }
+        Self { directory, store: Arc::new(store), clock: Clock::manual(now()) }
     }
 
     fn vault(&self) -> Vault {
@@ -72,9 +68,7 @@ impl Rig {
             vault: self.vault(),
             witness: Arc::new(Witness::open(self.vault()).unwrap()),
         };
-        Images::open(parts, data.images, data.first_targets)
-            .await
-            .unwrap()
+        Images::open(parts, data.images, data.first_targets).await.unwrap()
     }
 }
 
@@ -98,15 +92,8 @@ async fn online_roles_never_come_near_their_end() {
 async fn says_when_a_root_comes_near_its_end() {
     let rig = Rig::new();
     let images = rig.open().await;
-    rig.clock
-        .set(now().checked_add(SignedDuration::from_hours(24 * 1500)).unwrap());
-    assert!(
-        images
-            .warnings()
-            .await
-            .iter()
-            .any(|warning| warning.starts_with("images/root ends"))
-    );
+    rig.clock.set(now().checked_add(SignedDuration::from_hours(24 * 1500)).unwrap());
+    assert!(images.warnings().await.iter().any(|warning| warning.starts_with("images/root ends")));
 }
 
 #[tokio::test]
@@ -130,10 +117,7 @@ async fn a_crash_between_the_new_root_and_what_it_asks_for_is_completed() {
         // The crash was here.
         let images = rig.open().await;
         let timestamp = images.file("timestamp.json").await.unwrap().unwrap();
-        let root = DataDir::open(&rig.directory.path().join("data"), None)
-            .unwrap()
-            .images
-            .chain;
+        let root = DataDir::open(&rig.directory.path().join("data"), None).unwrap().images.chain;
         assert_eq!(root.current().version, 2);
         let limits = pki::metadata::Limits::default();
         let timestamp = pki::metadata::trusted::stored_timestamp(root.current(), &timestamp, &limits);
@@ -148,35 +132,15 @@ async fn a_crash_between_the_new_root_and_what_it_asks_for_is_completed() {
 async fn rejects_a_change_that_nobody_could_sign() {
     let rig = Rig::new();
     let images = rig.open().await;
-    let change = |add, remove, threshold| RootChange {
-        role: Role::Targets,
-        add,
-        remove,
-        threshold,
-    };
-    assert!(
-        images
-            .change_keys(&change(vec![], vec![], Some(2)), None)
-            .await
-            .is_err()
-    );
-    assert!(
-        images
-            .change_keys(&change(vec![], vec![], Some(0)), None)
-            .await
-            .is_err()
-    );
+    let change = |add, remove, threshold| RootChange { role: Role::Targets, add, remove, threshold };
+    assert!(images.change_keys(&change(vec![], vec![], Some(2)), None).await.is_err());
+    assert!(images.change_keys(&change(vec![], vec![], Some(0)), None).await.is_err());
     let root_key = images.with_trust(|trust| {
         let root = trust.chain.current();
         root.keys[&root.roles.root.keyids[0]].clone()
     });
     // One key for two roles would make the lesser role worth as much as the greater.
-    assert!(
-        images
-            .change_keys(&change(vec![root_key.await], vec![], None), None)
-            .await
-            .is_err()
-    );
+    assert!(images.change_keys(&change(vec![root_key.await], vec![], None), None).await.is_err());
     assert_eq!(images.renew().await.unwrap(), Outcome::Signed);
 }
 
@@ -192,10 +156,7 @@ impl Desk {
         let data = DataDir::open(&rig.directory.path().join("data"), None).unwrap();
         let key = std::fs::read_to_string(rig.directory.path().join("data/keys/images-targets.key")).unwrap();
         let seed = pki::x509::pem::ed25519_seed(&key).unwrap();
-        Self {
-            key: SigningKey::from_seed(&seed),
-            chain: data.images.chain,
-        }
+        Self { key: SigningKey::from_seed(&seed), chain: data.images.chain }
     }
 
     fn file(&self, version: u64, names: &[(&str, &str)]) -> String {
@@ -203,11 +164,7 @@ impl Desk {
     }
 
     fn review(&self, role: &str, base: &str, draft: &str) -> Result<Review, ReviewError> {
-        let side = Side {
-            role,
-            draft,
-            base: Some(base),
-        };
+        let side = Side { role, draft, base: Some(base) };
         review(&self.chain, &[side], None, &Seen::default())
     }
 }
@@ -215,10 +172,7 @@ impl Desk {
 fn targets(version: u64, names: &[(&str, &str)]) -> Targets {
     let entry = |(name, content): &(&str, &str)| {
         let digest = pki::digest::Digest::sha256(content.as_bytes());
-        (
-            name.parse().unwrap(),
-            Target::new(digest, content.len() as u64, Map::new()),
-        )
+        (name.parse().unwrap(), Target::new(digest, content.len() as u64, Map::new()))
     };
     Targets {
         version,
@@ -233,23 +187,14 @@ fn targets(version: u64, names: &[(&str, &str)]) -> Targets {
 fn shows_what_is_added_and_what_is_taken_away() {
     let desk = Desk::new();
     let base = desk.file(1, &[("a", "1"), ("b", "2")]);
-    let found = desk
-        .review("targets", &base, &desk.file(2, &[("b", "2"), ("c", "3")]))
-        .unwrap();
-    assert_eq!(
-        (found.added, found.removed),
-        (vec!["c".parse().unwrap()], vec!["a".parse().unwrap()])
-    );
+    let found = desk.review("targets", &base, &desk.file(2, &[("b", "2"), ("c", "3")])).unwrap();
+    assert_eq!((found.added, found.removed), (vec!["c".parse().unwrap()], vec!["a".parse().unwrap()]));
 }
 
 #[test]
 fn rejects_other_bytes_under_a_name_that_exists() {
     let desk = Desk::new();
-    let refused = desk.review(
-        "targets",
-        &desk.file(1, &[("a", "1")]),
-        &desk.file(2, &[("a", "2")]),
-    );
+    let refused = desk.review("targets", &desk.file(1, &[("a", "1")]), &desk.file(2, &[("a", "2")]));
     assert!(matches!(refused, Err(ReviewError::Changed(_))));
 }
 
@@ -273,15 +218,8 @@ fn rejects_a_version_that_is_not_above_the_current() {
 fn rejects_an_older_state_shown_as_current() {
     let desk = Desk::new();
     let (base, draft) = (desk.file(3, &[]), desk.file(9, &[]));
-    let seen = Seen {
-        published: BTreeMap::from([("targets".to_owned(), 4)]),
-        signed: BTreeMap::new(),
-    };
-    let side = Side {
-        role: "targets",
-        draft: &draft,
-        base: Some(&base),
-    };
+    let seen = Seen { published: BTreeMap::from([("targets".to_owned(), 4)]), signed: BTreeMap::new() };
+    let side = Side { role: "targets", draft: &draft, base: Some(&base) };
     let refused = review(&desk.chain, &[side], None, &seen);
     assert!(matches!(refused, Err(ReviewError::Rollback { .. })));
 }
@@ -301,9 +239,7 @@ fn rejects_a_delegation_to_others() {
     let mut draft = targets(2, &[]);
     let mut delegations = bins::delegations(desk.chain.current()).unwrap();
     let thief = SigningKey::generate().unwrap();
-    delegations
-        .keys
-        .insert(thief.public().id(), thief.public().clone());
+    delegations.keys.insert(thief.public().id(), thief.public().clone());
     delegations.roles[0].keyids = vec![thief.public().id()];
     draft.delegations = Some(delegations);
     let draft = String::from_utf8(sign(&draft, &[&desk.key]).unwrap()).unwrap();

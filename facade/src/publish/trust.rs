@@ -236,10 +236,7 @@ impl RootChange {
                 return Err(RootChangeError::Known(id));
             }
             let elsewhere = Role::ALL.iter().filter(|role| **role != self.role);
-            if elsewhere
-                .into_iter()
-                .any(|role| role.keys(root).keyids.contains(&id))
-            {
+            if elsewhere.into_iter().any(|role| role.keys(root).keyids.contains(&id)) {
                 return Err(RootChangeError::Shared(id));
             }
             keyids.push(id);
@@ -248,17 +245,11 @@ impl RootChange {
         let role = self.role.keys_mut(&mut next);
         let threshold = self.threshold.unwrap_or(role.threshold);
         if threshold == 0 || threshold > keyids.len() as u64 {
-            return Err(RootChangeError::Threshold {
-                threshold,
-                keys: keyids.len(),
-            });
+            return Err(RootChangeError::Threshold { threshold, keys: keyids.len() });
         }
         role.keyids = keyids;
         role.threshold = threshold;
-        let used: Vec<KeyId> = Role::ALL
-            .iter()
-            .flat_map(|role| role.keys(&next).keyids.clone())
-            .collect();
+        let used: Vec<KeyId> = Role::ALL.iter().flat_map(|role| role.keys(&next).keyids.clone()).collect();
         next.keys.retain(|id, _| used.contains(id));
         Ok(next)
     }

@@ -103,14 +103,10 @@ impl Witness {
     pub fn open(vault: Vault) -> Result<Self, PublishingError> {
         let record = match vault.witness()? {
             None => Record::default(),
-            Some(text) => serde_json::from_str(&text).map_err(|_| PublishingError::Unreadable {
-                file: "witness.json".to_owned(),
-            })?,
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|_| PublishingError::Unreadable { file: "witness.json".to_owned() })?,
         };
-        Ok(Self {
-            vault,
-            record: Mutex::new(record),
-        })
+        Ok(Self { vault, record: Mutex::new(record) })
     }
 
     /// The highest versions of a repository.

@@ -44,9 +44,7 @@ impl Policy {
         now: Timestamp,
     ) -> Vec<Held> {
         held.sort_by_key(|blob| blob.last_used);
-        let total = held
-            .iter()
-            .fold(incoming_bytes, |sum, blob| sum.saturating_add(blob.size_bytes));
+        let total = held.iter().fold(incoming_bytes, |sum, blob| sum.saturating_add(blob.size_bytes));
         let over_size = self.max_size_bytes.map_or(0, |max| total.saturating_sub(max));
         let needed_free = self.min_free_bytes.saturating_add(incoming_bytes);
         let mut excess = over_size.max(needed_free.saturating_sub(free_bytes));
@@ -81,11 +79,7 @@ mod tests {
 
     fn blob(name: &str, size_bytes: u64, last_used: i64) -> Held {
         let last_used = Timestamp::from_second(last_used).unwrap();
-        Held {
-            digest: Digest::sha256(name.as_bytes()),
-            size_bytes,
-            last_used,
-        }
+        Held { digest: Digest::sha256(name.as_bytes()), size_bytes, last_used }
     }
 
     fn victims(policy: &Policy, kept: &[&str], free: u64, incoming: u64) -> Vec<u64> {
@@ -97,35 +91,18 @@ mod tests {
     }
 
     fn policy() -> Policy {
-        Policy {
-            min_free_bytes: 0,
-            ..Policy::default()
-        }
+        Policy { min_free_bytes: 0, ..Policy::default() }
     }
 
     #[test]
     fn keeps_everything_while_there_is_room() {
         assert_eq!(victims(&policy(), &[], 0, 0), Vec::<u64>::new());
-        assert_eq!(
-            victims(
-                &Policy {
-                    max_size_bytes: Some(60),
-                    ..policy()
-                },
-                &[],
-                0,
-                0
-            ),
-            Vec::<u64>::new()
-        );
+        assert_eq!(victims(&Policy { max_size_bytes: Some(60), ..policy() }, &[], 0, 0), Vec::<u64>::new());
     }
 
     #[test]
     fn evicts_the_least_recently_used_until_the_rest_fits() {
-        let sized = |max| Policy {
-            max_size_bytes: Some(max),
-            ..policy()
-        };
+        let sized = |max| Policy { max_size_bytes: Some(max), ..policy() };
         assert_eq!(victims(&sized(59), &[], 0, 0), [10]);
         assert_eq!(victims(&sized(49), &[], 0, 0), [10, 20]);
         assert_eq!(victims(&sized(60), &[], 0, 11), [10, 20]);
@@ -134,10 +111,7 @@ mod tests {
 
     #[test]
     fn keeps_the_disk_free() {
-        let free = Policy {
-            min_free_bytes: 100,
-            ..policy()
-        };
+        let free = Policy { min_free_bytes: 100, ..policy() };
         assert_eq!(victims(&free, &[], 100, 0), Vec::<u64>::new());
         assert_eq!(victims(&free, &[], 95, 0), [10]);
         assert_eq!(victims(&free, &[], 100, 25), [10, 20]);
@@ -145,30 +119,21 @@ mod tests {
 
     #[test]
     fn evicts_what_nobody_used_for_too_long() {
-        let aged = Policy {
-            max_age: Some(Duration::from_secs(750)),
-            ..policy()
-        };
+        let aged = Policy { max_age: Some(Duration::from_secs(750)), ..policy() };
         assert_eq!(victims(&aged, &[], 0, 0), [10, 20]);
         assert_eq!(victims(&aged, &["a"], 0, 0), [20]);
     }
 
     #[test]
     fn never_evicts_what_is_pinned() {
-        let none = Policy {
-            max_size_bytes: Some(0),
-            ..policy()
-        };
+        let none = Policy { max_size_bytes: Some(0), ..policy() };
         assert_eq!(victims(&none, &["a", "b", "c"], 0, 0), Vec::<u64>::new());
         assert_eq!(victims(&none, &["b"], 0, 0), [10, 30]);
     }
 
     #[test]
     fn a_clock_set_back_evicts_nothing() {
-        let aged = Policy {
-            max_age: Some(Duration::from_secs(1)),
-            ..policy()
-        };
+        let aged = Policy { max_age: Some(Duration::from_secs(1)), ..policy() };
         let mut held = [blob("a", 10, 5000)];
         let now = Timestamp::from_second(1000).unwrap();
         assert_eq!(aged.victims(&mut held, &HashSet::new(), 0, 0, now), []);

@@ -36,12 +36,7 @@ pub(super) async fn run(shared: &Arc<Shared>, lead: Lead, fetch: &Fetch) {
     shared.metrics.flights.inc();
     let wanted = lead.wanted.clone();
     let digest = wanted.descriptor.digest;
-    let mut pilot = Pilot {
-        shared,
-        fetch,
-        lead: Arc::new(lead),
-        started,
-    };
+    let mut pilot = Pilot { shared, fetch, lead: Arc::new(lead), started };
     let stop = shared.stop.clone();
     let result = tokio::select! {
         result = pilot.fly() => result,
@@ -100,12 +95,7 @@ impl Pilot<'_> {
             return Ok(true);
         }
         self.check_trust()?;
-        let _slot = self
-            .shared
-            .slots
-            .acquire()
-            .await
-            .map_err(|_| PullError::Stopping)?;
+        let _slot = self.shared.slots.acquire().await.map_err(|_| PullError::Stopping)?;
         let mut staging = self.stage().await?;
         let mut fruitless = 0;
         for _ in 0..MAX_ATTEMPTS {
@@ -121,21 +111,14 @@ impl Pilot<'_> {
                 Attempt::Over(error) => return Err(self.give_up(staging, error)),
                 Attempt::Cut(error) => error,
             };
-            fruitless = if staging.received_bytes() > before {
-                0
-            } else {
-                fruitless + 1
-            };
+            fruitless = if staging.received_bytes() > before { 0 } else { fruitless + 1 };
             if fruitless >= MAX_FRUITLESS {
                 return Err(error);
             }
             tracing::debug!(blob.digest = %self.lead.flight.digest, at = staging.received_bytes(), %error, "resuming");
             tokio::time::sleep(delay(fruitless, random())).await;
         }
-        Err(PullError::Stalled {
-            digest: self.lead.flight.digest,
-            waited: self.started.elapsed(),
-        })
+        Err(PullError::Stalled { digest: self.lead.flight.digest, waited: self.started.elapsed() })
     }
 
     fn size_bytes(&self) -> u64 {
@@ -148,10 +131,7 @@ impl Pilot<'_> {
         let held = self.shared.settings.distrust;
         match self.shared.distrusted.recall(host, self.lead.flight.digest, held) {
             None => Ok(()),
-            Some(source) => Err(PullError::Mismatch {
-                host: host.clone(),
-                source,
-            }),
+            Some(source) => Err(PullError::Mismatch { host: host.clone(), source }),
         }
     }
 
@@ -159,12 +139,7 @@ impl Pilot<'_> {
         let (digest, size_bytes) = (self.lead.flight.digest, self.size_bytes());
         let storage = |source| self.storage(source);
         self.make_room().await.map_err(storage)?;
-        let mut staging = self
-            .shared
-            .blobs
-            .stage(digest, size_bytes)
-            .await
-            .map_err(storage)?;
+        let mut staging = self.shared.blobs.stage(digest, size_bytes).await.map_err(storage)?;
         // Old bytes that nobody alive has hashed are worth keeping only where fetching them again would hurt.
         if staging.is_resumed() && size_bytes <= VERIFY_FIRST_MAX_BYTES {
             staging.restart().map_err(storage)?;
@@ -176,9 +151,7 @@ impl Pilot<'_> {
 
     /// Evicts ahead of content that would not fit.
     async fn make_room(&self) -> Result<(), BlobsError> {
-        let needed = self
-            .size_bytes()
-            .saturating_add(self.shared.settings.policy.min_free_bytes);
+        let needed = self.size_bytes().saturating_add(self.shared.settings.policy.min_free_bytes);
         if self.shared.blobs.free_bytes().await? < needed {
             self.shared.evict(self.size_bytes()).await?;
         }
@@ -186,10 +159,7 @@ impl Pilot<'_> {
     }
 
     fn storage(&self, source: BlobsError) -> PullError {
-        PullError::Storage {
-            digest: self.lead.flight.digest,
-            source: Arc::new(source),
-        }
+        PullError::Storage { digest: self.lead.flight.digest, source: Arc::new(source) }
     }
 
     /// Leaves a registry alone that asked for it, if that fits into the patience of those who wait.
@@ -197,10 +167,7 @@ impl Pilot<'_> {
         let host = self.lead.wanted.repository.host();
         while let Some(remaining) = self.shared.cooldowns.remaining(host) {
             if self.started.elapsed() + remaining > self.shared.settings.patience {
-                return Err(PullError::RateLimited {
-                    host: host.clone(),
-                    retry_after: remaining,
-                });
+                return Err(PullError::RateLimited { host: host.clone(), retry_after: remaining });
             }
             tokio::time::sleep(remaining).await;
         }
@@ -224,9 +191,7 @@ impl Pilot<'_> {
         // Writing and hashing have a thread of their own: a gibibyte of SHA-256 is most of a second.
         let writer = tokio::task::spawn_blocking(move || write(staging, pieces, &lead));
         let received = self.receive(incoming, skip, queue).await;
-        let died = PullError::Died {
-            digest: self.lead.flight.digest,
-        };
+        let died = PullError::Died { digest: self.lead.flight.digest };
         let (staging, written) = writer.await.map_err(|_| died)?;
         let attempt = match (written, received) {
             (Err(error), _) => Attempt::Over(self.refuse(error)),
@@ -240,33 +205,18 @@ impl Pilot<'_> {
     }
 
     fn check_head(&self, incoming: &Incoming, from: u64) -> Result<(), PullError> {
-        let (host, digest) = (
-            self.lead.wanted.repository.host().clone(),
-            self.lead.flight.digest,
-        );
+        let (host, digest) = (self.lead.wanted.repository.host().clone(), self.lead.flight.digest);
         let (answered, size_bytes) = (incoming.starts_at, self.size_bytes());
         if answered != from && answered != 0 {
-            return Err(PullError::WrongOffset {
-                host,
-                digest,
-                asked: from,
-                answered,
-            });
+            return Err(PullError::WrongOffset { host, digest, asked: from, answered });
         }
         match incoming.total {
             Some(total) if total > size_bytes => {
-                let source = Mismatch::Long {
-                    digest,
-                    expected_bytes: size_bytes,
-                };
+                let source = Mismatch::Long { digest, expected_bytes: size_bytes };
                 Err(PullError::Mismatch { host, source })
             }
             Some(total) if total < size_bytes => {
-                let source = Mismatch::Short {
-                    digest,
-                    received_bytes: total,
-                    expected_bytes: size_bytes,
-                };
+                let source = Mismatch::Short { digest, received_bytes: total, expected_bytes: size_bytes };
                 Err(PullError::Mismatch { host, source })
             }
             _ => Ok(()),
@@ -302,24 +252,14 @@ impl Pilot<'_> {
     fn judge(&self, error: PullError) -> Attempt {
         let host = self.lead.wanted.repository.host();
         match &error {
-            PullError::Upstream {
-                source: UpstreamError::RateLimited { retry_after, .. },
-                ..
-            } => {
+            PullError::Upstream { source: UpstreamError::RateLimited { retry_after, .. }, .. } => {
                 let wait = retry_after.unwrap_or(DEFAULT_COOLDOWN).min(MAX_COOLDOWN);
                 self.shared.cooldowns.begin(host, wait);
-                Attempt::Cut(PullError::RateLimited {
-                    host: host.clone(),
-                    retry_after: wait,
-                })
+                Attempt::Cut(PullError::RateLimited { host: host.clone(), retry_after: wait })
             }
-            PullError::Upstream {
-                source: UpstreamError::DigestMismatch { source, .. },
-                ..
-            } => Attempt::Over(PullError::Mismatch {
-                host: host.clone(),
-                source: source.clone(),
-            }),
+            PullError::Upstream { source: UpstreamError::DigestMismatch { source, .. }, .. } => {
+                Attempt::Over(PullError::Mismatch { host: host.clone(), source: source.clone() })
+            }
             PullError::Upstream { source, .. } if !source.is_retryable() => Attempt::Over(error),
             PullError::Upstream { .. } | PullError::Stalled { .. } => Attempt::Cut(error),
             PullError::NotConnected { .. }
@@ -348,10 +288,7 @@ impl Pilot<'_> {
             received_bytes: staging.received_bytes(),
             source: crate::upstream::Cause::new("the answer ended early"),
         };
-        PullError::Upstream {
-            digest: self.lead.flight.digest,
-            source,
-        }
+        PullError::Upstream { digest: self.lead.flight.digest, source }
     }
 
     /// Ends a flight that cannot land; wrong content is purged and told of, anything else stays to be resumed.
@@ -372,12 +309,7 @@ impl Pilot<'_> {
         self.shared.metrics.mismatches.inc();
         if blames {
             let held = self.shared.settings.distrust;
-            self.shared.distrusted.note(
-                wanted.repository.host(),
-                wanted.descriptor.digest,
-                &mismatch,
-                held,
-            );
+            self.shared.distrusted.note(wanted.repository.host(), wanted.descriptor.digest, &mismatch, held);
             (self.shared.events)(PullEvent::WrongContent { wanted, mismatch });
         }
     }
@@ -392,11 +324,7 @@ impl Pilot<'_> {
             }
         };
         if self.shared.settings.cache {
-            self.shared
-                .blobs
-                .commit(verified)
-                .await
-                .map_err(|source| self.storage(source))?;
+            self.shared.blobs.commit(verified).await.map_err(|source| self.storage(source))?;
             return Ok(true);
         }
         // Its readers hold the file; when the last one goes, so does the content.
@@ -427,10 +355,7 @@ fn write(
 /// Lets go what the policy says, not too often.
 async fn tidy(shared: &Shared) {
     {
-        let mut last = shared
-            .last_eviction
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = shared.last_eviction.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if last.is_some_and(|last| last.elapsed() < EVICTION_INTERVAL) {
             return;
         }

@@ -65,22 +65,13 @@ impl Flights {
             table: Arc::downgrade(self),
         });
         entry.insert_entry(Arc::downgrade(&flight));
-        let lead = Lead {
-            wanted: wanted.clone(),
-            flight: Arc::clone(&flight),
-            progress,
-        };
+        let lead = Lead { wanted: wanted.clone(), flight: Arc::clone(&flight), progress };
         (flight, Some(lead))
     }
 
     /// Everything that is in flight.
     pub(super) fn digests(&self) -> Vec<Digest> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys()
-            .copied()
-            .collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// Forgets a flight, unless another has taken its place.
@@ -137,17 +128,13 @@ impl Lead {
             self.forget();
         }
         let available = self.flight.size_bytes;
-        self.progress.send_replace(Progress {
-            available,
-            outcome: Some(Ok(())),
-        });
+        self.progress.send_replace(Progress { available, outcome: Some(Ok(())) });
     }
 
     /// Ends the flight for all followers. Whoever asks from now on begins another.
     pub(super) fn failed(self, error: PullError) {
         self.forget();
-        self.progress
-            .send_modify(|progress| progress.outcome = Some(Err(error)));
+        self.progress.send_modify(|progress| progress.outcome = Some(Err(error)));
     }
 
     fn forget(&self) {

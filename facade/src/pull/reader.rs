@@ -47,12 +47,7 @@ enum Bytes {
 
 impl Reader {
     pub(super) fn of_cache(content: Content, digest: Digest, size_bytes: u64) -> Self {
-        Self {
-            digest,
-            size_bytes,
-            origin: Origin::Cache,
-            bytes: Bytes::Whole(content),
-        }
+        Self { digest, size_bytes, origin: Origin::Cache, bytes: Bytes::Whole(content) }
     }
 
     pub(super) fn of_flight(flight: Arc<Flight>, origin: Origin) -> Self {
@@ -121,10 +116,7 @@ impl Reader {
             Bytes::Growing(flight, _) => flight.content().ok_or(PullError::Died { digest: self.digest })?,
         };
         let wanted = buffer.len();
-        let failed = |source| PullError::Read {
-            digest: self.digest,
-            source: Arc::new(source),
-        };
+        let failed = |source| PullError::Read { digest: self.digest, source: Arc::new(source) };
         let (buffer, count) = content.read_at(offset, buffer).await.map_err(failed)?;
         if count < wanted {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));

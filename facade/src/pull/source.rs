@@ -32,11 +32,7 @@ impl Incoming {
     /// Content that is already at hand.
     pub fn whole(bytes: Bytes) -> Self {
         let total = Some(bytes.len() as u64);
-        Self {
-            starts_at: 0,
-            total,
-            pieces: stream::once(async { Ok(bytes) }).boxed(),
-        }
+        Self { starts_at: 0, total, pieces: stream::once(async { Ok(bytes) }).boxed() }
     }
 }
 
@@ -61,11 +57,7 @@ async fn ask(registry: &Registry, wanted: &Wanted, from: u64) -> Result<Incoming
         Kind::Blob => {
             let blob = registry.blob(name, digest, from).await?;
             let (starts_at, total) = (blob.starts_at, blob.total);
-            Ok(Incoming {
-                starts_at,
-                total,
-                pieces: stream::unfold(Some(blob), next).boxed(),
-            })
+            Ok(Incoming { starts_at, total, pieces: stream::unfold(Some(blob), next).boxed() })
         }
     }
 }

@@ -42,12 +42,7 @@ pub(super) async fn answer_hyper(
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = RequestBody(Some(body));
-    let asked = Asked {
-        method: parts.method,
-        uri: parts.uri,
-        headers: parts.headers,
-        body,
-    };
+    let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
     Ok(answer(&connection, asked).await)
 }
 
@@ -60,20 +55,9 @@ pub(super) async fn answer(connection: &Arc<Connection>, asked: Asked) -> Respon
     if is_head {
         response = without_body(response);
     }
-    response
-        .headers_mut()
-        .insert(REQUEST_ID, respond::value(&request_id));
-    let labels = AnswerLabels {
-        action,
-        status: response.status().as_u16(),
-    };
-    connection
-        .shared
-        .door
-        .metrics
-        .answers
-        .get_or_create(&labels)
-        .inc();
+    response.headers_mut().insert(REQUEST_ID, respond::value(&request_id));
+    let labels = AnswerLabels { action, status: response.status().as_u16() };
+    connection.shared.door.metrics.answers.get_or_create(&labels).inc();
     drop(open);
     response
 }
@@ -116,23 +100,13 @@ async fn dispatch(
                 },
                 "refused"
             );
-            let kind = if let Action::Content(content) = &action {
-                Some(content.kind)
-            } else {
-                None
-            };
+            let kind = if let Action::Content(content) = &action { Some(content.kind) } else { None };
             return (name, dialect.refused(refusal, kind));
         }
     };
     let response = match (permit.into_permitted(), action) {
         (Permitted::Content(device, wanted), Action::Content(asked)) => {
-            let pull = Pull {
-                connection,
-                device: &device,
-                wanted: &wanted,
-                asked: &asked,
-                request_id,
-            };
+            let pull = Pull { connection, device: &device, wanted: &wanted, asked: &asked, request_id };
             pull.answer(&request.method, &request.headers).await
         }
         (_, Action::Ping) => respond::ping(),
@@ -158,9 +132,7 @@ async fn dispatch(
 fn name(action: &Action) -> &'static str {
     match action {
         Action::Ping => "ping",
-        Action::Content(ContentAction {
-            kind: Kind::Document, ..
-        }) => "manifest",
+        Action::Content(ContentAction { kind: Kind::Document, .. }) => "manifest",
         Action::Content(ContentAction { kind: Kind::Blob, .. }) => "blob",
         Action::Metadata { .. } => "metadata",
         Action::CaCerts => "cacerts",
@@ -193,9 +165,7 @@ impl Pull<'_> {
         };
         let mut response = respond::content(self.wanted, &etag, selection);
         if let Some(host) = &self.asked.namespace {
-            response
-                .headers_mut()
-                .insert(OCI_NAMESPACE, respond::value(host.as_str()));
+            response.headers_mut().insert(OCI_NAMESPACE, respond::value(host.as_str()));
         }
         let known = header(IF_NONE_MATCH).is_some_and(|tags| {
             tags.split(',')
@@ -243,14 +213,7 @@ impl Pull<'_> {
         );
         if end - start > CHUNK_BYTES as u64 {
             let (buffers, throttle) = (shared.buffers.clone(), self.connection.throttle.clone());
-            return Ok(Body::content(Source {
-                reader,
-                start,
-                end,
-                buffers,
-                throttle,
-                serving,
-            }));
+            return Ok(Body::content(Source { reader, start, end, buffers, throttle, serving }));
         }
         let bytes = read_all(reader, start, end).await?;
         serving.sent(bytes.len() as u64);
@@ -278,9 +241,7 @@ async fn read_all(mut reader: Reader, start: u64, end: u64) -> Result<Vec<u8>, P
 
 /// Different for every request.
 fn spread(request_id: &str) -> Duration {
-    let sum = request_id
-        .bytes()
-        .fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let sum = request_id.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     Duration::from_secs(sum % MAX_SPREAD_SECONDS)
 }
 
@@ -295,10 +256,7 @@ impl RequestIds {
         let mut run = [0; 4];
         // Without randomness ids repeat across runs, which only makes logs harder to read.
         let _ = getrandom::fill(&mut run);
-        Self {
-            run: u32::from_ne_bytes(run),
-            next: AtomicU64::new(1),
-        }
+        Self { run: u32::from_ne_bytes(run), next: AtomicU64::new(1) }
     }
 
     fn next(&self) -> String {

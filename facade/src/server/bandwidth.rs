@@ -18,10 +18,7 @@ struct Budget {
 
 impl Budget {
     fn new(bytes_per_second: u64) -> Self {
-        Self {
-            bytes_per_second: bytes_per_second.max(1),
-            paid_at: Mutex::new(Instant::now()),
-        }
+        Self { bytes_per_second: bytes_per_second.max(1), paid_at: Mutex::new(Instant::now()) }
     }
 
     /// Grants so many bytes; says how long they have to wait.
@@ -51,20 +48,13 @@ pub(super) struct Throttle {
 
 impl Bandwidth {
     pub(super) fn new(total: Option<u64>, per_device: Option<u64>) -> Self {
-        Self {
-            total: total.map(|rate| Arc::new(Budget::new(rate))),
-            per_device,
-            devices: Mutex::default(),
-        }
+        Self { total: total.map(|rate| Arc::new(Budget::new(rate))), per_device, devices: Mutex::default() }
     }
 
     /// The budgets of a device, shared by all its connections.
     pub(super) fn throttle(&self, device: &DeviceId) -> Throttle {
         let budget = self.per_device.map(|rate| self.budget(device, rate));
-        Throttle {
-            total: self.total.clone(),
-            device: budget,
-        }
+        Throttle { total: self.total.clone(), device: budget }
     }
 
     fn budget(&self, device: &DeviceId, rate: u64) -> Arc<Budget> {
@@ -112,10 +102,8 @@ mod tests {
     fn connections_of_a_device_share_its_budget() {
         let bandwidth = Bandwidth::new(None, Some(1000));
         let (one, other) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let (first, second) = (
-            bandwidth.throttle(&one).device.unwrap(),
-            bandwidth.throttle(&one).device.unwrap(),
-        );
+        let (first, second) =
+            (bandwidth.throttle(&one).device.unwrap(), bandwidth.throttle(&one).device.unwrap());
         assert!(Arc::ptr_eq(&first, &second));
         assert!(!Arc::ptr_eq(&first, &bandwidth.throttle(&other).device.unwrap()));
         assert!(Bandwidth::new(None, None).throttle(&one).total.is_none());

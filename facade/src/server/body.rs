@@ -124,9 +124,9 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(match &self.0 {
             Inner::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
-            Inner::Waiting(source) => source
-                .as_ref()
-                .map_or(0, |source| source.end.saturating_sub(source.start)),
+            Inner::Waiting(source) => {
+                source.as_ref().map_or(0, |source| source.end.saturating_sub(source.start))
+            }
             Inner::Stream(stream) => stream.end.saturating_sub(stream.at),
         })
     }
@@ -134,23 +134,9 @@ impl http_body::Body for Body {
 
 impl Stream {
     fn begin(source: Source) -> Self {
-        let Source {
-            reader,
-            start,
-            end,
-            buffers,
-            throttle,
-            serving,
-        } = source;
+        let Source { reader, start, end, buffers, throttle, serving } = source;
         let next = ReusableBoxFuture::new(read_chunk(reader, start, end, buffers.clone(), throttle.clone()));
-        Self {
-            next,
-            at: start,
-            end,
-            buffers,
-            throttle,
-            serving,
-        }
+        Self { next, at: start, end, buffers, throttle, serving }
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
@@ -168,18 +154,9 @@ impl Stream {
         };
         self.at += count as u64;
         self.serving.sent(count as u64);
-        let next = read_chunk(
-            reader,
-            self.at,
-            self.end,
-            self.buffers.clone(),
-            self.throttle.clone(),
-        );
+        let next = read_chunk(reader, self.at, self.end, self.buffers.clone(), self.throttle.clone());
         self.next.set(next);
-        let bytes = Bytes::from_owner(Chunk {
-            buffer,
-            buffers: self.buffers.clone(),
-        });
+        let bytes = Bytes::from_owner(Chunk { buffer, buffers: self.buffers.clone() });
         Poll::Ready(Some(Ok(Frame::data(bytes.slice(..count)))))
     }
 }

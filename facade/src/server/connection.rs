@@ -74,13 +74,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, tcp: TcpStream, remote: SocketAd
         Peer::Device(device) => shared.bandwidth.throttle(device.id()),
         Peer::Anonymous => Throttle::default(),
     };
-    let connection = Connection {
-        shared: Arc::clone(shared),
-        peer,
-        remote,
-        activity,
-        throttle,
-    };
+    let connection = Connection { shared: Arc::clone(shared), peer, remote, activity, throttle };
     speak(Arc::new(connection), stream, lifetime).await;
     metrics.connections.dec();
 }
@@ -113,10 +107,7 @@ impl Lifetime {
         let (cut, end) = match peer {
             Peer::Anonymous => (CancellationToken::new(), None),
             Peer::Device(device) => {
-                let left = device
-                    .identity()
-                    .not_after()
-                    .duration_since(shared.door.clock.now());
+                let left = device.identity().not_after().duration_since(shared.door.clock.now());
                 // One that has expired already is here to re-enroll.
                 let left = Duration::try_from(left).ok().filter(|left| !left.is_zero());
                 let end = left.and_then(|left| now.checked_add(left));
@@ -124,14 +115,7 @@ impl Lifetime {
             }
         };
         let old = now + limits.age;
-        Self {
-            cut,
-            end,
-            old,
-            drain: shared.drain.clone(),
-            idle: limits.idle,
-            stuck: limits.stuck,
-        }
+        Self { cut, end, old, drain: shared.drain.clone(), idle: limits.idle, stuck: limits.stuck }
     }
 }
 
@@ -140,13 +124,7 @@ async fn speak(connection: Arc<Connection>, stream: TlsStream<TcpStream>, lifeti
     let activity = Arc::clone(&connection.activity);
     // ALPN decides; nobody guesses a protocol from the first bytes.
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        supervise(
-            Box::pin(speak_http2(connection, stream, &leave)),
-            &activity,
-            lifetime,
-            &leave,
-        )
-        .await;
+        supervise(Box::pin(speak_http2(connection, stream, &leave)), &activity, lifetime, &leave).await;
     } else {
         let speaking = Box::pin(h1::serve(connection, stream, &leave));
         supervise(speaking, &activity, lifetime, &leave).await;

@@ -47,25 +47,11 @@ pub(super) async fn serve(
         };
         let last = plain.close || leave.is_cancelled();
         let is_head = plain.method == Method::HEAD;
-        let Plain {
-            method, uri, headers, ..
-        } = plain;
+        let Plain { method, uri, headers, .. } = plain;
         let body = RequestBody(None);
         // Boxed, here and above, so that an idle connection does not hold the room for what it might do.
-        let response = Box::pin(answer(
-            &connection,
-            Asked {
-                method,
-                uri,
-                headers,
-                body,
-            },
-        ))
-        .await;
-        if Box::pin(send(&mut stream, response, is_head, last))
-            .await
-            .is_err()
-        {
+        let response = Box::pin(answer(&connection, Asked { method, uri, headers, body })).await;
+        if Box::pin(send(&mut stream, response, is_head, last)).await.is_err() {
             // Cut short of the announced length: the peer sees that it is not whole. No TLS farewell, which would make
             // the end look wanted.
             return;
@@ -152,14 +138,7 @@ async fn send(
 }
 
 async fn send_content(stream: &mut TlsStream<TcpStream>, source: Source) -> std::io::Result<()> {
-    let Source {
-        mut reader,
-        start,
-        end,
-        throttle,
-        mut serving,
-        ..
-    } = source;
+    let Source { mut reader, start, end, throttle, mut serving, .. } = source;
     let (mut at, mut chunk) = (start, CHUNK_BYTES);
     let mut buffer = Vec::new();
     while at < end {
@@ -178,11 +157,7 @@ async fn send_content(stream: &mut TlsStream<TcpStream>, source: Source) -> std:
         stream.write_all(buffer.get(..count).unwrap_or_default()).await?;
         at += count as u64;
         serving.sent(count as u64);
-        chunk = if began.elapsed() > SLOW_CHUNK {
-            CHUNK_BYTES
-        } else {
-            MAX_CHUNK_BYTES
-        };
+        chunk = if began.elapsed() > SLOW_CHUNK { CHUNK_BYTES } else { MAX_CHUNK_BYTES };
         if chunk < buffer.capacity() {
             buffer = Vec::new();
         }

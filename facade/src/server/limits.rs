@@ -92,10 +92,7 @@ impl Places {
         }
         *here += 1;
         taken.total += 1;
-        Some(Place {
-            places: Arc::clone(self),
-            address,
-        })
+        Some(Place { places: Arc::clone(self), address })
     }
 }
 
@@ -126,11 +123,7 @@ mod tests {
 
     #[test]
     fn counts_connections_by_address_and_in_all() {
-        let limits = Limits {
-            connections: 3,
-            connections_per_address: 2,
-            ..Limits::default()
-        };
+        let limits = Limits { connections: 3, connections_per_address: 2, ..Limits::default() };
         let places = Arc::new(Places::new(&limits));
         let take = |address: &str| places.take(address.parse().unwrap());
         let first = take("192.0.2.1");

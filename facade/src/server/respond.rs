@@ -39,11 +39,7 @@ pub enum Dialect {
 impl Dialect {
     /// The form for a path.
     pub fn of(path: &str) -> Self {
-        if path == "/v2" || path.starts_with("/v2/") {
-            Self::Oci
-        } else {
-            Self::Problem
-        }
+        if path == "/v2" || path.starts_with("/v2/") { Self::Oci } else { Self::Problem }
     }
 
     /// An error in this form.
@@ -89,9 +85,7 @@ impl Dialect {
         };
         let mut response = self.error(status, code, &error.to_string());
         if let RouteError::Method { allow } = error {
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static(allow));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
         response
     }
@@ -124,53 +118,27 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
             "the registry limits requests",
             Some(*retry_after),
         ),
-        PullError::Upstream {
-            source: UpstreamError::NotFound { .. },
-            ..
-        } => match kind {
-            Kind::Document => (
-                StatusCode::NOT_FOUND,
-                "MANIFEST_UNKNOWN",
-                "the registry no longer has it",
-                None,
-            ),
-            Kind::Blob => (
-                StatusCode::NOT_FOUND,
-                "BLOB_UNKNOWN",
-                "the registry no longer has it",
-                None,
-            ),
+        PullError::Upstream { source: UpstreamError::NotFound { .. }, .. } => match kind {
+            Kind::Document => {
+                (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "the registry no longer has it", None)
+            }
+            Kind::Blob => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "the registry no longer has it", None),
         },
-        PullError::Upstream { source, .. } if source.is_retryable() => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "UNAVAILABLE",
-            "the registry does not answer",
-            Some(DEFAULT_RETRY),
-        ),
-        PullError::Upstream { .. } => (
-            StatusCode::BAD_GATEWAY,
-            "UNAVAILABLE",
-            "the registry refuses the facade",
-            None,
-        ),
-        PullError::NotConnected { .. } => (
-            StatusCode::BAD_GATEWAY,
-            "UNAVAILABLE",
-            "the registry is not connected",
-            None,
-        ),
-        PullError::Mismatch { .. } | PullError::WrongOffset { .. } => (
-            StatusCode::BAD_GATEWAY,
-            "UNAVAILABLE",
-            "the registry served wrong content",
-            None,
-        ),
-        PullError::Slow { .. } | PullError::Stalled { .. } => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "UNAVAILABLE",
-            "the registry is too slow",
-            Some(DEFAULT_RETRY),
-        ),
+        PullError::Upstream { source, .. } if source.is_retryable() => {
+            (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry does not answer", Some(DEFAULT_RETRY))
+        }
+        PullError::Upstream { .. } => {
+            (StatusCode::BAD_GATEWAY, "UNAVAILABLE", "the registry refuses the facade", None)
+        }
+        PullError::NotConnected { .. } => {
+            (StatusCode::BAD_GATEWAY, "UNAVAILABLE", "the registry is not connected", None)
+        }
+        PullError::Mismatch { .. } | PullError::WrongOffset { .. } => {
+            (StatusCode::BAD_GATEWAY, "UNAVAILABLE", "the registry served wrong content", None)
+        }
+        PullError::Slow { .. } | PullError::Stalled { .. } => {
+            (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry is too slow", Some(DEFAULT_RETRY))
+        }
         PullError::Storage { .. } | PullError::Read { .. } | PullError::Died { .. } | PullError::Stopping => {
             (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -183,9 +151,7 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
     let mut response = Dialect::Oci.error(status, code, message);
     if let Some(retry) = retry {
         let seconds = (retry + spread).as_secs().max(1);
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -193,18 +159,14 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
 /// Bytes with their type.
 pub fn bytes(content_type: &'static str, bytes: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(bytes.into());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
 /// `/v2/`: this is a registry.
 pub(super) fn ping() -> Response<Body> {
     let mut response = bytes("application/json", "{}".to_owned());
-    response
-        .headers_mut()
-        .insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     response
 }
 
@@ -219,22 +181,16 @@ pub(super) fn content(wanted: &Wanted, etag: &str, selection: Selection) -> Resp
     let size = wanted.descriptor.size;
     let (status, length, range) = match selection {
         Selection::Whole => (StatusCode::OK, size, None),
-        Selection::Part { start, end } => (
-            StatusCode::PARTIAL_CONTENT,
-            end - start,
-            Some(format!("bytes {start}-{}/{size}", end - 1)),
-        ),
+        Selection::Part { start, end } => {
+            (StatusCode::PARTIAL_CONTENT, end - start, Some(format!("bytes {start}-{}/{size}", end - 1)))
+        }
         Selection::Unsatisfiable => {
             response = Dialect::Oci.error(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "RANGE_INVALID",
                 "there are no such bytes",
             );
-            (
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                0,
-                Some(format!("bytes */{size}")),
-            )
+            (StatusCode::RANGE_NOT_SATISFIABLE, 0, Some(format!("bytes */{size}")))
         }
     };
     *response.status_mut() = status;
@@ -252,10 +208,7 @@ pub(super) fn content(wanted: &Wanted, etag: &str, selection: Selection) -> Resp
         headers.insert(CONTENT_RANGE, value(&range));
     }
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("private, max-age=31536000, immutable"),
-    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
     headers.insert(ETAG, value(etag));
     headers.insert(DOCKER_CONTENT_DIGEST, value(etag.trim_matches('"')));
     response
@@ -279,10 +232,8 @@ mod tests {
 
     #[test]
     fn says_when_to_ask_again() {
-        let limited = PullError::RateLimited {
-            host: "ghcr.io".parse().unwrap(),
-            retry_after: Duration::from_secs(30),
-        };
+        let limited =
+            PullError::RateLimited { host: "ghcr.io".parse().unwrap(), retry_after: Duration::from_secs(30) };
         let answer = pull_failed(&limited, Kind::Blob, Duration::from_secs(2));
         assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(answer.headers().get(RETRY_AFTER).unwrap(), "32");
@@ -294,13 +245,7 @@ mod tests {
             host: "ghcr.io".into(),
             source: crate::upstream::Cause::new("token ghp_secret is bad"),
         };
-        let error = PullError::Upstream {
-            digest: Digest::sha256(b""),
-            source: denied,
-        };
-        assert_eq!(
-            pull_failed(&error, Kind::Document, Duration::ZERO).status(),
-            StatusCode::BAD_GATEWAY
-        );
+        let error = PullError::Upstream { digest: Digest::sha256(b""), source: denied };
+        assert_eq!(pull_failed(&error, Kind::Document, Duration::ZERO).status(), StatusCode::BAD_GATEWAY);
     }
 }

@@ -122,11 +122,7 @@ fn allowed(
     allow: &'static str,
     action: Action,
 ) -> Result<Action, RouteError> {
-    if methods.contains(method) {
-        Ok(action)
-    } else {
-        Err(RouteError::Method { allow })
-    }
+    if methods.contains(method) { Ok(action) } else { Err(RouteError::Method { allow }) }
 }
 
 fn metadata(path: &str) -> Result<Action, RouteError> {
@@ -136,17 +132,12 @@ fn metadata(path: &str) -> Result<Action, RouteError> {
         Some(("director", file)) => (MetadataRepository::Director, file),
         _ => return Err(RouteError::NotFound),
     };
-    let plain = file
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     // Names of delegated roles become file names somewhere: no directories, no hidden files (python-tuf PYSEC-2021-376).
     if !plain || file.starts_with('.') || file.strip_suffix(".json").is_none() || file.len() > 255 {
         return Err(RouteError::NotFound);
     }
-    Ok(Action::Metadata {
-        repository,
-        file: file.into(),
-    })
+    Ok(Action::Metadata { repository, file: file.into() })
 }
 
 fn since(query: Option<&str>) -> Result<u64, RouteError> {
@@ -171,20 +162,14 @@ fn distribution(method: &Method, rest: &str, query: Option<&str>) -> Result<Acti
     let digest = digest(kind, &decoded(reference).ok_or(RouteError::NotFound)?)?;
     let name = decoded(name).ok_or_else(|| RouteError::Name("the repository name is not valid".into()))?;
     let (repository, namespace) = repository(&name, parameter(query, "ns")?)?;
-    Ok(Action::Content(ContentAction {
-        kind,
-        repository,
-        digest,
-        namespace,
-    }))
+    Ok(Action::Content(ContentAction { kind, repository, digest, namespace }))
 }
 
 fn digest(kind: Kind, text: &str) -> Result<Digest, RouteError> {
-    text.parse()
-        .map_err(|error: pki::digest::DigestError| match kind {
-            Kind::Document if text.parse::<pki::oci::Tag>().is_ok() => RouteError::Tag,
-            Kind::Document | Kind::Blob => RouteError::Digest(error.to_string()),
-        })
+    text.parse().map_err(|error: pki::digest::DigestError| match kind {
+        Kind::Document if text.parse::<pki::oci::Tag>().is_ok() => RouteError::Tag,
+        Kind::Document | Kind::Blob => RouteError::Digest(error.to_string()),
+    })
 }
 
 /// The repository: its registry comes from `ns` (containerd's mirror convention) or leads the path; a path without
@@ -288,102 +273,33 @@ mod tests {
     fn reads_both_forms_of_content_requests() {
         for (target, kind, repository, namespace) in [
             ("/v2/ghcr.io/o/r/blobs/DIGEST", Kind::Blob, "ghcr.io/o/r", None),
-            (
-                "/v2/ghcr.io/o/r/manifests/DIGEST",
-                Kind::Document,
-                "ghcr.io/o/r",
-                None,
-            ),
-            (
-                "/v2/127.0.0.1:5000/team/app/manifests/DIGEST",
-                Kind::Document,
-                "127.0.0.1:5000/team/app",
-                None,
-            ),
-            (
-                "/v2/127.0.0.1__5000/team/app/blobs/DIGEST",
-                Kind::Blob,
-                "127.0.0.1:5000/team/app",
-                None,
-            ),
-            (
-                "/v2/library/my__5000/app/blobs/DIGEST",
-                Kind::Blob,
-                "docker.io/library/my__5000/app",
-                None,
-            ),
-            (
-                "/v2/127.0.0.1%3A5000/team/app/blobs/DIGEST",
-                Kind::Blob,
-                "127.0.0.1:5000/team/app",
-                None,
-            ),
-            (
-                "/v2/[::1]:5000/app/blobs/DIGEST",
-                Kind::Blob,
-                "[::1]:5000/app",
-                None,
-            ),
-            (
-                "/v2/%5B::1%5d:5000/app/blobs/DIGEST",
-                Kind::Blob,
-                "[::1]:5000/app",
-                None,
-            ),
-            (
-                "/v2/docker.io/nginx/blobs/DIGEST",
-                Kind::Blob,
-                "docker.io/library/nginx",
-                None,
-            ),
-            (
-                "/v2/registry-1.docker.io/a/b/blobs/DIGEST",
-                Kind::Blob,
-                "docker.io/a/b",
-                None,
-            ),
-            (
-                "/v2/library/nginx/blobs/DIGEST",
-                Kind::Blob,
-                "docker.io/library/nginx",
-                None,
-            ),
+            ("/v2/ghcr.io/o/r/manifests/DIGEST", Kind::Document, "ghcr.io/o/r", None),
+            ("/v2/127.0.0.1:5000/team/app/manifests/DIGEST", Kind::Document, "127.0.0.1:5000/team/app", None),
+            ("/v2/127.0.0.1__5000/team/app/blobs/DIGEST", Kind::Blob, "127.0.0.1:5000/team/app", None),
+            ("/v2/library/my__5000/app/blobs/DIGEST", Kind::Blob, "docker.io/library/my__5000/app", None),
+            ("/v2/127.0.0.1%3A5000/team/app/blobs/DIGEST", Kind::Blob, "127.0.0.1:5000/team/app", None),
+            ("/v2/[::1]:5000/app/blobs/DIGEST", Kind::Blob, "[::1]:5000/app", None),
+            ("/v2/%5B::1%5d:5000/app/blobs/DIGEST", Kind::Blob, "[::1]:5000/app", None),
+            ("/v2/docker.io/nginx/blobs/DIGEST", Kind::Blob, "docker.io/library/nginx", None),
+            ("/v2/registry-1.docker.io/a/b/blobs/DIGEST", Kind::Blob, "docker.io/a/b", None),
+            ("/v2/library/nginx/blobs/DIGEST", Kind::Blob, "docker.io/library/nginx", None),
             (
                 "/v2/library/nginx/blobs/DIGEST?ns=docker.io",
                 Kind::Blob,
                 "docker.io/library/nginx",
                 Some("docker.io"),
             ),
-            (
-                "/v2/o/r/manifests/DIGEST?x=1&ns=ghcr.io",
-                Kind::Document,
-                "ghcr.io/o/r",
-                Some("ghcr.io"),
-            ),
+            ("/v2/o/r/manifests/DIGEST?x=1&ns=ghcr.io", Kind::Document, "ghcr.io/o/r", Some("ghcr.io")),
             (
                 "/v2/o/r/blobs/DIGEST?ns=localhost%3A5000",
                 Kind::Blob,
                 "localhost:5000/o/r",
                 Some("localhost:5000"),
             ),
-            (
-                "/v2/ghcr.io/o/r/blobs/DIGEST?ns=ghcr.io",
-                Kind::Blob,
-                "ghcr.io/o/r",
-                Some("ghcr.io"),
-            ),
-            (
-                "/v2/o/blobs/manifests/DIGEST?ns=ghcr.io",
-                Kind::Document,
-                "ghcr.io/o/blobs",
-                Some("ghcr.io"),
-            ),
+            ("/v2/ghcr.io/o/r/blobs/DIGEST?ns=ghcr.io", Kind::Blob, "ghcr.io/o/r", Some("ghcr.io")),
+            ("/v2/o/blobs/manifests/DIGEST?ns=ghcr.io", Kind::Document, "ghcr.io/o/blobs", Some("ghcr.io")),
         ] {
-            assert_eq!(
-                content(target),
-                (kind, repository.into(), namespace.map(Into::into)),
-                "{target}"
-            );
+            assert_eq!(content(target), (kind, repository.into(), namespace.map(Into::into)), "{target}");
         }
         let encoded = DIGEST.replace(':', "%3a");
         assert!(get(&format!("/v2/ghcr.io/o/r/blobs/{encoded}")).is_ok());
@@ -392,23 +308,11 @@ mod tests {
     #[test]
     fn rejects_tags_and_malformed_digests() {
         assert_eq!(get("/v2/ghcr.io/o/r/manifests/v1.2"), Err(RouteError::Tag));
-        for reference in [
-            "sha256:abc",
-            "sha256:",
-            "md5:d41d8cd98f00b204e9800998ecf8427e",
-            "",
-            "a b",
-        ] {
+        for reference in ["sha256:abc", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e", "", "a b"] {
             let answer = get(&format!("/v2/ghcr.io/o/r/manifests/{reference}"));
-            assert!(
-                matches!(answer, Err(RouteError::Digest(_))),
-                "{reference}: {answer:?}"
-            );
+            assert!(matches!(answer, Err(RouteError::Digest(_))), "{reference}: {answer:?}");
         }
-        assert!(matches!(
-            get("/v2/ghcr.io/o/r/blobs/latest"),
-            Err(RouteError::Digest(_))
-        ));
+        assert!(matches!(get("/v2/ghcr.io/o/r/blobs/latest"), Err(RouteError::Digest(_))));
     }
 
     #[test]
@@ -457,14 +361,9 @@ mod tests {
         ] {
             assert!(get(&target.replace("DIGEST", DIGEST)).is_err(), "{target}");
         }
-        for method in [
-            Method::PUT,
-            Method::POST,
-            Method::PATCH,
-            Method::DELETE,
-            Method::OPTIONS,
-            Method::TRACE,
-        ] {
+        for method in
+            [Method::PUT, Method::POST, Method::PATCH, Method::DELETE, Method::OPTIONS, Method::TRACE]
+        {
             let answer = route(&method, "/v2/o/r/blobs/uploads/", None);
             assert_eq!(answer, Err(RouteError::Method { allow: "GET, HEAD" }));
         }
@@ -474,18 +373,10 @@ mod tests {
 
     #[test]
     fn reads_the_routes_outside_the_distribution_api() {
-        let metadata = |repository, file: &str| {
-            Ok(Action::Metadata {
-                repository,
-                file: file.into(),
-            })
-        };
+        let metadata = |repository, file: &str| Ok(Action::Metadata { repository, file: file.into() });
         assert_eq!(get("/v2/"), Ok(Action::Ping));
         assert_eq!(get("/v2"), Ok(Action::Ping));
-        assert_eq!(
-            get("/metadata/images/1.root.json"),
-            metadata(MetadataRepository::Images, "1.root.json")
-        );
+        assert_eq!(get("/metadata/images/1.root.json"), metadata(MetadataRepository::Images, "1.root.json"));
         assert_eq!(
             get("/metadata/director/timestamp.json"),
             metadata(MetadataRepository::Director, "timestamp.json")
@@ -493,14 +384,8 @@ mod tests {
         assert_eq!(get("/.well-known/est/cacerts"), Ok(Action::CaCerts));
         assert_eq!(get("/v1/wait?since=7"), Ok(Action::Wait { since: 7 }));
         assert_eq!(get("/v1/wait"), Ok(Action::Wait { since: 0 }));
-        assert_eq!(
-            route(&Method::POST, "/.well-known/est/simpleenroll", None),
-            Ok(Action::Enroll)
-        );
-        assert_eq!(
-            route(&Method::POST, "/.well-known/est/simplereenroll", None),
-            Ok(Action::Reenroll)
-        );
+        assert_eq!(route(&Method::POST, "/.well-known/est/simpleenroll", None), Ok(Action::Enroll));
+        assert_eq!(route(&Method::POST, "/.well-known/est/simplereenroll", None), Ok(Action::Reenroll));
         assert_eq!(route(&Method::PUT, "/v1/report", None), Ok(Action::Report));
         assert_eq!(get("/v1/report"), Err(RouteError::Method { allow: "PUT" }));
         assert_eq!(get("/v1/wait?since=x"), Err(RouteError::Query("since")));

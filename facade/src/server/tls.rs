@@ -78,16 +78,12 @@ impl Tls {
     /// Prepares TLS.
     pub fn new(identity: TlsIdentity, clock: Clock) -> Result<Self, TlsError> {
         let current = Current::new(identity, clock.clone())?;
-        Ok(Self {
-            current: Arc::new(ArcSwap::from_pointee(current)),
-            clock,
-        })
+        Ok(Self { current: Arc::new(ArcSwap::from_pointee(current)), clock })
     }
 
     /// Uses other certificates for connections that come from now on.
     pub fn replace(&self, identity: TlsIdentity) -> Result<(), TlsError> {
-        self.current
-            .store(Arc::new(Current::new(identity, self.clock.clone())?));
+        self.current.store(Arc::new(Current::new(identity, self.clock.clone())?));
         Ok(())
     }
 
@@ -121,11 +117,7 @@ impl Current {
             .allow_unauthenticated()
             .build()
             .map_err(TlsError::Verifier)?;
-        let verifier = Arc::new(DeviceVerifier::new(
-            chains,
-            identity.domain,
-            identity.expired_grace,
-        ));
+        let verifier = Arc::new(DeviceVerifier::new(chains, identity.domain, identity.expired_grace));
         let client_verifier: Arc<DeviceVerifier> = Arc::clone(&verifier);
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(clock)))
             .with_protocol_versions(&[&TLS13, &TLS12])
@@ -136,10 +128,7 @@ impl Current {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Self {
-            config: Arc::new(config),
-            verifier,
-        })
+        Ok(Self { config: Arc::new(config), verifier })
     }
 }
 

@@ -22,13 +22,7 @@ async fn put(store: &dyn Store, table: Table, key: &str, value: &str) {
 }
 
 async fn keys(store: &dyn Store, scan: Scan<'_>) -> Vec<String> {
-    store
-        .scan(TABLE, scan)
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|entry| entry.key)
-        .collect()
+    store.scan(TABLE, scan).await.unwrap().into_iter().map(|entry| entry.key).collect()
 }
 
 async fn reads_what_was_written(store: &dyn Store) {
@@ -50,54 +44,10 @@ async fn scans_in_order_within_prefix_and_table(store: &dyn Store) {
     }
     put(store, OTHER, "x/3", "other").await;
     assert_eq!(keys(store, Scan::ALL).await, ["x", "x/1", "x/10", "x/2", "y/1"]);
-    assert_eq!(
-        keys(
-            store,
-            Scan {
-                prefix: "x/",
-                after: None,
-                limit: 2
-            }
-        )
-        .await,
-        ["x/1", "x/10"]
-    );
-    assert_eq!(
-        keys(
-            store,
-            Scan {
-                prefix: "x/",
-                after: Some("x/10"),
-                limit: 9
-            }
-        )
-        .await,
-        ["x/2"]
-    );
-    assert_eq!(
-        keys(
-            store,
-            Scan {
-                prefix: "x/",
-                after: Some("a"),
-                limit: 9
-            }
-        )
-        .await,
-        ["x/1", "x/10", "x/2"]
-    );
-    assert!(
-        keys(
-            store,
-            Scan {
-                prefix: "z",
-                after: None,
-                limit: 9
-            }
-        )
-        .await
-        .is_empty()
-    );
+    assert_eq!(keys(store, Scan { prefix: "x/", after: None, limit: 2 }).await, ["x/1", "x/10"]);
+    assert_eq!(keys(store, Scan { prefix: "x/", after: Some("x/10"), limit: 9 }).await, ["x/2"]);
+    assert_eq!(keys(store, Scan { prefix: "x/", after: Some("a"), limit: 9 }).await, ["x/1", "x/10", "x/2"]);
+    assert!(keys(store, Scan { prefix: "z", after: None, limit: 9 }).await.is_empty());
 }
 
 async fn refuses_a_batch_whole_when_a_precondition_fails(store: &dyn Store) {

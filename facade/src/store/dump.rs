@@ -34,33 +34,19 @@ pub(super) fn write(
     let path = dumps.join(format!("{name}.{SUFFIX}"));
     let temporary = dumps.join(format!(".{name}.tmp"));
     // A dump holds everything the database holds: only its owner may read it.
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     let mut writer = BufWriter::new(file);
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut count = 0;
     for entry in entries {
         let (key, value) = entry?;
-        let line = line(&Line::Entry {
-            key: BASE64.encode(&key),
-            value: BASE64.encode(&value),
-        })?;
+        let line = line(&Line::Entry { key: BASE64.encode(&key), value: BASE64.encode(&value) })?;
         hasher.update(&line);
         writer.write_all(&line)?;
         count += 1;
     }
-    writer.write_all(&line(&Line::End {
-        entries: count,
-        digest: hasher.finish(),
-    })?)?;
-    writer
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?
-        .sync_all()?;
+    writer.write_all(&line(&Line::End { entries: count, digest: hasher.finish() })?)?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&temporary, &path)?;
     File::open(dumps)?.sync_all()?;
     remove_old(dumps)?;
@@ -102,10 +88,7 @@ fn read(path: &Path) -> io::Result<Option<Entries>> {
                 };
                 entries.push((key, value));
             }
-            Ok(Line::End {
-                entries: count,
-                digest,
-            }) => {
+            Ok(Line::End { entries: count, digest }) => {
                 let whole = count == entries.len() as u64 && digest == hasher.finish();
                 return Ok(whole.then_some(entries));
             }
@@ -142,9 +125,7 @@ mod tests {
     use super::*;
 
     fn entries(count: u8) -> Entries {
-        (0..count)
-            .map(|number| (vec![b'k', number], vec![number, 0, 255]))
-            .collect()
+        (0..count).map(|number| (vec![b'k', number], vec![number, 0, 255])).collect()
     }
 
     fn dump(dumps: &Path, name: &str, count: u8) -> PathBuf {

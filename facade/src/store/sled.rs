@@ -63,14 +63,11 @@ impl SledStore {
     pub fn open(path: &Path, dumps: &Path) -> Result<(Self, Opened), StoreError> {
         match open_db(path) {
             Ok(db) => Ok((Self::start(db), Opened::Clean)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(StoreError::InUse {
-                path: path.to_owned(),
-            }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(StoreError::InUse { path: path.to_owned() })
+            }
             Err(error) if is_damage(&error) => Self::recover(path, dumps),
-            Err(source) => Err(StoreError::Open {
-                path: path.to_owned(),
-                source,
-            }),
+            Err(source) => Err(StoreError::Open { path: path.to_owned(), source }),
         }
     }
 
@@ -88,10 +85,7 @@ impl SledStore {
     }
 
     fn recover(path: &Path, dumps: &Path) -> Result<(Self, Opened), StoreError> {
-        let failed = |source| StoreError::Open {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
         let moved_to = (0..10_000)
             .map(|attempt| path.with_extension(format!("damaged-{attempt}")))
             .find(|candidate| !candidate.exists())
@@ -106,13 +100,7 @@ impl SledStore {
             }
             store.0.apply(&store.0.writer(), batch).map_err(failed)?;
         }
-        Ok((
-            store,
-            Opened::Restored {
-                moved_to,
-                dump: newest.map(|(path, _)| path),
-            },
-        ))
+        Ok((store, Opened::Restored { moved_to, dump: newest.map(|(path, _)| path) }))
     }
 
     /// Writes everything to a new dump in `dumps` and keeps the newest few.
@@ -122,9 +110,7 @@ impl SledStore {
         blocking("dumping", move || {
             // Holding the writer's turn makes the dump one moment's state.
             let db = inner.writer();
-            let entries = db
-                .iter()
-                .map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
+            let entries = db.iter().map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
             dump::write(&dumps, &name, entries)
         })
         .await
@@ -151,10 +137,7 @@ impl Inner {
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        let fail = |source| StoreError::Failed {
-            action: "writing",
-            source,
-        };
+        let fail = |source| StoreError::Failed { action: "writing", source };
         let db = self.writer();
         if self.failed.load(Ordering::SeqCst) {
             return Err(fail(io::Error::other("an earlier write failed")));
@@ -162,10 +145,7 @@ impl Inner {
         for (table, key, expected) in &batch.requirements {
             let found = db.get(full_key(*table, key)).map_err(fail)?;
             if found.as_deref() != expected.as_deref() {
-                return Err(StoreError::Conflict {
-                    table: *table,
-                    key: key.clone(),
-                });
+                return Err(StoreError::Conflict { table: *table, key: key.clone() });
             }
         }
         let mut writes = ::sled::Batch::default();
@@ -212,21 +192,14 @@ fn watch(inner: &Weak<Inner>) {
 /// Whether the files themselves are wrong. A full disk or a missing permission is not damage: putting an older dump in
 /// the place of a good database would lose what came after it.
 fn is_damage(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-    )
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 fn open_db(path: &Path) -> io::Result<Db> {
     let config = ::sled::Config::new().path(path).cache_capacity_bytes(CACHE_BYTES);
     // sled panics on some kinds of damage; to its caller that is one more way of failing to open.
-    catch_unwind(AssertUnwindSafe(|| config.open::<1024>())).unwrap_or_else(|_| {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the database is damaged",
-        ))
-    })
+    catch_unwind(AssertUnwindSafe(|| config.open::<1024>()))
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the database is damaged")))
 }
 
 fn full_key(table: Table, key: &str) -> Vec<u8> {
@@ -239,10 +212,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|source| StoreError::Failed { action, source }),
-        Err(panic) => Err(StoreError::Failed {
-            action,
-            source: io::Error::other(panic),
-        }),
+        Err(panic) => Err(StoreError::Failed { action, source: io::Error::other(panic) }),
     }
 }
 
@@ -251,10 +221,7 @@ impl Store for SledStore {
     async fn get(&self, table: Table, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let inner = Arc::clone(&self.0);
         let key = full_key(table, key);
-        blocking("reading", move || {
-            inner.read(|db| Ok(db.get(key)?.map(|value| value.to_vec())))
-        })
-        .await
+        blocking("reading", move || inner.read(|db| Ok(db.get(key)?.map(|value| value.to_vec())))).await
     }
 
     async fn scan(&self, table: Table, scan: Scan<'_>) -> Result<Vec<Entry>, StoreError> {
@@ -290,10 +257,7 @@ impl Store for SledStore {
         let inner = Arc::clone(&self.0);
         match tokio::task::spawn_blocking(move || inner.commit(batch)).await {
             Ok(result) => result,
-            Err(panic) => Err(StoreError::Failed {
-                action: "writing",
-                source: io::Error::other(panic),
-            }),
+            Err(panic) => Err(StoreError::Failed { action: "writing", source: io::Error::other(panic) }),
         }
     }
 }
@@ -325,10 +289,7 @@ mod tests {
         }
         let (store, opened) = open(directory.path());
         assert_eq!(opened, Opened::Clean);
-        assert_eq!(
-            store.get(table, "key").await.unwrap().as_deref(),
-            Some(&b"value"[..])
-        );
+        assert_eq!(store.get(table, "key").await.unwrap().as_deref(), Some(&b"value"[..]));
     }
 
     #[tokio::test]
@@ -345,18 +306,9 @@ mod tests {
         }
         damage(&directory.path().join("store"));
         let (store, opened) = open(directory.path());
-        let Opened::Restored {
-            moved_to,
-            dump: Some(_),
-        } = opened
-        else {
-            panic!("{opened:?}")
-        };
+        let Opened::Restored { moved_to, dump: Some(_) } = opened else { panic!("{opened:?}") };
         assert!(moved_to.exists());
-        assert_eq!(
-            store.get(table, "key").await.unwrap().as_deref(),
-            Some(&b"value"[..])
-        );
+        assert_eq!(store.get(table, "key").await.unwrap().as_deref(), Some(&b"value"[..]));
     }
 
     #[tokio::test]

@@ -107,11 +107,7 @@ impl Reach {
         allow_private: bool,
         token_host: Option<&str>,
     ) -> Self {
-        let domain = if host.is_docker_hub() {
-            host.api_authority()
-        } else {
-            host.domain()
-        };
+        let domain = if host.is_docker_hub() { host.api_authority() } else { host.domain() };
         Self {
             domain: domain.to_ascii_lowercase().into(),
             plain_http,
@@ -160,10 +156,8 @@ fn class_v4(address: Ipv4Addr) -> Class {
 const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200)];
 
 /// Metadata services of AWS and Google within the private range.
-const METADATA_V6: [Ipv6Addr; 2] = [
-    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-];
+const METADATA_V6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
 fn class_v6(address: Ipv6Addr) -> Class {
     if let Some(inner) = embedded_v4(address) {
@@ -181,20 +175,14 @@ fn class_v6(address: Ipv6Addr) -> Class {
     }
     // Of all the rest only 2000::/3 is global unicast, without its documentation, Teredo and benchmark prefixes.
     let special = first == 0x2001 && (second == 0xdb8 || second < 0x200);
-    if first & 0xe000 == 0x2000 && !special {
-        Class::Public
-    } else {
-        Class::Never
-    }
+    if first & 0xe000 == 0x2000 && !special { Class::Public } else { Class::Never }
 }
 
 /// The IPv4 address that an IPv6 address only wraps: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = |from: usize| {
         let octets = address.octets();
-        let found = octets
-            .get(from..from + 4)
-            .and_then(|four| <[u8; 4]>::try_from(four).ok());
+        let found = octets.get(from..from + 4).and_then(|four| <[u8; 4]>::try_from(four).ok());
         found.map(Ipv4Addr::from)
     };
     match address.segments() {
@@ -276,20 +264,11 @@ mod tests {
                 Err(NO_PRIVATE),
                 "{address}"
             );
-            assert_eq!(
-                policy("r.example", false, true).permits_address(&registry, address),
-                Ok(())
-            );
+            assert_eq!(policy("r.example", false, true).permits_address(&registry, address), Ok(()));
             // Plain HTTP opens the registry's own host only.
             let plain = policy("r.example", true, false);
-            assert_eq!(
-                plain.permits_address(&target("http://r.example:5000/"), address),
-                Ok(())
-            );
-            assert_eq!(
-                plain.permits_address(&target("https://cdn.example/"), address),
-                Err(NO_PRIVATE)
-            );
+            assert_eq!(plain.permits_address(&target("http://r.example:5000/"), address), Ok(()));
+            assert_eq!(plain.permits_address(&target("https://cdn.example/"), address), Err(NO_PRIVATE));
         }
     }
 
@@ -297,22 +276,13 @@ mod tests {
     fn rejects_plain_http_to_public_addresses_and_from_connections_without_it() {
         let public: IpAddr = "93.184.216.34".parse().unwrap();
         let plain = policy("r.example", true, true);
-        assert_eq!(
-            plain.permits_address(&target("http://r.example/"), public),
-            Err(NO_PUBLIC_PLAIN_HTTP)
-        );
-        assert_eq!(
-            plain.permits_address(&target("https://r.example/"), public),
-            Ok(())
-        );
+        assert_eq!(plain.permits_address(&target("http://r.example/"), public), Err(NO_PUBLIC_PLAIN_HTTP));
+        assert_eq!(plain.permits_address(&target("https://r.example/"), public), Ok(()));
         assert_eq!(
             policy("r.example", false, true).permits(&target("http://r.example/")),
             Err(NO_PLAIN_HTTP)
         );
-        assert_eq!(
-            policy("r.example", true, false).permits(&target("http://other/")),
-            Err(NO_PLAIN_HTTP)
-        );
+        assert_eq!(policy("r.example", true, false).permits(&target("http://other/")), Err(NO_PLAIN_HTTP));
         assert_eq!(plain.permits(&target("http://other/")), Ok(()));
         for address in ["2606:4700::1", "1.1.1.1", "64:ff9b::101:101"] {
             let address: IpAddr = address.parse().unwrap();

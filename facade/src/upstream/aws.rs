@@ -112,9 +112,7 @@ impl Place {
 fn is_region(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 40
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// A role with the secret of its access key.
@@ -133,45 +131,28 @@ impl Role {
         secret_access_key: Option<Secret>,
     ) -> Result<Self, ConfigurationError> {
         let place = Place::of(host).ok_or_else(|| ConfigurationError::Host(host.clone()))?;
-        let Configuration {
-            access_key_id,
-            role_arn,
-            external_id,
-            session_name,
-            region,
-        } = configuration;
+        let Configuration { access_key_id, role_arn, external_id, session_name, region } = configuration;
         let check = |value: &Option<String>, good: fn(&str) -> bool, field, example| match value {
             Some(text) if !good(text) => Err(ConfigurationError::Field(field, example)),
             _ => Ok(()),
         };
         check(access_key_id, is_key_id, "access_key_id", "AKIAIOSFODNN7EXAMPLE")?;
-        check(
-            role_arn,
-            is_role_arn,
-            "role_arn",
-            "arn:aws:iam::123456789012:role/pull",
-        )?;
+        check(role_arn, is_role_arn, "role_arn", "arn:aws:iam::123456789012:role/pull")?;
         check(external_id, is_external_id, "external_id", "fleet-42")?;
         check(session_name, is_session_name, "session_name", DEFAULT_SESSION)?;
         check(region, is_region, "region", "eu-west-1")?;
         if access_key_id.is_some() != secret_access_key.is_some() {
             return Err(ConfigurationError::HalfKey);
         }
-        Ok(Self {
-            place,
-            configuration: configuration.clone(),
-            secret_access_key,
-        })
+        Ok(Self { place, configuration: configuration.clone(), secret_access_key })
     }
 
     /// Exchanges for a registry password.
     pub(super) async fn exchange(&self, cloud: &Cloud) -> Result<Issued, UpstreamError> {
         let base = match (&self.configuration.access_key_id, &self.secret_access_key) {
-            (Some(id), Some(secret)) => Keys {
-                access_key_id: id.clone(),
-                secret_access_key: secret.clone(),
-                session_token: None,
-            },
+            (Some(id), Some(secret)) => {
+                Keys { access_key_id: id.clone(), secret_access_key: secret.clone(), session_token: None }
+            }
             _ => base::keys(cloud, &self.sts(cloud)?, self.session()).await?,
         };
         let keys = match &self.configuration.role_arn {
@@ -182,10 +163,7 @@ impl Role {
     }
 
     fn session(&self) -> &str {
-        self.configuration
-            .session_name
-            .as_deref()
-            .unwrap_or(DEFAULT_SESSION)
+        self.configuration.session_name.as_deref().unwrap_or(DEFAULT_SESSION)
     }
 
     fn sts_region(&self) -> &str {
@@ -195,11 +173,7 @@ impl Role {
     fn sts(&self, cloud: &Cloud) -> Result<Target, UpstreamError> {
         match &cloud.endpoints.aws_sts {
             Some(url) => endpoint(url),
-            None => endpoint(&format!(
-                "https://sts.{}.{}/",
-                self.sts_region(),
-                self.place.suffix
-            )),
+            None => endpoint(&format!("https://sts.{}.{}/", self.sts_region(), self.place.suffix)),
         }
     }
 
@@ -251,10 +225,7 @@ impl Role {
 }
 
 fn is_key_id(text: &str) -> bool {
-    (16..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    (16..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 fn is_role_arn(text: &str) -> bool {
@@ -263,17 +234,11 @@ fn is_role_arn(text: &str) -> bool {
 }
 
 fn is_session_name(text: &str) -> bool {
-    (2..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| is_word(byte) || b"+=,.@-".contains(&byte))
+    (2..=64).contains(&text.len()) && text.bytes().all(|byte| is_word(byte) || b"+=,.@-".contains(&byte))
 }
 
 fn is_external_id(text: &str) -> bool {
-    (2..=1224).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| is_word(byte) || b"+=,.@:/-".contains(&byte))
+    (2..=1224).contains(&text.len()) && text.bytes().all(|byte| is_word(byte) || b"+=,.@:/-".contains(&byte))
 }
 
 fn is_word(byte: u8) -> bool {
@@ -293,11 +258,8 @@ impl Request<'_> {
     async fn send(&self, cloud: &Cloud, target: &Target, keys: &Keys) -> Result<Answer, UpstreamError> {
         let time = cloud.clock.now().strftime("%Y%m%dT%H%M%SZ").to_string();
         let host = target.authority();
-        let mut signed = vec![
-            ("content-type", self.content_type),
-            ("host", host.as_str()),
-            ("x-amz-date", time.as_str()),
-        ];
+        let mut signed =
+            vec![("content-type", self.content_type), ("host", host.as_str()), ("x-amz-date", time.as_str())];
         if let Some(token) = &keys.session_token {
             signed.push(("x-amz-security-token", token.expose()));
         }
@@ -319,10 +281,7 @@ impl Request<'_> {
         let secrets = [Some(&keys.secret_access_key), keys.session_token.as_ref()];
         let secrets = secrets.into_iter().flatten().cloned().collect();
         let body = self.body.clone().into();
-        cloud
-            .client
-            .post(target, headers, self.content_type, body, secrets)
-            .await
+        cloud.client.post(target, headers, self.content_type, body, secrets).await
     }
 }
 
@@ -346,10 +305,7 @@ async fn granted(answer: Answer) -> Result<Answer, UpstreamError> {
             let source = answer.said().await;
             Err(UpstreamError::Denied { host, source })
         }
-        status => Err(UpstreamError::Unavailable {
-            host,
-            status: status.as_u16(),
-        }),
+        status => Err(UpstreamError::Unavailable { host, status: status.as_u16() }),
     }
 }
 
@@ -362,26 +318,17 @@ async fn read_assumed(answer: Answer) -> Result<Keys, UpstreamError> {
         let code = element(&text, "Code").unwrap_or("refused");
         return Err(UpstreamError::Denied {
             host: target.authority().into(),
-            source: Cause::new(&format!(
-                "{code}: {}",
-                element(&text, "Message").unwrap_or_default()
-            )),
+            source: Cause::new(&format!("{code}: {}", element(&text, "Message").unwrap_or_default())),
         });
     }
     let answer = granted(answer).await?;
     let body = answer.body.read("role credentials", MAX_ANSWER_BYTES).await?;
     let text = String::from_utf8_lossy(&body);
     let secret = |name: &str| element(&text, name).map(|value| Secret::new(value.to_owned()));
-    match (
-        element(&text, "AccessKeyId"),
-        secret("SecretAccessKey"),
-        secret("SessionToken"),
-    ) {
-        (Some(id), Some(key), Some(token)) => Ok(Keys {
-            access_key_id: id.to_owned(),
-            secret_access_key: key,
-            session_token: Some(token),
-        }),
+    match (element(&text, "AccessKeyId"), secret("SecretAccessKey"), secret("SessionToken")) {
+        (Some(id), Some(key), Some(token)) => {
+            Ok(Keys { access_key_id: id.to_owned(), secret_access_key: key, session_token: Some(token) })
+        }
         _ => Err(bad(&target, "sent no role credentials")),
     }
 }
@@ -398,17 +345,12 @@ fn read_password(body: &[u8], now: i64) -> Option<Issued> {
     let data = document.get("authorizationData")?.get(0)?;
     let token = data.get("authorizationToken")?.as_str()?;
     let pair = String::from_utf8(BASE64.decode(token.as_bytes()).ok()?).ok()?;
-    let password = pair
-        .strip_prefix("AWS:")
-        .filter(|password| !password.is_empty())?;
+    let password = pair.strip_prefix("AWS:").filter(|password| !password.is_empty())?;
     let expires_at = data.get("expiresAt").and_then(serde_json::Value::as_f64);
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit a double")]
     let left = expires_at.map(|at| at - now as f64).filter(|left| *left > 0.0);
     let lifetime = left.and_then(|left| Duration::try_from_secs_f64(left).ok());
-    Some(Issued {
-        value: Secret::new(password.to_owned()),
-        lifetime: lifetime.unwrap_or(SHORT_LIFETIME),
-    })
+    Some(Issued { value: Secret::new(password.to_owned()), lifetime: lifetime.unwrap_or(SHORT_LIFETIME) })
 }
 
 #[cfg(test)]
@@ -422,33 +364,13 @@ mod tests {
     #[test]
     fn reads_region_and_partition_from_the_host() {
         for (host, region, suffix) in [
-            (
-                "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
-                "eu-west-1",
-                "amazonaws.com",
-            ),
-            (
-                "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
-                "us-gov-west-1",
-                "amazonaws.com",
-            ),
-            (
-                "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn",
-                "cn-north-1",
-                "amazonaws.com.cn",
-            ),
-            (
-                "123456789012.dkr-ecr.eu-west-1.on.aws",
-                "eu-west-1",
-                "amazonaws.com",
-            ),
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "eu-west-1", "amazonaws.com"),
+            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1", "amazonaws.com"),
+            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1", "amazonaws.com.cn"),
+            ("123456789012.dkr-ecr.eu-west-1.on.aws", "eu-west-1", "amazonaws.com"),
         ] {
             let place = place(host).unwrap();
-            assert_eq!(
-                (place.region.as_str(), place.suffix.as_str()),
-                (region, suffix),
-                "{host}"
-            );
+            assert_eq!((place.region.as_str(), place.suffix.as_str()), (region, suffix), "{host}");
         }
     }
 
@@ -476,36 +398,15 @@ mod tests {
         };
         assert!(Role::open(&host, &good, None).is_ok());
         let secret = || Some(Secret::new("x".into()));
-        assert_eq!(
-            Role::open(&host, &good, secret()).unwrap_err(),
-            ConfigurationError::HalfKey
-        );
+        assert_eq!(Role::open(&host, &good, secret()).unwrap_err(), ConfigurationError::HalfKey);
         for bad in [
-            Configuration {
-                role_arn: Some("pull".into()),
-                ..good.clone()
-            },
-            Configuration {
-                external_id: Some("x".into()),
-                ..good.clone()
-            },
-            Configuration {
-                session_name: Some("a b".into()),
-                ..good.clone()
-            },
-            Configuration {
-                region: Some("evil.net/".into()),
-                ..good.clone()
-            },
-            Configuration {
-                access_key_id: Some("short".into()),
-                ..good.clone()
-            },
+            Configuration { role_arn: Some("pull".into()), ..good.clone() },
+            Configuration { external_id: Some("x".into()), ..good.clone() },
+            Configuration { session_name: Some("a b".into()), ..good.clone() },
+            Configuration { region: Some("evil.net/".into()), ..good.clone() },
+            Configuration { access_key_id: Some("short".into()), ..good.clone() },
         ] {
-            assert!(
-                matches!(Role::open(&host, &bad, None), Err(ConfigurationError::Field(..))),
-                "{bad:?}"
-            );
+            assert!(matches!(Role::open(&host, &bad, None), Err(ConfigurationError::Field(..))), "{bad:?}");
         }
     }
 
@@ -525,28 +426,17 @@ mod tests {
                 "{expires_at}"
             );
         }
-        for body in [
-            "{}",
-            r#"{"authorizationData":[]}"#,
-            r#"{"authorizationData":[{"authorizationToken":"QVdT"}]}"#,
-        ] {
+        for body in
+            ["{}", r#"{"authorizationData":[]}"#, r#"{"authorizationData":[{"authorizationToken":"QVdT"}]}"#]
+        {
             assert!(read_password(body.as_bytes(), 0).is_none(), "{body}");
         }
     }
 
     #[test]
     fn reads_elements_of_xml() {
-        assert_eq!(
-            element("<a><Code> AccessDenied </Code></a>", "Code"),
-            Some("AccessDenied")
-        );
-        for xml in [
-            "",
-            "<Code>",
-            "<Code></Code>",
-            "<Code>&lt;</Code>",
-            "<Code><b/></Code>",
-        ] {
+        assert_eq!(element("<a><Code> AccessDenied </Code></a>", "Code"), Some("AccessDenied"));
+        for xml in ["", "<Code>", "<Code></Code>", "<Code>&lt;</Code>", "<Code><b/></Code>"] {
             assert_eq!(element(xml, "Code"), None, "{xml}");
         }
     }

@@ -39,13 +39,7 @@ pub(super) struct Body {
 
 impl Body {
     pub(super) fn new(host: Box<str>, incoming: Incoming, limits: &Limits) -> Self {
-        Self {
-            host,
-            incoming,
-            received_bytes: 0,
-            idle: limits.idle,
-            watch: Watch::new(limits),
-        }
+        Self { host, incoming, received_bytes: 0, idle: limits.idle, watch: Watch::new(limits) }
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
@@ -80,11 +74,7 @@ impl Body {
         let mut whole = BytesMut::new();
         while let Some(piece) = self.next().await? {
             if whole.len() + piece.len() > max_bytes {
-                return Err(UpstreamError::TooLarge {
-                    host: self.host,
-                    what,
-                    max_bytes: max_bytes as u64,
-                });
+                return Err(UpstreamError::TooLarge { host: self.host, what, max_bytes: max_bytes as u64 });
             }
             whole.extend_from_slice(&piece);
         }
@@ -105,10 +95,7 @@ impl Body {
     }
 
     fn stalled(&self) -> UpstreamError {
-        UpstreamError::Stalled {
-            host: self.host.clone(),
-            received_bytes: self.received_bytes,
-        }
+        UpstreamError::Stalled { host: self.host.clone(), received_bytes: self.received_bytes }
     }
 }
 
@@ -192,11 +179,8 @@ mod tests {
 
     #[test]
     fn a_trickle_does_not_keep_up_but_a_slow_reader_costs_nothing() {
-        let limits = Limits {
-            window: Duration::from_mins(1),
-            min_bytes_per_window: 1000,
-            ..Limits::default()
-        };
+        let limits =
+            Limits { window: Duration::from_mins(1), min_bytes_per_window: 1000, ..Limits::default() };
         let mut watch = Watch::new(&limits);
         for _ in 0..59 {
             assert!(watch.keeps_up(Duration::from_secs(1), 10));

@@ -81,17 +81,11 @@ fn parse(text: &str) -> Vec<Raw> {
         if rest.eat('=') {
             rest.skip(|c| c == ' ' || c == '\t');
             let value = rest.value();
-            if let Some(raw) = found
-                .last_mut()
-                .filter(|raw| raw.parameters.len() < MAX_PARAMETERS)
-            {
+            if let Some(raw) = found.last_mut().filter(|raw| raw.parameters.len() < MAX_PARAMETERS) {
                 raw.parameters.push((word.to_owned(), value));
             }
         } else if found.len() < MAX_CHALLENGES {
-            found.push(Raw {
-                scheme: word.to_owned(),
-                parameters: Vec::new(),
-            });
+            found.push(Raw { scheme: word.to_owned(), parameters: Vec::new() });
         } else {
             return found;
         }
@@ -155,21 +149,15 @@ impl<'a> Cursor<'a> {
 pub(super) fn reading_scope(asked: Option<&str>, default: &str) -> String {
     let words = asked.unwrap_or_default().split_ascii_whitespace();
     let reading: Vec<String> = words.filter_map(reading_word).collect();
-    if reading.is_empty() {
-        default.to_owned()
-    } else {
-        reading.join(" ")
-    }
+    if reading.is_empty() { default.to_owned() } else { reading.join(" ") }
 }
 
 fn reading_word(word: &str) -> Option<String> {
     let Some((resource, actions)) = word.rsplit_once(':') else {
         return Some(word.to_owned());
     };
-    let kept: Vec<&str> = actions
-        .split(',')
-        .filter(|action| !matches!(*action, "push" | "delete" | "*"))
-        .collect();
+    let kept: Vec<&str> =
+        actions.split(',').filter(|action| !matches!(*action, "push" | "delete" | "*")).collect();
     (!kept.is_empty()).then(|| format!("{resource}:{}", kept.join(",")))
 }
 
@@ -214,11 +202,7 @@ mod tests {
     fn keeps_commas_and_escapes_inside_quotes() {
         assert_eq!(
             read(&[r#"Bearer realm="https://a/t",scope="repository:a/b:pull,push",service="x \"y\", z""#]),
-            vec![bearer(
-                "https://a/t",
-                Some("x \"y\", z"),
-                Some("repository:a/b:pull,push")
-            )]
+            vec![bearer("https://a/t", Some("x \"y\", z"), Some("repository:a/b:pull,push"))]
         );
     }
 
@@ -226,14 +210,8 @@ mod tests {
     fn reads_several_challenges_and_prefers_the_token() {
         let both = vec![bearer("https://a/t", None, None), Challenge::Basic];
         assert_eq!(read(&[r#"Basic realm="r", Bearer realm="https://a/t""#]), both);
-        assert_eq!(
-            read(&[r#"Basic realm="r""#, r#"Bearer realm="https://a/t""#]),
-            both
-        );
-        assert_eq!(
-            read(&["Negotiate", "NTLM", "Basic realm=x"]),
-            vec![Challenge::Basic]
-        );
+        assert_eq!(read(&[r#"Basic realm="r""#, r#"Bearer realm="https://a/t""#]), both);
+        assert_eq!(read(&["Negotiate", "NTLM", "Basic realm=x"]), vec![Challenge::Basic]);
         assert_eq!(read(&["Basic"]), vec![Challenge::Basic]);
     }
 
@@ -241,19 +219,8 @@ mod tests {
     fn survives_nonsense() {
         let many = "Basic ".repeat(5000);
         let open = format!("Bearer realm=\"{}", "x".repeat(100));
-        for text in [
-            "",
-            ",,,",
-            "=",
-            "\"\"",
-            "a=b",
-            "Bearer",
-            "Bearer realm=",
-            "\"=\"",
-            "a\"b",
-            &many,
-            &open,
-        ] {
+        for text in ["", ",,,", "=", "\"\"", "a=b", "Bearer", "Bearer realm=", "\"=\"", "a\"b", &many, &open]
+        {
             let _ = read(&[text]);
         }
         assert_eq!(read(&["Bearer realm="]), vec![]);
@@ -267,15 +234,9 @@ mod tests {
             (Some("repository:a/b:pull"), "repository:a/b:pull"),
             (Some("repository:a/b:pull,push"), "repository:a/b:pull"),
             (Some("repository:a/b:*"), "repository:a/b:pull"),
-            (
-                Some("repository:a/b:pull,metadata_read"),
-                "repository:a/b:pull,metadata_read",
-            ),
+            (Some("repository:a/b:pull,metadata_read"), "repository:a/b:pull,metadata_read"),
             (Some("aws"), "aws"),
-            (
-                Some("repository:a/b:pull repository:c:push"),
-                "repository:a/b:pull",
-            ),
+            (Some("repository:a/b:pull repository:c:push"), "repository:a/b:pull"),
         ] {
             assert_eq!(reading_scope(asked, "repository:a/b:pull"), expected, "{asked:?}");
         }

@@ -76,17 +76,9 @@ pub(super) async fn run(registry: &Registry, repository: Option<&RepositoryName>
         Some((step, error)) => format!("{step}: {}", error.line()),
     };
     if let Some((step, error)) = failure {
-        steps.push(StepResult {
-            step,
-            outcome: Outcome::Failed,
-            detail: error.line(),
-        });
+        steps.push(StepResult { step, outcome: Outcome::Failed, detail: error.line() });
     }
-    CheckReport {
-        ok: steps.iter().all(|result| result.outcome != Outcome::Failed),
-        verdict,
-        steps,
-    }
+    CheckReport { ok: steps.iter().all(|result| result.outcome != Outcome::Failed), verdict, steps }
 }
 
 type Failure = (Step, UpstreamError);
@@ -114,12 +106,7 @@ async fn talk(
         let seen = "the registry asks for none here; a wrong password would not be noticed";
         push(steps, Step::Credentials, Outcome::Skipped, seen);
     } else if registry.is_anonymous() {
-        push(
-            steps,
-            Step::Credentials,
-            Outcome::Skipped,
-            "the connection is anonymous",
-        );
+        push(steps, Step::Credentials, Outcome::Skipped, "the connection is anonymous");
     } else {
         let (target, headers) = (registry.base(), HeaderMap::new());
         let ping = registry.get(&Subject::Ping, "/v2/", target, &headers).await;
@@ -127,36 +114,21 @@ async fn talk(
         push(steps, Step::Credentials, Outcome::Ok, "accepted");
     }
     let Some(name) = repository else {
-        push(
-            steps,
-            Step::Permission,
-            Outcome::Skipped,
-            "no repository was named",
-        );
+        push(steps, Step::Permission, Outcome::Skipped, "no repository was named");
         return Ok(());
     };
     let target = registry.base().at(&format!("/v2/{name}/tags/list?n=1"));
     let subject = Subject::List(name.clone());
-    let listing = registry
-        .get(&subject, name.as_str(), &target, &HeaderMap::new())
-        .await;
+    let listing = registry.get(&subject, name.as_str(), &target, &HeaderMap::new()).await;
     listing.map_err(|error| (step_of(&error, Step::Permission), error))?;
-    push(
-        steps,
-        Step::Permission,
-        Outcome::Ok,
-        &format!("{name} can be read"),
-    );
+    push(steps, Step::Permission, Outcome::Ok, &format!("{name} can be read"));
     Ok(())
 }
 
 /// Name, TCP and TLS, each on its own.
 async fn reach(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {
     let (dialer, target) = (registry.client().dialer(), registry.base());
-    let addresses = dialer
-        .addresses(target)
-        .await
-        .map_err(|error| (Step::Name, error))?;
+    let addresses = dialer.addresses(target).await.map_err(|error| (Step::Name, error))?;
     match addresses.as_slice() {
         [] => push(steps, Step::Name, Outcome::Skipped, "the proxy looks the name up"),
         found => {
@@ -165,24 +137,11 @@ async fn reach(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), F
         }
     }
     let link = dialer.link(target).await.map_err(|error| (Step::Tcp, error))?;
-    push(
-        steps,
-        Step::Tcp,
-        Outcome::Ok,
-        &format!("port {} is open", target.port()),
-    );
+    push(steps, Step::Tcp, Outcome::Ok, &format!("port {} is open", target.port()));
     if target.scheme() == Scheme::Http {
-        push(
-            steps,
-            Step::Tls,
-            Outcome::Skipped,
-            "the connection is without TLS (--plain-http)",
-        );
+        push(steps, Step::Tls, Outcome::Skipped, "the connection is without TLS (--plain-http)");
     } else {
-        dialer
-            .secure(target, link)
-            .await
-            .map_err(|error| (Step::Tls, error))?;
+        dialer.secure(target, link).await.map_err(|error| (Step::Tls, error))?;
         push(steps, Step::Tls, Outcome::Ok, "the certificate is trusted");
     }
     Ok(())
@@ -191,10 +150,7 @@ async fn reach(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), F
 /// Whether `/v2/` is answered by a registry: 200, or 401 with a challenge that we can meet. Gives whether it asks for
 /// credentials.
 async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, Failure> {
-    let answer = registry
-        .client()
-        .get(registry.base(), &HeaderMap::new(), None)
-        .await;
+    let answer = registry.client().get(registry.base(), &HeaderMap::new(), None).await;
     let answer = answer.map_err(|error| (step_of(&error, Step::Api), error))?;
     let asks = answer.status == StatusCode::UNAUTHORIZED;
     let detail = match answer.status {
@@ -205,10 +161,8 @@ async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, F
         StatusCode::OK => "answers without credentials",
         StatusCode::UNAUTHORIZED if !challenges(&answer.headers).is_empty() => "asks for credentials",
         StatusCode::TOO_MANY_REQUESTS => {
-            let error = UpstreamError::RateLimited {
-                host: answer.target.authority().into(),
-                retry_after: None,
-            };
+            let error =
+                UpstreamError::RateLimited { host: answer.target.authority().into(), retry_after: None };
             return Err((Step::RateLimit, error));
         }
         status => {
@@ -221,9 +175,7 @@ async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, F
 }
 
 fn is_web_page(answer: &Answer) -> bool {
-    let html = answer
-        .content_type()
-        .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
+    let html = answer.content_type().is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
     html && answer.header("docker-distribution-api-version").is_none()
 }
 
@@ -232,18 +184,12 @@ fn budget(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failur
     match registry.health().budget {
         None => push(steps, Step::RateLimit, Outcome::Ok, "the registry tells of none"),
         Some(budget) if budget.remaining == 0 => {
-            let error = UpstreamError::RateLimited {
-                host: host(),
-                retry_after: None,
-            };
+            let error = UpstreamError::RateLimited { host: host(), retry_after: None };
             return Err((Step::RateLimit, error));
         }
-        Some(budget) => push(
-            steps,
-            Step::RateLimit,
-            Outcome::Ok,
-            &format!("{} requests left", budget.remaining),
-        ),
+        Some(budget) => {
+            push(steps, Step::RateLimit, Outcome::Ok, &format!("{} requests left", budget.remaining))
+        }
     }
     Ok(())
 }
@@ -271,11 +217,7 @@ fn step_of(error: &UpstreamError, tried: Step) -> Step {
 }
 
 fn push(steps: &mut Vec<StepResult>, step: Step, outcome: Outcome, detail: &str) {
-    steps.push(StepResult {
-        step,
-        outcome,
-        detail: detail.to_owned(),
-    });
+    steps.push(StepResult { step, outcome, detail: detail.to_owned() });
 }
 
 impl fmt::Display for Step {

@@ -126,14 +126,10 @@ impl Client {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let forbidden = |why| UpstreamError::ForbiddenTarget {
-            host: target.authority().into(),
-            source: Cause::new(why),
-        };
+        let forbidden =
+            |why| UpstreamError::ForbiddenTarget { host: target.authority().into(), source: Cause::new(why) };
         self.dialer.policy().permits(target).map_err(forbidden)?;
-        let uri = target
-            .uri()
-            .ok_or_else(|| bad(target, "points to no valid URL"))?;
+        let uri = target.uri().ok_or_else(|| bad(target, "points to no valid URL"))?;
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -193,10 +189,7 @@ fn redirection(from: &Target, response: &Response<Incoming>) -> Result<Target, U
 }
 
 pub(super) fn bad(target: &Target, what: &str) -> UpstreamError {
-    UpstreamError::BadAnswer {
-        host: target.authority().into(),
-        source: Cause::new(what),
-    }
+    UpstreamError::BadAnswer { host: target.authority().into(), source: Cause::new(what) }
 }
 
 /// The dialer's own error out of the client's wrapping, or that the connection broke.
@@ -206,10 +199,7 @@ fn failure(target: &Target, error: &hyper_util::client::legacy::Error) -> Upstre
         if let Some(dialling) = cause.downcast_ref::<UpstreamError>() {
             return dialling.clone();
         }
-        if let Some(parsing) = cause
-            .downcast_ref::<hyper::Error>()
-            .filter(|error| error.is_parse())
-        {
+        if let Some(parsing) = cause.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) {
             return bad(target, &format!("does not speak HTTP: {}", Cause::of(parsing)));
         }
         source = cause.source();
@@ -233,10 +223,7 @@ impl Answer {
 
     /// The media type without its parameters.
     pub(super) fn content_type(&self) -> Option<&str> {
-        self.header(CONTENT_TYPE.as_str())?
-            .split(';')
-            .next()
-            .map(str::trim)
+        self.header(CONTENT_TYPE.as_str())?.split(';').next().map(str::trim)
     }
 
     pub(super) fn bad(&self, what: &str) -> UpstreamError {
@@ -281,18 +268,12 @@ mod tests {
     #[test]
     fn finds_the_words_of_the_usual_error_documents() {
         for (text, expected) in [
-            (
-                r#"{"errors":[{"code":"DENIED","message":"no"}]}"#,
-                Some("DENIED: no"),
-            ),
+            (r#"{"errors":[{"code":"DENIED","message":"no"}]}"#, Some("DENIED: no")),
             (
                 r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#,
                 Some("invalid_grant: Invalid JWT Signature."),
             ),
-            (
-                r#"{"details":"incorrect username or password"}"#,
-                Some("incorrect username or password"),
-            ),
+            (r#"{"details":"incorrect username or password"}"#, Some("incorrect username or password")),
             (r#"{"errors":[]}"#, None),
             ("<html>", None),
             ("[1]", None),

@@ -63,12 +63,7 @@ pub(super) struct Source {
 impl Source {
     /// `rejected` is how long a refused exchange is not tried again.
     pub(super) fn new(credential: Credential, cloud: Cloud, rejected: Duration) -> Self {
-        Self {
-            credential,
-            cloud,
-            exchanged: Cache::new(),
-            rejected,
-        }
+        Self { credential, cloud, exchanged: Cache::new(), rejected }
     }
 
     pub(super) fn credential(&self) -> &Credential {
@@ -81,10 +76,7 @@ impl Source {
 
     /// Whether its logins expire, so that a rejection may only mean that it is time for a new one.
     pub(super) fn is_short_lived(&self) -> bool {
-        matches!(
-            self.credential,
-            Credential::ServiceAccount(_) | Credential::Role(_)
-        )
+        matches!(self.credential, Credential::ServiceAccount(_) | Credential::Role(_))
     }
 
     /// The login, if there is anything to prove, and what to forget when it is rejected.
@@ -93,10 +85,7 @@ impl Source {
         let (username, exchanged) = match &self.credential {
             Credential::Anonymous => return Ok(None),
             Credential::Static { username, password } => {
-                let login = Login {
-                    username: username.clone(),
-                    password: password.clone(),
-                };
+                let login = Login { username: username.clone(), password: password.clone() };
                 return Ok(Some((login, None)));
             }
             Credential::ServiceAccount(account) => {
@@ -111,10 +100,7 @@ impl Source {
             }
         };
         let exchanged = exchanged.inspect_err(|error| self.remember(error))?;
-        let login = Login {
-            username: username.to_owned(),
-            password: exchanged.value.clone(),
-        };
+        let login = Login { username: username.to_owned(), password: exchanged.value.clone() };
         Ok(Some((login, Some(exchanged))))
     }
 

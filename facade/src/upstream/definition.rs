@@ -163,15 +163,13 @@ impl Definition {
             (Provider::Anonymous {}, Some(_)) => Err(DefinitionError::NeedlessSecret),
             (Provider::Static { username }, Some(password)) => login(username, password),
             (Provider::Static { .. }, None) => Err(DefinitionError::NoSecret("static")),
-            (Provider::Google(account), Some(key)) => Ok(Credential::ServiceAccount(
-                google::ServiceAccount::open(account, &key)?,
-            )),
+            (Provider::Google(account), Some(key)) => {
+                Ok(Credential::ServiceAccount(google::ServiceAccount::open(account, &key)?))
+            }
             (Provider::Google(_), None) => Err(DefinitionError::NoSecret("google")),
-            (Provider::Aws(configuration), secret) => Ok(Credential::Role(aws::Role::open(
-                &self.host,
-                configuration,
-                secret,
-            )?)),
+            (Provider::Aws(configuration), secret) => {
+                Ok(Credential::Role(aws::Role::open(&self.host, configuration, secret)?))
+            }
         }
     }
 
@@ -203,15 +201,10 @@ fn login(username: &str, password: Secret) -> Result<Credential, DefinitionError
     if text.len() > MAX_PASSWORD_BYTES || text.chars().any(char::is_control) {
         return Err(DefinitionError::Password);
     }
-    Ok(Credential::Static {
-        username: username.to_owned(),
-        password,
-    })
+    Ok(Credential::Static { username: username.to_owned(), password })
 }
 
 fn is_host_name(text: &str) -> bool {
-    format!("{text}:443")
-        .parse::<RegistryHost>()
-        .is_ok_and(|host| !host.is_docker_hub())
+    format!("{text}:443").parse::<RegistryHost>().is_ok_and(|host| !host.is_docker_hub())
         && !text.contains([':', '/'])
 }

@@ -63,14 +63,7 @@ impl Dialer {
         (tls, proxy_tls): (Arc<ClientConfig>, Arc<ClientConfig>),
         connect: Duration,
     ) -> Self {
-        Self(Arc::new(Inner {
-            policy,
-            resolver,
-            proxy,
-            tls,
-            proxy_tls,
-            connect,
-        }))
+        Self(Arc::new(Inner { policy, resolver, proxy, tls, proxy_tls, connect }))
     }
 
     pub(super) fn policy(&self) -> &Policy {
@@ -103,12 +96,9 @@ async fn within<T>(
     doing: &'static str,
     work: impl Future<Output = Result<T, UpstreamError>>,
 ) -> Result<T, UpstreamError> {
-    timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(UpstreamError::Timeout {
-            host: target.authority().into(),
-            doing,
-        })
-    })
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(UpstreamError::Timeout { host: target.authority().into(), doing }))
 }
 
 impl Inner {
@@ -149,11 +139,9 @@ impl Inner {
             }
         }
         match refused {
-            Some((address, why)) if allowed.is_empty() => Err(UpstreamError::ForbiddenAddress {
-                host: target.authority().into(),
-                address,
-                why,
-            }),
+            Some((address, why)) if allowed.is_empty() => {
+                Err(UpstreamError::ForbiddenAddress { host: target.authority().into(), address, why })
+            }
             _ => Ok(allowed),
         }
     }
@@ -185,11 +173,8 @@ impl Inner {
     async fn tunnel(&self, target: &Target, proxy: &Intercept) -> Result<Link, UpstreamError> {
         // The proxy looks names up by itself; what can be judged here is a target that is an address already.
         if let Ok(address) = target.host().parse::<IpAddr>() {
-            let refused = |why| UpstreamError::ForbiddenAddress {
-                host: target.authority().into(),
-                address,
-                why,
-            };
+            let refused =
+                |why| UpstreamError::ForbiddenAddress { host: target.authority().into(), address, why };
             self.policy.permits_address(target, address).map_err(refused)?;
         }
         let failed = |source: Cause| UpstreamError::Unreachable {
@@ -197,31 +182,19 @@ impl Inner {
             layer: Layer::Proxy,
             source,
         };
-        let to_proxy = ToProxy {
-            resolver: self.resolver.clone(),
-            tls: Arc::clone(&self.proxy_tls),
-        };
+        let to_proxy = ToProxy { resolver: self.resolver.clone(), tls: Arc::clone(&self.proxy_tls) };
         let mut tunnel = Tunnel::new(proxy.uri().clone(), to_proxy);
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
         let destination = format!("https://{}:{}/", bracketed(target.host()), target.port());
-        let destination: Uri = destination
-            .parse()
-            .map_err(|_| failed(Cause::new("not a host")))?;
-        tunnel
-            .call(destination)
-            .await
-            .map_err(|error| failed(Cause::of(&error)))
+        let destination: Uri = destination.parse().map_err(|_| failed(Cause::new("not a host")))?;
+        tunnel.call(destination).await.map_err(|error| failed(Cause::of(&error)))
     }
 }
 
 fn bracketed(host: &str) -> String {
-    if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    }
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// Dials the addresses one after the other, the next as soon as the one before fails or stays silent for a moment.
@@ -264,10 +237,7 @@ async fn race(target: &Target, addresses: Vec<IpAddr>) -> Result<TcpStream, Upst
 fn alternate(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (v6, v4): (Vec<_>, Vec<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
     let longer = v6.len().max(v4.len());
-    (0..longer)
-        .flat_map(|turn| [v6.get(turn).copied(), v4.get(turn).copied()])
-        .flatten()
-        .collect()
+    (0..longer).flat_map(|turn| [v6.get(turn).copied(), v4.get(turn).copied()]).flatten().collect()
 }
 
 async fn tls<S>(
@@ -278,10 +248,7 @@ async fn tls<S>(
 where
     TokioIo<S>: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let failed = |source: Cause| UpstreamError::Tls {
-        host: target.authority().into(),
-        source,
-    };
+    let failed = |source: Cause| UpstreamError::Tls { host: target.authority().into(), source };
     let name = ServerName::try_from(target.host().to_owned()).map_err(|error| failed(Cause::of(&error)))?;
     TlsConnector::from(Arc::clone(config))
         .connect(name, stream)
@@ -363,8 +330,6 @@ impl Service<Uri> for Dialer {
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer")
-            .field("policy", &self.0.policy)
-            .finish_non_exhaustive()
+        f.debug_struct("Dialer").field("policy", &self.0.policy).finish_non_exhaustive()
     }
 }

@@ -254,11 +254,7 @@ impl UpstreamError {
 
     /// How long to wait before asking again, if the registry said so.
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::RateLimited { retry_after, .. } = self {
-            *retry_after
-        } else {
-            None
-        }
+        if let Self::RateLimited { retry_after, .. } = self { *retry_after } else { None }
     }
 
     /// The error and its causes in one clean line, for operators.
@@ -273,22 +269,13 @@ mod tests {
 
     #[test]
     fn cleans_what_registries_say() {
-        assert_eq!(
-            Cause::new("a\r\nb\u{1b}[31m\u{202e}c\0  d").to_string(),
-            "a b [31m c d"
-        );
+        assert_eq!(Cause::new("a\r\nb\u{1b}[31m\u{202e}c\0  d").to_string(), "a b [31m c d");
         assert_eq!(Cause::new(&"x".repeat(5000)).to_string().len(), MAX_CAUSE_CHARS);
     }
 
     #[test]
     fn tells_the_whole_chain_in_one_line() {
-        let error = UpstreamError::Denied {
-            host: "ghcr.io".into(),
-            source: Cause::new("bad\npassword"),
-        };
-        assert_eq!(
-            error.line(),
-            "ghcr.io rejected the credentials of the connection: bad password"
-        );
+        let error = UpstreamError::Denied { host: "ghcr.io".into(), source: Cause::new("bad\npassword") };
+        assert_eq!(error.line(), "ghcr.io rejected the credentials of the connection: bad password");
     }
 }

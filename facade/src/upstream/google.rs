@@ -82,10 +82,7 @@ impl Account {
         if !file.token_uri.as_deref().is_none_or(is_googles) {
             return Err(AccountError::TokenUri);
         }
-        let account = Self {
-            client_email: file.client_email,
-            private_key_id: file.private_key_id,
-        };
+        let account = Self { client_email: file.client_email, private_key_id: file.private_key_id };
         ServiceAccount::open(&account, &key)?;
         Ok((account, key))
     }
@@ -119,10 +116,7 @@ impl ServiceAccount {
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
             PrivateKeyDer::Sec1(_) | _ => return Err(AccountError::PrivateKey),
         };
-        Ok(Self {
-            account: account.clone(),
-            key: Arc::new(key.map_err(|_| AccountError::PrivateKey)?),
-        })
+        Ok(Self { account: account.clone(), key: Arc::new(key.map_err(|_| AccountError::PrivateKey)?) })
     }
 
     /// Exchanges a fresh assertion for an access token.
@@ -133,10 +127,7 @@ impl ServiceAccount {
             .assertion(endpoint, cloud.clock.now().as_second())
             .ok_or_else(|| bad(&target, "no assertion could be signed"))?;
         let body = form([("grant_type", GRANT), ("assertion", assertion.expose())]).into();
-        let answer = cloud
-            .client
-            .post(&target, HeaderMap::new(), FORM, body, vec![assertion])
-            .await?;
+        let answer = cloud.client.post(&target, HeaderMap::new(), FORM, body, vec![assertion]).await?;
         match answer.status {
             StatusCode::OK => {}
             StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -168,25 +159,13 @@ impl ServiceAccount {
         let part = |value: &serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let signed = format!("{}.{}", part(&header), part(&claims));
         let mut signature = vec![0; self.key.public().modulus_len()];
-        self.key
-            .sign(
-                &RSA_PKCS1_SHA256,
-                &SystemRandom::new(),
-                signed.as_bytes(),
-                &mut signature,
-            )
-            .ok()?;
-        Some(Secret::new(format!(
-            "{signed}.{}",
-            BASE64URL_NOPAD.encode(&signature)
-        )))
+        self.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signed.as_bytes(), &mut signature).ok()?;
+        Some(Secret::new(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature))))
     }
 }
 
 impl fmt::Debug for ServiceAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServiceAccount")
-            .field("account", &self.account)
-            .finish_non_exhaustive()
+        f.debug_struct("ServiceAccount").field("account", &self.account).finish_non_exhaustive()
     }
 }

@@ -127,19 +127,12 @@ mod tests {
 
     #[test]
     fn reads_the_budget_of_docker_hub() {
-        let headers = headers(&[
-            ("ratelimit-limit", "100;w=21600"),
-            ("ratelimit-remaining", "76;w=21600"),
-        ]);
+        let headers = headers(&[("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", "76;w=21600")]);
         let mut health = Health::default();
         health.note_budget(&headers);
         assert_eq!(
             health.budget,
-            Some(Budget {
-                limit: Some(100),
-                remaining: 76,
-                window_seconds: Some(21600)
-            })
+            Some(Budget { limit: Some(100), remaining: 76, window_seconds: Some(21600) })
         );
     }
 
@@ -165,11 +158,7 @@ mod tests {
         ] {
             let mut map = HeaderMap::new();
             map.insert("retry-after", value.parse().unwrap());
-            assert_eq!(
-                retry_after(&map, now).map(|wait| wait.as_secs()),
-                seconds,
-                "{value}"
-            );
+            assert_eq!(retry_after(&map, now).map(|wait| wait.as_secs()), seconds, "{value}");
         }
     }
 

@@ -60,18 +60,10 @@ pub(super) struct Parts {
 
 impl Registry {
     pub(super) fn new(parts: Parts) -> Result<Self, DefinitionError> {
-        let scheme = if parts.definition.plain_http {
-            "http"
-        } else {
-            "https"
-        };
+        let scheme = if parts.definition.plain_http { "http" } else { "https" };
         let authority = parts.definition.host.api_authority();
         let base = Target::parse(&format!("{scheme}://{authority}/v2/")).ok_or(DefinitionError::Host)?;
-        Ok(Self(Arc::new(Inner {
-            parts,
-            base,
-            health: Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Inner { parts, base, health: Mutex::default() })))
     }
 
     /// What the connection is.
@@ -154,9 +146,7 @@ impl Registry {
         let Ok(named) = named.transpose() else {
             return Err(answer.bad("sent a Docker-Content-Digest header that is no digest"));
         };
-        let stated = answer
-            .content_type()
-            .and_then(|stated| stated.parse::<MediaType>().ok());
+        let stated = answer.content_type().and_then(|stated| stated.parse::<MediaType>().ok());
         let origin = answer.target.clone();
         let bytes = answer.body.read("manifest", MAX_DOCUMENT_BYTES).await?;
         for promised in expected.iter().chain(&named) {
@@ -164,18 +154,12 @@ impl Registry {
         }
         let media_type = media_type(stated, &bytes)
             .ok_or_else(|| super::client::bad(&origin, "does not say what kind of manifest it serves"))?;
-        Ok(Served {
-            digest: expected.unwrap_or_else(|| Digest::sha256(&bytes)),
-            media_type,
-            bytes,
-        })
+        Ok(Served { digest: expected.unwrap_or_else(|| Digest::sha256(&bytes)), media_type, bytes })
     }
 
     fn agree(&self, expected: Digest, bytes: &[u8]) -> Result<(), UpstreamError> {
-        pki::digest::verify(expected, bytes).map_err(|source: Mismatch| UpstreamError::DigestMismatch {
-            host: self.host(),
-            source,
-        })
+        pki::digest::verify(expected, bytes)
+            .map_err(|source: Mismatch| UpstreamError::DigestMismatch { host: self.host(), source })
     }
 
     async fn open_blob(
@@ -190,15 +174,9 @@ impl Registry {
         if from > 0 {
             headers.insert(RANGE, range_from(from));
         }
-        let answer = self
-            .get(&subject, &format!("{name}@{digest}"), &target, &headers)
-            .await?;
+        let answer = self.get(&subject, &format!("{name}@{digest}"), &target, &headers).await?;
         if answer.status != StatusCode::PARTIAL_CONTENT {
-            return Ok(BlobStream {
-                starts_at: 0,
-                total: answer.content_length(),
-                body: answer.body,
-            });
+            return Ok(BlobStream { starts_at: 0, total: answer.content_length(), body: answer.body });
         }
         let range = answer.header("content-range").and_then(ContentRange::parse);
         let length = answer.content_length();
@@ -229,19 +207,12 @@ impl Registry {
                 Ok(Err(UpstreamError::TooLarge { .. })) => pager.clip(Clipped::Bytes { limit: limits.bytes }),
                 Ok(Err(error)) => pager.fail(&error),
                 Err(_) if pager.is_at_start() => {
-                    return Err(UpstreamError::Timeout {
-                        host: self.host(),
-                        doing: "listing tags",
-                    });
+                    return Err(UpstreamError::Timeout { host: self.host(), doing: "listing tags" });
                 }
-                Err(_) => pager.clip(Clipped::Time {
-                    limit_seconds: limits.time.as_secs(),
-                }),
+                Err(_) => pager.clip(Clipped::Time { limit_seconds: limits.time.as_secs() }),
             }
         }
-        pager
-            .finish()
-            .ok_or_else(|| super::client::bad(&self.0.base, "sent no list of tags"))
+        pager.finish().ok_or_else(|| super::client::bad(&self.0.base, "sent no list of tags"))
     }
 
     async fn page(
@@ -254,12 +225,8 @@ impl Registry {
         let target = self.0.base.at(&format!("/v2/{name}/tags/list?{query}"));
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
         let answer = self.get(&subject, name.as_str(), &target, &headers).await?;
-        let links: Vec<_> = answer
-            .headers
-            .get_all("link")
-            .iter()
-            .filter_map(|link| link.to_str().ok())
-            .collect();
+        let links: Vec<_> =
+            answer.headers.get_all("link").iter().filter_map(|link| link.to_str().ok()).collect();
         let link = (!links.is_empty()).then(|| links.join(", "));
         let body = answer.body.read("list of tags", max_bytes).await?;
         Ok((body, link))
@@ -275,10 +242,7 @@ impl Registry {
     ) -> Result<Answer, UpstreamError> {
         let now = self.0.parts.clock.now();
         if let Some(wait) = self.state().wait(now) {
-            return Err(UpstreamError::RateLimited {
-                host: self.host(),
-                retry_after: Some(wait),
-            });
+            return Err(UpstreamError::RateLimited { host: self.host(), retry_after: Some(wait) });
         }
         let answer = self.authorized(subject, target, headers).await?;
         self.state().note_budget(&answer.headers);
@@ -291,9 +255,7 @@ impl Registry {
         target: &Target,
         headers: &HeaderMap,
     ) -> Result<Answer, UpstreamError> {
-        let Parts {
-            client, authorizer, ..
-        } = &self.0.parts;
+        let Parts { client, authorizer, .. } = &self.0.parts;
         let mut used = authorizer.ahead(subject).await?;
         for _ in 0..MAX_ATTEMPTS {
             let authorization = used.as_ref().map(|used| &used.authorization);
@@ -310,10 +272,7 @@ impl Registry {
             let asked = challenges(&answer.headers);
             used = Some(authorizer.renew(subject, &asked, used, answer).await?);
         }
-        Err(super::client::bad(
-            &self.0.base,
-            "asks for other credentials again and again",
-        ))
+        Err(super::client::bad(&self.0.base, "asks for other credentials again and again"))
     }
 
     async fn judge(&self, what: &str, answer: Answer) -> Result<Answer, UpstreamError> {
@@ -325,10 +284,9 @@ impl Registry {
                 host: self.host(),
                 retry_after: retry_after(&answer.headers, self.0.parts.clock.now()),
             }),
-            StatusCode::NOT_FOUND | StatusCode::GONE if at_home => Err(UpstreamError::NotFound {
-                host: self.host(),
-                what: what.into(),
-            }),
+            StatusCode::NOT_FOUND | StatusCode::GONE if at_home => {
+                Err(UpstreamError::NotFound { host: self.host(), what: what.into() })
+            }
             StatusCode::FORBIDDEN if at_home && self.0.parts.authorizer.is_anonymous() => {
                 Err(UpstreamError::Unauthenticated { host: self.host() })
             }
@@ -342,10 +300,7 @@ impl Registry {
                 host: answer.target.authority().into(),
                 status: status.as_u16(),
             }),
-            _ => Err(UpstreamError::BadAnswer {
-                host: self.host(),
-                source: answer.said().await,
-            }),
+            _ => Err(UpstreamError::BadAnswer { host: self.host(), source: answer.said().await }),
         }
     }
 
@@ -395,8 +350,6 @@ fn media_type(stated: Option<MediaType>, bytes: &[u8]) -> Option<MediaType> {
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry")
-            .field("definition", &self.0.parts.definition)
-            .finish_non_exhaustive()
+        f.debug_struct("Registry").field("definition", &self.0.parts.definition).finish_non_exhaustive()
     }
 }

@@ -36,12 +36,7 @@ pub struct BrowseLimits {
 
 impl Default for BrowseLimits {
     fn default() -> Self {
-        Self {
-            pages: 500,
-            tags: 50_000,
-            bytes: 32 * 1024 * 1024,
-            time: Duration::from_mins(1),
-        }
+        Self { pages: 500, tags: 50_000, bytes: 32 * 1024 * 1024, time: Duration::from_mins(1) }
     }
 }
 
@@ -147,10 +142,7 @@ impl Pager {
 
     /// How long the next page may be.
     pub(super) fn page_bytes(&self) -> usize {
-        self.limits
-            .bytes
-            .saturating_sub(self.bytes)
-            .clamp(1, MAX_PAGE_BYTES)
+        self.limits.bytes.saturating_sub(self.bytes).clamp(1, MAX_PAGE_BYTES)
     }
 
     pub(super) fn is_at_start(&self) -> bool {
@@ -175,11 +167,7 @@ impl Pager {
         self.pages += 1;
         let last = entries.last().and_then(|last| last.as_str()).map(str::to_owned);
         let count = entries.len();
-        let new = entries
-            .into_iter()
-            .map(|entry| self.add(&entry))
-            .filter(|new| *new)
-            .count();
+        let new = entries.into_iter().map(|entry| self.add(&entry)).filter(|new| *new).count();
         self.barren = if new == 0 { self.barren + 1 } else { 0 };
         self.next = match link.and_then(next_query) {
             Some(query) => Some(Query::Told(query)),
@@ -241,9 +229,7 @@ impl Pager {
         if collected > self.limits.tags {
             self.list.tags.truncate(self.limits.tags);
             self.list.hidden.truncate(self.limits.tags);
-            return self.clip(Clipped::Tags {
-                limit: self.limits.tags,
-            });
+            return self.clip(Clipped::Tags { limit: self.limits.tags });
         }
         let Some(next) = self.query() else {
             return;
@@ -251,17 +237,11 @@ impl Pager {
         if self.asked.contains(&next) || self.barren >= MAX_BARREN_PAGES {
             self.clip(Clipped::Loop {});
         } else if collected >= self.limits.tags {
-            self.clip(Clipped::Tags {
-                limit: self.limits.tags,
-            });
+            self.clip(Clipped::Tags { limit: self.limits.tags });
         } else if self.pages >= self.limits.pages {
-            self.clip(Clipped::Pages {
-                limit: self.limits.pages,
-            });
+            self.clip(Clipped::Pages { limit: self.limits.pages });
         } else if self.bytes >= self.limits.bytes {
-            self.clip(Clipped::Bytes {
-                limit: self.limits.bytes,
-            });
+            self.clip(Clipped::Bytes { limit: self.limits.bytes });
         }
     }
 }
@@ -306,9 +286,7 @@ fn is_next(parameters: &str) -> bool {
         };
         let relations = value.trim().trim_matches('"').split_ascii_whitespace();
         name.trim().eq_ignore_ascii_case("rel")
-            && relations
-                .into_iter()
-                .any(|relation| relation.eq_ignore_ascii_case("next"))
+            && relations.into_iter().any(|relation| relation.eq_ignore_ascii_case("next"))
     })
 }
 
@@ -321,9 +299,7 @@ mod tests {
     }
 
     fn page(tags: &[&str]) -> Vec<u8> {
-        serde_json::json!({"name": "a", "tags": tags})
-            .to_string()
-            .into_bytes()
+        serde_json::json!({"name": "a", "tags": tags}).to_string().into_bytes()
     }
 
     fn many(from: usize, to: usize) -> Vec<String> {
@@ -338,20 +314,14 @@ mod tests {
     fn reads_the_next_page_out_of_every_known_link() {
         for (link, expected) in [
             (r#"</v2/a/tags/list?n=2&last=b>; rel="next""#, Some("n=2&last=b")),
-            (
-                "<https://r/v2/a/tags/list?last=b&n=2>; rel=next",
-                Some("last=b&n=2"),
-            ),
+            ("<https://r/v2/a/tags/list?last=b&n=2>; rel=next", Some("last=b&n=2")),
             (
                 r#"<http://internal:5000/v2/a/tags/list?next_page=xyz%3D>; rel="next""#,
                 Some("next_page=xyz%3D"),
             ),
             (r#"<?last=b>;rel="prev next""#, Some("last=b")),
             (r#"<tags/list?last=b>; title="a, b"; REL="Next""#, Some("last=b")),
-            (
-                r#"</first?x=1>; rel="first", </next?x=2>; rel="next""#,
-                Some("x=2"),
-            ),
+            (r#"</first?x=1>; rel="first", </next?x=2>; rel="next""#, Some("x=2")),
             (r#"</v2/a/tags/list>; rel="next""#, Some("")),
             (r#"</v2/a/tags/list?last=b>; rel="prev""#, None),
             ("</v2/a/tags/list?last=b", None),
@@ -424,11 +394,7 @@ mod tests {
             let mut pager = pager();
             pager.take(body.as_bytes(), None);
             let list = pager.finish().unwrap();
-            assert_eq!(
-                (list.tags.len(), list.unusable, list.clipped),
-                (tags, unusable, None),
-                "{body}"
-            );
+            assert_eq!((list.tags.len(), list.unusable, list.clipped), (tags, unusable, None), "{body}");
         }
         for body in ["", "[]", "<html>", r#"{"tags":"x"}"#, r#"{"tags":[],"tags":[]}"#] {
             let mut pager = pager();
@@ -451,12 +417,7 @@ mod tests {
 
     #[test]
     fn tells_which_limit_clipped_the_list() {
-        let limits = BrowseLimits {
-            pages: 2,
-            tags: 5,
-            bytes: 200,
-            time: Duration::from_secs(1),
-        };
+        let limits = BrowseLimits { pages: 2, tags: 5, bytes: 200, time: Duration::from_secs(1) };
         let link = |number: usize| format!("</x?p={number}>; rel=next");
         let clipped = |tags: [&[&str]; 2]| {
             let mut pager = Pager::new(&limits);
@@ -467,44 +428,24 @@ mod tests {
             }
             pager.finish().unwrap()
         };
-        assert_eq!(
-            clipped([&["a"], &["b"]]).clipped,
-            Some(Clipped::Pages { limit: 2 })
-        );
+        assert_eq!(clipped([&["a"], &["b"]]).clipped, Some(Clipped::Pages { limit: 2 }));
         let full = clipped([&["a", "b", "c", "d", "e", "f"], &[]]);
-        assert_eq!(
-            (full.tags.len(), full.clipped),
-            (5, Some(Clipped::Tags { limit: 5 }))
-        );
+        assert_eq!((full.tags.len(), full.clipped), (5, Some(Clipped::Tags { limit: 5 })));
         let long = "x".repeat(120);
         let longer = "y".repeat(120);
-        assert_eq!(
-            clipped([&[&long], &[&longer]]).clipped,
-            Some(Clipped::Pages { limit: 2 })
-        );
-        assert_eq!(
-            clipped([&[&long, &longer], &[]]).clipped,
-            Some(Clipped::Bytes { limit: 200 })
-        );
+        assert_eq!(clipped([&[&long], &[&longer]]).clipped, Some(Clipped::Pages { limit: 2 }));
+        assert_eq!(clipped([&[&long, &longer], &[]]).clipped, Some(Clipped::Bytes { limit: 200 }));
     }
 
     #[test]
     fn a_failure_after_some_pages_is_told_and_a_refused_guess_is_not() {
-        let error = UpstreamError::Unavailable {
-            host: "r".into(),
-            status: 503,
-        };
+        let error = UpstreamError::Unavailable { host: "r".into(), status: 503 };
         let mut pager_1 = pager();
         pager_1.take(&page(&["a"]), Some("</x?p=1>; rel=next"));
         pager_1.fail(&error);
-        assert!(matches!(
-            pager_1.finish().unwrap().clipped,
-            Some(Clipped::Failed { .. })
-        ));
-        let refusal = UpstreamError::BadAnswer {
-            host: "r".into(),
-            source: crate::upstream::Cause::new("400"),
-        };
+        assert!(matches!(pager_1.finish().unwrap().clipped, Some(Clipped::Failed { .. })));
+        let refusal =
+            UpstreamError::BadAnswer { host: "r".into(), source: crate::upstream::Cause::new("400") };
         let full = many(0, 1000);
         let mut pager_2 = pager();
         pager_2.take(&page(&full.iter().map(String::as_str).collect::<Vec<_>>()), None);

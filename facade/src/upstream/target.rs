@@ -54,20 +54,12 @@ impl Target {
             Some(port) => port.parse().ok()?,
             None => scheme.default_port(),
         };
-        let host = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(&host);
+        let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
         if host.is_empty() || port == 0 {
             return None;
         }
         let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str());
-        Some(Self {
-            scheme,
-            host: host.into(),
-            port,
-            path_and_query: path_and_query.into(),
-        })
+        Some(Self { scheme, host: host.into(), port, path_and_query: path_and_query.into() })
     }
 
     /// Reads a reference as it stands in `Location` or `realm`, relative to this URL (RFC 3986, section 5.2).
@@ -86,19 +78,13 @@ impl Target {
         if reference.starts_with('?') {
             return Self::parse(&format!("{}{}{reference}", self.origin(), self.path()));
         }
-        let directory = self
-            .path()
-            .rsplit_once('/')
-            .map_or("", |(directory, _)| directory);
+        let directory = self.path().rsplit_once('/').map_or("", |(directory, _)| directory);
         Self::parse(&format!("{}{directory}/{reference}", self.origin()))
     }
 
     /// The same place with another path and query.
     pub(super) fn at(&self, path_and_query: &str) -> Self {
-        Self {
-            path_and_query: path_and_query.into(),
-            ..self.clone()
-        }
+        Self { path_and_query: path_and_query.into(), ..self.clone() }
     }
 
     /// This URL with further query parameters.
@@ -146,11 +132,7 @@ impl Target {
         } else {
             self.host.to_string()
         };
-        if self.port == self.scheme.default_port() {
-            host
-        } else {
-            format!("{host}:{}", self.port)
-        }
+        if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
     }
 
     fn origin(&self) -> String {
@@ -190,9 +172,7 @@ impl fmt::Debug for Target {
 
 /// `name=value&…`, percent-encoded.
 pub(super) fn form<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let encoded = pairs
-        .into_iter()
-        .map(|(name, value)| format!("{}={}", percent(name), percent(value)));
+    let encoded = pairs.into_iter().map(|(name, value)| format!("{}={}", percent(name), percent(value)));
     encoded.collect::<Vec<_>>().join("&")
 }
 
@@ -230,11 +210,7 @@ mod tests {
             ("http://[::1]:80/x", "http://[::1]/x"),
             ("/x?u=https://a@b/", "https://r.example:5000/x?u=https://a@b/"),
         ] {
-            assert_eq!(
-                base.join(reference).map(|t| shown(&t)).as_deref(),
-                Some(expected),
-                "{reference}"
-            );
+            assert_eq!(base.join(reference).map(|t| shown(&t)).as_deref(), Some(expected), "{reference}");
         }
     }
 
@@ -257,26 +233,17 @@ mod tests {
         ] {
             assert_eq!(base.join(reference), None, "{reference}");
         }
-        assert_eq!(
-            Target::parse(&format!("https://x/{}", "a".repeat(MAX_URL_BYTES))),
-            None
-        );
+        assert_eq!(Target::parse(&format!("https://x/{}", "a".repeat(MAX_URL_BYTES))), None);
     }
 
     #[test]
     fn tells_origins_apart_by_scheme_host_and_port() {
         let target = |url: &str| Target::parse(url).unwrap();
         assert!(target("https://r.example/a").same_origin(&target("https://R.example:443/b")));
-        for other in [
-            "http://r.example/",
-            "https://r.example:8443/",
-            "https://x.r.example/",
-            "https://r.example./",
-        ] {
-            assert!(
-                !target("https://r.example/").same_origin(&target(other)),
-                "{other}"
-            );
+        for other in
+            ["http://r.example/", "https://r.example:8443/", "https://x.r.example/", "https://r.example./"]
+        {
+            assert!(!target("https://r.example/").same_origin(&target(other)), "{other}");
         }
     }
 
@@ -284,9 +251,7 @@ mod tests {
     fn encodes_queries() {
         let realm = Target::parse("https://a.example/token?x=1").unwrap();
         assert_eq!(
-            realm
-                .with_query([("scope", "repository:a/b:pull"), ("service", "a b&c")])
-                .path_and_query(),
+            realm.with_query([("scope", "repository:a/b:pull"), ("service", "a b&c")]).path_and_query(),
             "/token?x=1&scope=repository%3Aa%2Fb%3Apull&service=a%20b%26c"
         );
     }

@@ -112,10 +112,7 @@ impl Authorizer {
         rejected: Option<InUse>,
         answer: Answer,
     ) -> Result<InUse, UpstreamError> {
-        let asked = challenges
-            .iter()
-            .next()
-            .map(|challenge| self.way(subject, challenge, &answer.target));
+        let asked = challenges.iter().next().map(|challenge| self.way(subject, challenge, &answer.target));
         let way = match (asked, &rejected) {
             (Some(way), _) => way?,
             // ECR says 403 without a challenge when a token has expired.
@@ -169,20 +166,16 @@ impl Authorizer {
         let source = answer.said().await;
         match (self.is_anonymous(), lacks_scope) {
             (true, _) => UpstreamError::Unauthenticated { host },
-            (false, true) => UpstreamError::Forbidden {
-                host,
-                what: "this repository".into(),
-                source,
-            },
+            (false, true) => UpstreamError::Forbidden { host, what: "this repository".into(), source },
             (false, false) => UpstreamError::Denied { host, source },
         }
     }
 
     fn way(&self, subject: &Subject, challenge: &Challenge, from: &Target) -> Result<Way, UpstreamError> {
         match challenge {
-            Challenge::Basic if self.is_anonymous() => Err(UpstreamError::Unauthenticated {
-                host: self.shared.host.clone(),
-            }),
+            Challenge::Basic if self.is_anonymous() => {
+                Err(UpstreamError::Unauthenticated { host: self.shared.host.clone() })
+            }
             Challenge::Basic => Ok(Way::Basic),
             Challenge::Bearer(bearer) => self.wanted(subject, bearer, from).map(Way::Bearer),
         }
@@ -220,11 +213,7 @@ impl Authorizer {
         match &way {
             Way::Basic => {
                 let (login, cached) = self.shared.login().await?;
-                Ok(InUse {
-                    authorization: basic(&login),
-                    way,
-                    cached,
-                })
+                Ok(InUse { authorization: basic(&login), way, cached })
             }
             Way::Bearer(wanted) => {
                 let (exchanger, owned) = (Arc::clone(&self.shared), wanted.clone());
@@ -233,11 +222,7 @@ impl Authorizer {
                     Ok(token) => token,
                     Err(error) => return Err(self.remember(&way, error)),
                 };
-                Ok(InUse {
-                    authorization: bearer(&token.value),
-                    way,
-                    cached: Some(token),
-                })
+                Ok(InUse { authorization: bearer(&token.value), way, cached: Some(token) })
             }
         }
     }
@@ -270,9 +255,7 @@ impl Authorizer {
 
 impl std::fmt::Debug for Authorizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authorizer")
-            .field("host", &self.shared.host)
-            .finish_non_exhaustive()
+        f.debug_struct("Authorizer").field("host", &self.shared.host).finish_non_exhaustive()
     }
 }
 
@@ -290,17 +273,11 @@ fn is_refusal(error: &UpstreamError) -> bool {
 pub(super) fn basic(login: &Login) -> Authorization {
     let pair = Secret::new(format!("{}:{}", login.username, login.password.expose()));
     let encoded = Secret::new(BASE64.encode(pair.expose().as_bytes()));
-    Authorization {
-        header: sensitive("Basic", &encoded),
-        secrets: vec![encoded, login.password.clone()],
-    }
+    Authorization { header: sensitive("Basic", &encoded), secrets: vec![encoded, login.password.clone()] }
 }
 
 fn bearer(token: &Secret) -> Authorization {
-    Authorization {
-        header: sensitive("Bearer", token),
-        secrets: vec![token.clone()],
-    }
+    Authorization { header: sensitive("Bearer", token), secrets: vec![token.clone()] }
 }
 
 /// A header value that the HTTP client keeps out of its logs and compression tables.
@@ -318,15 +295,9 @@ mod tests {
 
     #[test]
     fn never_prints_an_authorization() {
-        let login = Login {
-            username: "u".into(),
-            password: Secret::new("hunter2".into()),
-        };
+        let login = Login { username: "u".into(), password: Secret::new("hunter2".into()) };
         let shown = format!("{:?}", basic(&login));
-        assert!(
-            !shown.contains("hunter2") && !shown.contains("dTpodW50ZXIy"),
-            "{shown}"
-        );
+        assert!(!shown.contains("hunter2") && !shown.contains("dTpodW50ZXIy"), "{shown}");
         assert_eq!(basic(&login).header.to_str().unwrap(), "Basic dTpodW50ZXIy");
     }
 }

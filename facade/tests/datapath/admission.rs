@@ -39,9 +39,7 @@ async fn rejects_everything_but_enrollment_without_a_certificate() {
     for path in ["/v2/", &blob(&layer), "/metadata/images/timestamp.json"] {
         assert_eq!(nobody.get(path).await.status, StatusCode::FORBIDDEN, "{path}");
     }
-    let answer = nobody
-        .send(Method::POST, "/.well-known/est/simpleenroll", &[])
-        .await;
+    let answer = nobody.send(Method::POST, "/.well-known/est/simpleenroll", &[]).await;
     assert_eq!(answer.text(), "Enroll None");
 }
 
@@ -53,9 +51,7 @@ async fn an_expired_certificate_may_only_be_renewed_and_only_for_a_while() {
     let lifetime = SignedDuration::from_hours(1);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device_at("board", ago(3), lifetime))).await;
     assert_eq!(device.get("/v2/").await.status, StatusCode::FORBIDDEN);
-    let answer = device
-        .send(Method::POST, "/.well-known/est/simplereenroll", &[])
-        .await;
+    let answer = device.send(Method::POST, "/.well-known/est/simplereenroll", &[]).await;
     assert_eq!(answer.text(), "Reenroll Some(\"board\")");
     assert!(is_turned_away(&rig, &rig.fleet.device_at("board", ago(40), lifetime)).await);
 }
@@ -84,20 +80,10 @@ async fn an_unknown_or_refused_certificate_gets_nothing() {
     assert_eq!(stranger.get("/v2/").await.status, StatusCode::FORBIDDEN);
     let (old, new) = (rig.fleet.device("board"), rig.fleet.device("board"));
     let refused_serials = vec![old.serial.clone()];
-    let entry = DeviceEntry {
-        standing: Standing::Active,
-        refused_serials,
-        ..DeviceEntry::default()
-    };
+    let entry = DeviceEntry { standing: Standing::Active, refused_serials, ..DeviceEntry::default() };
     rig.access.set_device("board".parse().unwrap(), entry);
-    assert_eq!(
-        Device::http1(&rig, Some(&old)).await.get("/v2/").await.status,
-        StatusCode::FORBIDDEN
-    );
-    assert_eq!(
-        Device::http1(&rig, Some(&new)).await.get("/v2/").await.status,
-        StatusCode::OK
-    );
+    assert_eq!(Device::http1(&rig, Some(&old)).await.get("/v2/").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(Device::http1(&rig, Some(&new)).await.get("/v2/").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -116,9 +102,7 @@ async fn a_revoked_device_is_cut_in_mid_stream() {
         let mut response = device.begin(Method::GET, &blob(&layer), &[]).await.unwrap();
         response.frame().await.unwrap().unwrap();
         rig.revoke("board");
-        let answer = tokio::time::timeout(Duration::from_secs(5), finish(response))
-            .await
-            .unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(5), finish(response)).await.unwrap();
         assert!(answer.cut && answer.body.len() < layer.len());
         let mut again = Device::http1(&rig, Some(&credential)).await;
         assert_eq!(again.get(&blob(&layer)).await.status, StatusCode::FORBIDDEN);
@@ -136,13 +120,8 @@ async fn shutting_down_lets_open_streams_finish() {
     let first = response.frame().await.unwrap().unwrap().into_data().unwrap();
     rig.shutdown();
     let answer = finish(response).await;
-    assert_eq!(
-        (answer.cut, first.len() + answer.body.len()),
-        (false, layer.len())
-    );
-    tokio::time::timeout(Duration::from_secs(5), rig.stop())
-        .await
-        .unwrap();
+    assert_eq!((answer.cut, first.len() + answer.body.len()), (false, layer.len()));
+    tokio::time::timeout(Duration::from_secs(5), rig.stop()).await.unwrap();
     assert!(tls(&rig, Some(&credential), b"h2").await.is_err());
     rig.puller.stop().await;
 }

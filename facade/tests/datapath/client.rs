@@ -59,17 +59,13 @@ pub(crate) async fn tls(
         .unwrap()
         .with_root_certificates(roots);
     let mut config = if let Some(credential) = credential {
-        builder
-            .with_client_auth_cert(credential.chain.clone(), credential.key.clone_key())
-            .unwrap()
+        builder.with_client_auth_cert(credential.chain.clone(), credential.key.clone_key()).unwrap()
     } else {
         builder.with_no_client_auth()
     };
     config.alpn_protocols = vec![alpn.to_vec()];
     let tcp = TcpStream::connect(rig.address).await?;
-    TlsConnector::from(Arc::new(config))
-        .connect("localhost".try_into().unwrap(), tcp)
-        .await
+    TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), tcp).await
 }
 
 impl Device {
@@ -77,18 +73,14 @@ impl Device {
         let io = TokioIo::new(tls(rig, credential, b"http/1.1").await.unwrap());
         let (sender, connection) = http1::handshake(io).await.unwrap();
         TaskTracker::new().spawn(connection);
-        Self {
-            sender: Sender::Http1(sender),
-        }
+        Self { sender: Sender::Http1(sender) }
     }
 
     pub(crate) async fn http2(rig: &Rig, credential: Option<&Credential>) -> Self {
         let io = TokioIo::new(tls(rig, credential, b"h2").await.unwrap());
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
         TaskTracker::new().spawn(connection);
-        Self {
-            sender: Sender::Http2(sender),
-        }
+        Self { sender: Sender::Http2(sender) }
     }
 
     /// Sends a request and returns as soon as the head of the answer is there.
@@ -105,19 +97,13 @@ impl Device {
         match &mut self.sender {
             Sender::Http1(sender) => {
                 sender.ready().await?;
-                let request = request
-                    .uri(path)
-                    .header("host", "localhost")
-                    .body(Empty::new())
-                    .unwrap();
+                let request = request.uri(path).header("host", "localhost").body(Empty::new()).unwrap();
                 sender.send_request(request).await
             }
             Sender::Http2(sender) => {
                 sender.ready().await?;
                 let uri = format!("https://localhost{path}");
-                sender
-                    .send_request(request.uri(uri).body(Empty::new()).unwrap())
-                    .await
+                sender.send_request(request.uri(uri).body(Empty::new()).unwrap()).await
             }
         }
     }
@@ -147,12 +133,7 @@ pub(crate) async fn finish(response: http::Response<Incoming>) -> Answer {
         };
         body.extend_from_slice(&frame.into_data().unwrap_or_default());
     }
-    Answer {
-        status: parts.status,
-        headers: parts.headers,
-        body,
-        cut,
-    }
+    Answer { status: parts.status, headers: parts.headers, body, cut }
 }
 
 /// Sends raw bytes, and returns all that comes back until the server closes.

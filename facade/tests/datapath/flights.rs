@@ -50,8 +50,7 @@ async fn a_cut_is_resumed_where_it_happened() {
     let rig = Rig::start().await;
     let (long, short) = (noise(LONG), noise(500_000));
     rig.assign(&["board"], &[&long, &short]);
-    rig.script
-        .next(&[Fault::CutAt(3_000_000), Fault::CutAt(3_000_001), Fault::FromZero]);
+    rig.script.next(&[Fault::CutAt(3_000_000), Fault::CutAt(3_000_001), Fault::FromZero]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
     assert!(device.get(&blob(&long)).await.body == long);
     assert_eq!(rig.script.asked(), [0, 3_000_000, 3_000_001]);
@@ -62,27 +61,14 @@ async fn a_cut_is_resumed_where_it_happened() {
 
 /// A facade that asks again at once for what was wrong.
 fn forgetful() -> Setup {
-    let pull = Settings {
-        distrust: Duration::ZERO,
-        ..Settings::default()
-    };
-    Setup {
-        pull,
-        ..Setup::default()
-    }
+    let pull = Settings { distrust: Duration::ZERO, ..Settings::default() };
+    Setup { pull, ..Setup::default() }
 }
 
 #[tokio::test]
 async fn what_a_registry_served_wrongly_is_not_fetched_again_for_every_retry() {
-    let pull = Settings {
-        distrust: Duration::from_millis(800),
-        ..Settings::default()
-    };
-    let rig = Rig::with(Setup {
-        pull,
-        ..Setup::default()
-    })
-    .await;
+    let pull = Settings { distrust: Duration::from_millis(800), ..Settings::default() };
+    let rig = Rig::with(Setup { pull, ..Setup::default() }).await;
     let (layer, other) = (noise(500_000), noise(500_001));
     rig.assign(&["board"], &[&layer, &other]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
@@ -105,12 +91,7 @@ async fn wrong_bytes_of_a_short_blob_never_go_out() {
     let layer = noise(500_000);
     rig.assign(&["board"], &[&layer]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
-    for fault in [
-        Fault::WrongAt(499_999),
-        Fault::Longer,
-        Fault::Total(1),
-        Fault::Total(u64::MAX),
-    ] {
+    for fault in [Fault::WrongAt(499_999), Fault::Longer, Fault::Total(1), Fault::Total(u64::MAX)] {
         rig.script.next(&[fault]);
         let answer = device.get(&blob(&layer)).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
@@ -155,14 +136,8 @@ async fn failure_reaches_every_follower() {
     };
     let (answers, ()) = tokio::join!(answers, release);
     // Whoever came after the failure began another flight, and got the blob.
-    let served = answers
-        .iter()
-        .filter(|answer| answer.status == StatusCode::OK)
-        .count();
-    let refused = answers
-        .iter()
-        .filter(|answer| answer.status == StatusCode::NOT_FOUND)
-        .count();
+    let served = answers.iter().filter(|answer| answer.status == StatusCode::OK).count();
+    let refused = answers.iter().filter(|answer| answer.status == StatusCode::NOT_FOUND).count();
     assert_eq!(served + refused, 20);
     assert!(refused >= 1);
 }
@@ -177,9 +152,7 @@ async fn a_slow_reader_slows_nobody() {
     let mut unread = slow.begin(Method::GET, &blob(&layer), &[]).await.unwrap();
     unread.frame().await.unwrap().unwrap();
     let mut fast = Device::http1(&rig, Some(&credential)).await;
-    let answer = tokio::time::timeout(Duration::from_secs(20), fast.get(&blob(&layer)))
-        .await
-        .unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(20), fast.get(&blob(&layer))).await.unwrap();
     assert!(answer.body == layer);
     assert!(!finish(unread).await.cut);
     assert_eq!(rig.script.gets(), 1);
@@ -251,12 +224,10 @@ async fn a_short_rate_limit_is_waited_out_and_a_long_one_is_passed_on() {
     let (first, second) = (noise(1000), noise(2000));
     rig.assign(&["board"], &[&first, &second]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
-    rig.script
-        .next(&[Fault::RateLimited(Some(Duration::from_millis(300)))]);
+    rig.script.next(&[Fault::RateLimited(Some(Duration::from_millis(300)))]);
     assert!(device.get(&blob(&first)).await.body == first);
     assert_eq!(rig.script.gets(), 2);
-    rig.script
-        .next(&[Fault::RateLimited(Some(Duration::from_mins(1)))]);
+    rig.script.next(&[Fault::RateLimited(Some(Duration::from_mins(1)))]);
     for _ in 0..3 {
         let answer = device.get(&blob(&second)).await;
         assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
@@ -268,15 +239,8 @@ async fn a_short_rate_limit_is_waited_out_and_a_long_one_is_passed_on() {
 
 #[tokio::test]
 async fn a_device_is_not_kept_waiting_longer_than_its_patience() {
-    let pull = Settings {
-        patience: Duration::from_millis(300),
-        ..Settings::default()
-    };
-    let rig = Rig::with(Setup {
-        pull,
-        ..Setup::default()
-    })
-    .await;
+    let pull = Settings { patience: Duration::from_millis(300), ..Settings::default() };
+    let rig = Rig::with(Setup { pull, ..Setup::default() }).await;
     let layer = noise(1000);
     rig.assign(&["board"], &[&layer]);
     rig.script.next(&[Fault::Delay(Duration::from_secs(1))]);
@@ -291,15 +255,8 @@ async fn a_device_is_not_kept_waiting_longer_than_its_patience() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_cache_there_is_still_one_flight_and_nothing_stays() {
-    let pull = Settings {
-        cache: false,
-        ..Settings::default()
-    };
-    let rig = Rig::with(Setup {
-        pull,
-        ..Setup::default()
-    })
-    .await;
+    let pull = Settings { cache: false, ..Settings::default() };
+    let rig = Rig::with(Setup { pull, ..Setup::default() }).await;
     let layer = noise(LONG);
     rig.assign(&["board"], &[&layer]);
     let gate = rig.script.hold();
@@ -355,15 +312,8 @@ async fn memory_does_not_grow_with_the_size_of_a_blob() {
 
 #[tokio::test]
 async fn a_device_gets_no_more_than_its_bandwidth() {
-    let limits = facade::server::Limits {
-        bandwidth_per_device: Some(2_000_000),
-        ..Default::default()
-    };
-    let rig = Rig::with(Setup {
-        limits,
-        ..Setup::default()
-    })
-    .await;
+    let limits = facade::server::Limits { bandwidth_per_device: Some(2_000_000), ..Default::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() }).await;
     let layer = noise(1_500_000);
     rig.assign(&["board"], &[&layer]);
     let credential = rig.fleet.device("board");
@@ -381,20 +331,9 @@ async fn a_device_gets_no_more_than_its_bandwidth() {
 
 #[tokio::test]
 async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
-    let policy = Policy {
-        max_size_bytes: Some(2_500_000),
-        min_free_bytes: 0,
-        ..Policy::default()
-    };
-    let pull = Settings {
-        policy,
-        ..Settings::default()
-    };
-    let rig = Rig::with(Setup {
-        pull,
-        ..Setup::default()
-    })
-    .await;
+    let policy = Policy { max_size_bytes: Some(2_500_000), min_free_bytes: 0, ..Policy::default() };
+    let pull = Settings { policy, ..Settings::default() };
+    let rig = Rig::with(Setup { pull, ..Setup::default() }).await;
     let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
     rig.assign(&["board"], &layers.iter().collect::<Vec<_>>());
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
@@ -404,20 +343,13 @@ async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
     }
     rig.puller.evict().await.unwrap();
     let usage = rig.puller.usage().await.unwrap();
-    assert_eq!(
-        (usage.blobs, usage.size_bytes, usage.partial_bytes),
-        (2, 2_000_003, 0)
-    );
+    assert_eq!((usage.blobs, usage.size_bytes, usage.partial_bytes), (2, 2_000_003, 0));
     assert_eq!(rig.script.gets(), 3);
     assert!(device.get(&blob(&layers[2])).await.body == layers[2]);
     assert_eq!(rig.script.gets(), 3);
 
     let digest = pki::digest::Digest::sha256(&layers[2]);
-    let path = rig
-        .cache()
-        .join("sha256")
-        .join(&digest.hex()[..2])
-        .join(digest.hex());
+    let path = rig.cache().join("sha256").join(&digest.hex()[..2]).join(digest.hex());
     let mut damaged = layers[2].to_vec();
     damaged[77] ^= 1;
     std::fs::write(path, damaged).unwrap();

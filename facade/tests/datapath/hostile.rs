@@ -17,10 +17,7 @@ fn impatient() -> Setup {
         idle: Duration::from_millis(500),
         ..Limits::default()
     };
-    Setup {
-        limits,
-        ..Setup::default()
-    }
+    Setup { limits, ..Setup::default() }
 }
 
 #[tokio::test]
@@ -37,14 +34,10 @@ async fn closes_connections_that_do_not_shake_hands() {
 async fn closes_connections_that_drip_their_headers() {
     let rig = Rig::with(impatient()).await;
     rig.assign(&["board"], &[]);
-    let mut stream = tls(&rig, Some(&rig.fleet.device("board")), b"http/1.1")
-        .await
-        .unwrap();
+    let mut stream = tls(&rig, Some(&rig.fleet.device("board")), b"http/1.1").await.unwrap();
     let started = Instant::now();
     let drip = async {
-        for byte in b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
-            .iter()
-            .chain(std::iter::repeat(&b'x'))
+        for byte in b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: ".iter().chain(std::iter::repeat(&b'x'))
         {
             if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
                 return;
@@ -71,15 +64,8 @@ async fn closes_idle_connections_of_both_protocols() {
 
 #[tokio::test]
 async fn turns_connections_away_beyond_its_limit() {
-    let limits = Limits {
-        connections_per_address: 2,
-        ..Limits::default()
-    };
-    let rig = Rig::with(Setup {
-        limits,
-        ..Setup::default()
-    })
-    .await;
+    let limits = Limits { connections_per_address: 2, ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() }).await;
     rig.assign(&["board"], &[]);
     let credential = rig.fleet.device("board");
     let held = (
@@ -120,10 +106,7 @@ async fn giant_heads_are_refused() {
     let rig = Rig::with(impatient()).await;
     rig.assign(&["board"], &[]);
     let credential = rig.fleet.device("board");
-    let long = format!(
-        "GET /v2/ HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
-        "x".repeat(100_000)
-    );
+    let long = format!("GET /v2/ HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let many = format!("GET /v2/ HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(500));
     for attack in [long, many] {
         assert!(!raw(&rig, &credential, attack.as_bytes()).await.contains("200 OK"));
@@ -141,10 +124,7 @@ async fn ranges_that_are_dropped_half_way_hurt_nobody() {
         let mut device = Device::http1(&rig, Some(&credential)).await;
         let range = format!("bytes={}-", start * 500_000);
         let path = blob(&layer);
-        let response = device
-            .begin(http::Method::GET, &path, &[("range", &range)])
-            .await
-            .unwrap();
+        let response = device.begin(http::Method::GET, &path, &[("range", &range)]).await.unwrap();
         assert_eq!(response.status(), StatusCode::PARTIAL_CONTENT);
         pulls.push((device, response));
     }

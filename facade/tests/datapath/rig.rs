@@ -35,11 +35,7 @@ pub(crate) struct Credential {
 
 impl Clone for Credential {
     fn clone(&self) -> Self {
-        Self {
-            chain: self.chain.clone(),
-            key: self.key.clone_key(),
-            serial: self.serial.clone(),
-        }
+        Self { chain: self.chain.clone(), key: self.key.clone_key(), serial: self.serial.clone() }
     }
 }
 
@@ -56,10 +52,7 @@ impl Fleet {
         let root = Authority::new_root(&root_key, now).unwrap();
         let issuing = Authority::new_issuing(&root.der, &root_key, &key, now).unwrap();
         let authority = Authority::load(root.der, issuing.der, key).unwrap();
-        Self {
-            authority,
-            domain: TrustDomain::default(),
-        }
+        Self { authority, domain: TrustDomain::default() }
     }
 
     pub(crate) fn root(&self) -> CertificateDer<'static> {
@@ -74,20 +67,14 @@ impl Fleet {
         let key = PrivateKey::generate().unwrap();
         let csr = Csr::parse(&key.request().unwrap()).unwrap();
         let device: DeviceId = name.parse().unwrap();
-        let issued = self
-            .authority
-            .issue_device(&csr, &device, &self.domain, now, lifetime)
-            .unwrap();
+        let issued = self.authority.issue_device(&csr, &device, &self.domain, now, lifetime).unwrap();
         self.credential(issued, &key)
     }
 
     fn server(&self) -> Credential {
         let key = PrivateKey::generate().unwrap();
         let names: Vec<ServerName> = vec!["localhost".parse().unwrap()];
-        let issued = self
-            .authority
-            .issue_server(&names, &key, Timestamp::now())
-            .unwrap();
+        let issued = self.authority.issue_server(&names, &key, Timestamp::now()).unwrap();
         self.credential(issued, &key)
     }
 
@@ -129,13 +116,7 @@ impl Rig {
 
     pub(crate) async fn with(setup: Setup) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        Self::build(
-            setup,
-            Arc::new(Fleet::new()),
-            Arc::new(Script::default()),
-            directory,
-        )
-        .await
+        Self::build(setup, Arc::new(Fleet::new()), Arc::new(Script::default()), directory).await
     }
 
     /// Another facade over the same directory, as after a crash: nothing of the first is asked to end well.
@@ -191,19 +172,7 @@ impl Rig {
         let stop = shutdown.clone().cancelled_owned();
         let tasks = tokio_util::task::TaskTracker::new();
         let door = Some(tasks.spawn(door.run(listener, stop)));
-        Self {
-            fleet,
-            script,
-            access,
-            address,
-            metrics,
-            clock,
-            events,
-            puller,
-            directory,
-            shutdown,
-            door,
-        }
+        Self { fleet, script, access, address, metrics, clock, events, puller, directory, shutdown, door }
     }
 
     /// An artifact of one manifest and these blobs, that the devices may have; the registry has it.
@@ -226,21 +195,14 @@ impl Rig {
         self.access.set_artifact(&closure);
         for device in devices {
             let artifacts = vec![closure.name.clone()];
-            let entry = DeviceEntry {
-                standing: Standing::Active,
-                artifacts,
-                ..DeviceEntry::default()
-            };
+            let entry = DeviceEntry { standing: Standing::Active, artifacts, ..DeviceEntry::default() };
             self.access.set_device(device.parse().unwrap(), entry);
         }
         closure
     }
 
     pub(crate) fn revoke(&self, device: &str) {
-        let entry = DeviceEntry {
-            standing: Standing::Revoked,
-            ..DeviceEntry::default()
-        };
+        let entry = DeviceEntry { standing: Standing::Revoked, ..DeviceEntry::default() };
         self.access.set_device(device.parse().unwrap(), entry);
     }
 
@@ -261,10 +223,7 @@ impl Rig {
 
 pub(crate) fn descriptor(media_type: &str, content: &[u8]) -> Descriptor {
     let digest = Digest::sha256(content);
-    let json = format!(
-        r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}}}"#,
-        content.len()
-    );
+    let json = format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}}}"#, content.len());
     serde_json::from_str(&json).unwrap()
 }
 

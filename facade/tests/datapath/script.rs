@@ -50,10 +50,7 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn serve(&self, content: &Bytes) {
-        self.content
-            .lock()
-            .unwrap()
-            .insert(Digest::sha256(content), content.clone());
+        self.content.lock().unwrap().insert(Digest::sha256(content), content.clone());
     }
 
     /// Serves content of this length that is never in memory.
@@ -105,16 +102,9 @@ impl Script {
                 if let Some(size_bytes) = made {
                     let starts = (from..size_bytes).step_by(PIECE);
                     let pieces = stream::iter(starts.map(move |at| Ok(made_piece(at, size_bytes)))).boxed();
-                    return Ok(Incoming {
-                        starts_at: from,
-                        total: Some(size_bytes),
-                        pieces,
-                    });
+                    return Ok(Incoming { starts_at: from, total: Some(size_bytes), pieces });
                 }
-                let missing = UpstreamError::NotFound {
-                    host: host.clone(),
-                    what: "it".into(),
-                };
+                let missing = UpstreamError::NotFound { host: host.clone(), what: "it".into() };
                 let Some(content) = content else {
                     return Err(upstream(missing));
                 };
@@ -125,10 +115,7 @@ impl Script {
                     Some(Fault::CutAt(at)) => cut = Some(at),
                     Some(Fault::WrongAt(at)) => bytes[at] ^= 1,
                     Some(Fault::RateLimited(retry_after)) => {
-                        return Err(upstream(UpstreamError::RateLimited {
-                            host: host.clone(),
-                            retry_after,
-                        }));
+                        return Err(upstream(UpstreamError::RateLimited { host: host.clone(), retry_after }));
                     }
                     Some(Fault::Missing) => return Err(upstream(missing)),
                     Some(Fault::Total(said)) => total = said,
@@ -137,10 +124,8 @@ impl Script {
                     Some(Fault::Delay(delay)) => tokio::time::sleep(delay).await,
                 }
                 let end = cut.unwrap_or(bytes.len());
-                let mut pieces: Vec<_> = bytes[from..end]
-                    .chunks(PIECE)
-                    .map(|piece| Ok(Bytes::copy_from_slice(piece)))
-                    .collect();
+                let mut pieces: Vec<_> =
+                    bytes[from..end].chunks(PIECE).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
                 if cut.is_some() {
                     let received_bytes = end as u64;
                     pieces.push(Err(UpstreamError::Interrupted {
@@ -158,11 +143,7 @@ impl Script {
                         piece
                     }
                 });
-                Ok(Incoming {
-                    starts_at: from as u64,
-                    total: Some(total),
-                    pieces: pieces.boxed(),
-                })
+                Ok(Incoming { starts_at: from as u64, total: Some(total), pieces: pieces.boxed() })
             })
         })
     }

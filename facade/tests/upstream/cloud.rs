@@ -28,10 +28,7 @@ const BLOB: &str = "blob";
 const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
 async fn pull(registry: &Registry) -> Result<(), UpstreamError> {
-    registry
-        .blob(&name("a/b"), Digest::sha256(BLOB.as_bytes()), 0)
-        .await
-        .map(drop)
+    registry.blob(&name("a/b"), Digest::sha256(BLOB.as_bytes()), 0).await.map(drop)
 }
 
 fn rsa_key() -> String {
@@ -77,11 +74,7 @@ async fn exchanges_a_signed_assertion_for_an_access_token() {
     let PrivateKeyDer::Pkcs8(der) = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap() else {
         panic!("not PKCS#8");
     };
-    let public = KeyPair::from_pkcs8(der.secret_pkcs8_der())
-        .unwrap()
-        .public()
-        .as_ref()
-        .to_vec();
+    let public = KeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap().public().as_ref().to_vec();
     let issued = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&issued);
     let google = Fake::start(move |seen| {
@@ -92,18 +85,13 @@ async fn exchanges_a_signed_assertion_for_an_access_token() {
             return Reply::new(400, &[], refusal);
         }
         let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-        Reply::ok(format!(
-            r#"{{"access_token":"ya29.{number}","expires_in":3599,"token_type":"Bearer"}}"#
-        ))
+        Reply::ok(format!(r#"{{"access_token":"ya29.{number}","expires_in":3599,"token_type":"Bearer"}}"#))
     });
     // The registry stops taking the first token in the middle, with a 403 as short-lived credentials meet it.
     let requests = AtomicUsize::new(0);
     let registry = Fake::start(move |seen| {
         let basic = |number: usize| {
-            format!(
-                "Basic {}",
-                BASE64.encode(format!("oauth2accesstoken:ya29.{number}").as_bytes())
-            )
+            format!("Basic {}", BASE64.encode(format!("oauth2accesstoken:ya29.{number}").as_bytes()))
         };
         let given = seen.header("authorization").unwrap_or_default();
         let good = if requests.load(Ordering::SeqCst) < 3 { 1 } else { 2 };
@@ -118,27 +106,16 @@ async fn exchanges_a_signed_assertion_for_an_access_token() {
         }
     });
     let settings = Settings {
-        endpoints: Endpoints {
-            google_token: Some(google.url("/token")),
-            ..Endpoints::default()
-        },
+        endpoints: Endpoints { google_token: Some(google.url("/token")), ..Endpoints::default() },
         ..settings()
     };
     let (account, key) =
         GoogleAccount::from_key_file(&key_file(&pem, "https://oauth2.googleapis.com/token")).unwrap();
     let connect = |key: Secret| {
-        let definition = Definition {
-            provider: Provider::Google(account.clone()),
-            ..definition(registry.address)
-        };
-        let secrets = Secrets {
-            credential: Some(key),
-            client_key_pem: None,
-        };
-        Upstreams::new(settings.clone())
-            .unwrap()
-            .connect(definition, secrets)
-            .unwrap()
+        let definition =
+            Definition { provider: Provider::Google(account.clone()), ..definition(registry.address) };
+        let secrets = Secrets { credential: Some(key), client_key_pem: None };
+        Upstreams::new(settings.clone()).unwrap().connect(definition, secrets).unwrap()
     };
     let connected = connect(key);
     for _ in 0..6 {
@@ -196,9 +173,7 @@ impl Drop for Moto {
 const UNCHECKED_CALLS: usize = 5;
 
 fn moto() -> Moto {
-    let program = std::env::vars()
-        .find(|(name, _)| name == "DRAYAGE_TEST_MOTO")
-        .map(|(_, value)| value);
+    let program = std::env::vars().find(|(name, _)| name == "DRAYAGE_TEST_MOTO").map(|(_, value)| value);
     let program = program.expect("DRAYAGE_TEST_MOTO must name a moto_server (tests/run installs one)");
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let process = Command::new(program)
@@ -245,10 +220,7 @@ fn pull_role(address: SocketAddr) -> (String, Secret, String) {
         )
     };
     iam(address, "Action=CreateUser&Version=2010-05-08&UserName=facade");
-    let key = iam(
-        address,
-        "Action=CreateAccessKey&Version=2010-05-08&UserName=facade",
-    );
+    let key = iam(address, "Action=CreateAccessKey&Version=2010-05-08&UserName=facade");
     let policy = allow("sts%3AAssumeRole");
     iam(
         address,
@@ -278,9 +250,7 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
     let (id, secret, role) = pull_role(moto.address);
     let registry = Fake::start(|seen| match seen.header("authorization") {
         Some(given) => {
-            let login = BASE64
-                .decode(given.strip_prefix("Basic ").unwrap().as_bytes())
-                .unwrap();
+            let login = BASE64.decode(given.strip_prefix("Basic ").unwrap().as_bytes()).unwrap();
             match String::from_utf8(login).unwrap() {
                 login if login == "AWS:123456789012-auth-token" => Reply::ok(BLOB),
                 login => panic!("{login}"),
@@ -290,11 +260,7 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
     });
     let base = format!("http://{}/", moto.address);
     let settings = Settings {
-        endpoints: Endpoints {
-            aws_sts: Some(base.clone()),
-            aws_ecr: Some(base),
-            ..Endpoints::default()
-        },
+        endpoints: Endpoints { aws_sts: Some(base.clone()), aws_ecr: Some(base), ..Endpoints::default() },
         resolver: Resolver::Table(BTreeMap::from([(ECR.into(), vec![registry.address.ip()])])),
         aws_environment: AwsEnvironment {
             access_key_id: Some(id.clone()),
@@ -309,14 +275,8 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
             provider: Provider::Aws(configuration),
             ..Definition::anonymous(format!("{ECR}:{}", registry.address.port()).parse().unwrap())
         };
-        let secrets = Secrets {
-            credential: secret,
-            client_key_pem: None,
-        };
-        Upstreams::new(settings.clone())
-            .unwrap()
-            .connect(definition, secrets)
-            .unwrap()
+        let secrets = Secrets { credential: secret, client_key_pem: None };
+        Upstreams::new(settings.clone()).unwrap().connect(definition, secrets).unwrap()
     };
     let assumed = AwsConfiguration {
         access_key_id: Some(id.clone()),
@@ -324,25 +284,15 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
         external_id: Some("fleet-42".into()),
         ..AwsConfiguration::default()
     };
-    pull(&connect(assumed.clone(), Some(secret.clone())))
-        .await
-        .unwrap();
+    pull(&connect(assumed.clone(), Some(secret.clone()))).await.unwrap();
     // The same from the facade's own environment.
-    let from_environment = AwsConfiguration {
-        access_key_id: None,
-        ..assumed.clone()
-    };
+    let from_environment = AwsConfiguration { access_key_id: None, ..assumed.clone() };
     pull(&connect(from_environment, None)).await.unwrap();
 
-    let wrong = pull(&connect(assumed.clone(), Some(Secret::new("x".repeat(40)))))
-        .await
-        .unwrap_err();
+    let wrong = pull(&connect(assumed.clone(), Some(Secret::new("x".repeat(40))))).await.unwrap_err();
     assert!(wrong.line().contains("SignatureDoesNotMatch"), "{}", wrong.line());
     // The user may assume the role, but not ask ECR itself.
-    let no_role = AwsConfiguration {
-        role_arn: None,
-        ..assumed
-    };
+    let no_role = AwsConfiguration { role_arn: None, ..assumed };
     let denied = pull(&connect(no_role, Some(secret))).await.unwrap_err();
     assert!(matches!(denied, UpstreamError::Denied { .. }), "{denied:?}");
 }

@@ -56,11 +56,7 @@ fn start(auth: impl FnOnce(&TempDir) -> String) -> DockerRegistry {
         .stderr(Stdio::null())
         .spawn()
         .expect("docker-registry 2.8 must be installed (Debian package docker-registry)");
-    let registry = DockerRegistry {
-        address,
-        process,
-        _directory: directory,
-    };
+    let registry = DockerRegistry { address, process, _directory: directory };
     for _ in 0..200 {
         if TcpStream::connect(address).is_ok() {
             return registry;
@@ -74,22 +70,11 @@ fn start(auth: impl FnOnce(&TempDir) -> String) -> DockerRegistry {
 fn push(address: SocketAddr, authorization: &str, repository: &str, tags: &[&str]) -> Digest {
     let auth = ("Authorization", authorization);
     for blob in [LAYER, b"{}"] {
-        let (status, answer) = request(
-            address,
-            "POST",
-            &format!("/v2/{repository}/blobs/uploads/"),
-            &[auth],
-            b"",
-        );
+        let (status, answer) =
+            request(address, "POST", &format!("/v2/{repository}/blobs/uploads/"), &[auth], b"");
         assert_eq!(status, 202, "{answer}");
-        let location = answer
-            .lines()
-            .find_map(|line| line.strip_prefix("Location: "))
-            .unwrap()
-            .trim();
-        let path = location
-            .split_once(&address.to_string())
-            .map_or(location, |(_, path)| path);
+        let location = answer.lines().find_map(|line| line.strip_prefix("Location: ")).unwrap().trim();
+        let path = location.split_once(&address.to_string()).map_or(location, |(_, path)| path);
         let path = format!("{path}&digest={}", Digest::sha256(blob));
         let (status, answer) = request(address, "PUT", &path, &[auth], blob);
         assert_eq!(status, 201, "{answer}");
@@ -114,20 +99,11 @@ fn push(address: SocketAddr, authorization: &str, repository: &str, tags: &[&str
 /// Everything that an import and a pull do.
 async fn read_all(registry: &Registry, digest: Digest) {
     let repository = name("team/app");
-    let served = registry
-        .resolve(&repository, &"1.10".parse().unwrap())
-        .await
-        .unwrap();
-    assert_eq!(
-        (served.digest, served.media_type.as_str()),
-        (digest, MediaType::OCI_MANIFEST)
-    );
+    let served = registry.resolve(&repository, &"1.10".parse().unwrap()).await.unwrap();
+    assert_eq!((served.digest, served.media_type.as_str()), (digest, MediaType::OCI_MANIFEST));
     assert_eq!(registry.manifest(&repository, digest).await.unwrap(), served);
     for from in [0, 3] {
-        let mut blob = registry
-            .blob(&repository, Digest::sha256(LAYER), from)
-            .await
-            .unwrap();
+        let mut blob = registry.blob(&repository, Digest::sha256(LAYER), from).await.unwrap();
         assert_eq!((blob.starts_at, blob.total), (from, Some(LAYER.len() as u64)));
         let mut bytes = Vec::new();
         while let Some(piece) = blob.next().await.unwrap() {
@@ -135,20 +111,11 @@ async fn read_all(registry: &Registry, digest: Digest) {
         }
         assert_eq!(bytes, LAYER[usize::try_from(from).unwrap()..]);
     }
-    let list = registry
-        .tags(&repository, &BrowseLimits::default())
-        .await
-        .unwrap();
+    let list = registry.tags(&repository, &BrowseLimits::default()).await.unwrap();
     let names: Vec<_> = list.tags.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        (names.as_slice(), list.clipped),
-        (&["latest", "1.10", "1.9"].map(String::from)[..], None)
-    );
+    assert_eq!((names.as_slice(), list.clipped), (&["latest", "1.10", "1.9"].map(String::from)[..], None));
     let missing = registry.manifest(&repository, Digest::sha256(b"missing")).await;
-    assert!(
-        matches!(missing, Err(UpstreamError::NotFound { .. })),
-        "{missing:?}"
-    );
+    assert!(matches!(missing, Err(UpstreamError::NotFound { .. })), "{missing:?}");
 }
 
 const TAGS: [&str; 3] = ["1.9", "1.10", "latest"];
@@ -162,20 +129,15 @@ async fn reads_an_open_registry() {
     let report = registry.check(Some(&name("team/app"))).await;
     assert!(report.ok, "{report:?}");
     let nowhere = registry.check(Some(&name("no/where"))).await;
-    assert!(
-        !nowhere.ok && nowhere.verdict.starts_with("permission: "),
-        "{nowhere:?}"
-    );
+    assert!(!nowhere.ok && nowhere.verdict.starts_with("permission: "), "{nowhere:?}");
 }
 
 #[tokio::test]
 async fn reads_a_registry_with_basic_authentication() {
     let docker = start(|directory| {
         let file = directory.path().join("htpasswd");
-        let made = Command::new("htpasswd")
-            .args(["-Bbn", "u", "pw"])
-            .output()
-            .expect("htpasswd must be installed");
+        let made =
+            Command::new("htpasswd").args(["-Bbn", "u", "pw"]).output().expect("htpasswd must be installed");
         fs::write(&file, made.stdout).unwrap();
         format!("auth:\n  htpasswd: {{realm: x, path: {}}}\n", file.display())
     });
@@ -186,19 +148,11 @@ async fn reads_a_registry_with_basic_authentication() {
 
     let wrong = with_password(docker.address, "u", "wrong");
     let report = wrong.check(None).await;
-    assert!(
-        !report.ok && report.verdict.starts_with("credentials: "),
-        "{report:?}"
-    );
+    assert!(!report.ok && report.verdict.starts_with("credentials: "), "{report:?}");
     assert_eq!(report.steps.last().unwrap().step, Step::Credentials);
     assert_eq!(report.steps.last().unwrap().outcome, Outcome::Failed);
-    let nobody = anonymous(docker.address)
-        .manifest(&name("team/app"), digest)
-        .await;
-    assert!(
-        matches!(nobody, Err(UpstreamError::Unauthenticated { .. })),
-        "{nobody:?}"
-    );
+    let nobody = anonymous(docker.address).manifest(&name("team/app"), digest).await;
+    assert!(matches!(nobody, Err(UpstreamError::Unauthenticated { .. })), "{nobody:?}");
 }
 
 /// A token server as the registry's documentation describes it: ES256, certificate in `x5c`.
@@ -210,10 +164,7 @@ struct TokenServer {
 
 fn token_server() -> TokenServer {
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["token server".into()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
+    let certificate = CertificateParams::new(vec!["token server".into()]).unwrap().self_signed(&key).unwrap();
     let x5c = BASE64.encode(certificate.der());
     let signer = EcdsaKeyPair::from_pkcs8(
         &ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -229,27 +180,17 @@ fn token_server() -> TokenServer {
         }
         count.fetch_add(1, Ordering::SeqCst);
         let write = seen.path.contains("push");
-        let scope = seen
-            .path
-            .split(['?', '&'])
-            .find_map(|pair| pair.strip_prefix("scope="));
+        let scope = seen.path.split(['?', '&']).find_map(|pair| pair.strip_prefix("scope="));
         let access =
             match scope.map(|scope| scope.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",")) {
                 Some(scope) => {
                     let name = scope.split(':').nth(1).unwrap().to_owned();
-                    let actions = if write {
-                        json!(["pull", "push"])
-                    } else {
-                        json!(["pull"])
-                    };
+                    let actions = if write { json!(["pull", "push"]) } else { json!(["pull"]) };
                     json!([{"type": "repository", "name": name, "actions": actions}])
                 }
                 None => json!([]),
             };
-        let now = SystemTime::UNIX_EPOCH
-            .elapsed()
-            .unwrap_or(UNIX_EPOCH.elapsed().unwrap())
-            .as_secs();
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(UNIX_EPOCH.elapsed().unwrap()).as_secs();
         let part = |value: serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let claims = format!(
             "{}.{}",
@@ -263,11 +204,7 @@ fn token_server() -> TokenServer {
         let token = format!("{claims}.{}", BASE64URL_NOPAD.encode(signature.as_ref()));
         Reply::ok(json!({"token": token, "expires_in": 300}).to_string())
     });
-    TokenServer {
-        fake,
-        certificate_pem: certificate.pem(),
-        issued,
-    }
+    TokenServer { fake, certificate_pem: certificate.pem(), issued }
 }
 
 #[tokio::test]
@@ -302,8 +239,5 @@ async fn reads_a_registry_with_token_authentication() {
 
     let report = with_password(docker.address, "u", "wrong").check(None).await;
     assert!(report.verdict.starts_with("credentials: "), "{report:?}");
-    assert!(
-        report.verdict.contains("incorrect username or password"),
-        "{report:?}"
-    );
+    assert!(report.verdict.contains("incorrect username or password"), "{report:?}");
 }

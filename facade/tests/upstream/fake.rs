@@ -65,11 +65,7 @@ impl Reply {
     }
 
     pub(crate) fn challenge(challenge: &str) -> Self {
-        Self::new(
-            401,
-            &[("WWW-Authenticate", challenge)],
-            r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#,
-        )
+        Self::new(401, &[("WWW-Authenticate", challenge)], r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#)
     }
 
     pub(crate) fn raw(bytes: &[u8]) -> Self {
@@ -131,11 +127,9 @@ impl Fake {
                 let (script, log, tls) = (Arc::clone(&script), Arc::clone(&log), tls.clone());
                 thread::spawn(move || match tls {
                     None => talk(tcp, &script, &log),
-                    Some(tls) => talk(
-                        StreamOwned::new(ServerConnection::new(tls).unwrap(), tcp),
-                        &script,
-                        &log,
-                    ),
+                    Some(tls) => {
+                        talk(StreamOwned::new(ServerConnection::new(tls).unwrap(), tcp), &script, &log)
+                    }
                 });
             }
         });
@@ -152,10 +146,7 @@ impl Fake {
 
     /// Everything that ever came in, as text.
     pub(crate) fn transcript(&self) -> String {
-        self.seen()
-            .iter()
-            .map(|seen| format!("{}\n{}\n", seen.head, seen.body))
-            .collect()
+        self.seen().iter().map(|seen| format!("{}\n{}\n", seen.head, seen.body)).collect()
     }
 }
 
@@ -196,9 +187,7 @@ fn read_request(stream: &mut impl Read) -> Option<Seen> {
         head: head.clone(),
         body: String::new(),
     };
-    let length = seen
-        .header("content-length")
-        .map_or(0, |length| length.parse().unwrap());
+    let length = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).ok()?;
     seen.body = String::from_utf8(body).ok()?;

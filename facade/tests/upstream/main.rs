@@ -45,17 +45,11 @@ pub(crate) fn settings() -> Settings {
 
 /// A plain-HTTP connection to a registry on this machine.
 pub(crate) fn definition(address: SocketAddr) -> Definition {
-    Definition {
-        plain_http: true,
-        ..Definition::anonymous(address.to_string().parse().unwrap())
-    }
+    Definition { plain_http: true, ..Definition::anonymous(address.to_string().parse().unwrap()) }
 }
 
 pub(crate) fn connect(definition: Definition, secrets: Secrets) -> Registry {
-    Upstreams::new(settings())
-        .unwrap()
-        .connect(definition, secrets)
-        .unwrap()
+    Upstreams::new(settings()).unwrap().connect(definition, secrets).unwrap()
 }
 
 pub(crate) fn anonymous(address: SocketAddr) -> Registry {
@@ -63,20 +57,13 @@ pub(crate) fn anonymous(address: SocketAddr) -> Registry {
 }
 
 pub(crate) fn with_password(address: SocketAddr, username: &str, password: &str) -> Registry {
-    let definition = Definition {
-        provider: Provider::Static {
-            username: username.into(),
-        },
-        ..definition(address)
-    };
+    let definition =
+        Definition { provider: Provider::Static { username: username.into() }, ..definition(address) };
     connect(definition, password_of(password))
 }
 
 pub(crate) fn password_of(password: &str) -> Secrets {
-    Secrets {
-        credential: Some(Secret::new(password.into())),
-        client_key_pem: None,
-    }
+    Secrets { credential: Some(Secret::new(password.into())), client_key_pem: None }
 }
 
 pub(crate) fn name(text: &str) -> RepositoryName {

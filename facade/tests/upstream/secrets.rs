@@ -41,9 +41,7 @@ fn guarded(expires_in: u32, accepts: impl Fn(usize, usize) -> bool + Send + Sync
             return Reply::new(401, &[], r#"{"details":"incorrect username or password"}"#);
         }
         let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-        Reply::ok(format!(
-            r#"{{"token":"token-{number}","expires_in":{expires_in}}}"#
-        ))
+        Reply::ok(format!(r#"{{"token":"token-{number}","expires_in":{expires_in}}}"#))
     }));
     let realm = tokens.url("/token");
     let requests = AtomicUsize::new(0);
@@ -51,24 +49,14 @@ fn guarded(expires_in: u32, accepts: impl Fn(usize, usize) -> bool + Send + Sync
         let challenge = format!(
             r#"Bearer realm="{realm}",service="registry, of \"things\"",scope="repository:a/b:pull,push""#
         );
-        let token = seen
-            .header("authorization")
-            .and_then(|value| value.strip_prefix("Bearer token-"));
+        let token = seen.header("authorization").and_then(|value| value.strip_prefix("Bearer token-"));
         let Some(number) = token.and_then(|number| number.parse::<usize>().ok()) else {
             return Reply::challenge(&challenge);
         };
         let request = requests.fetch_add(1, Ordering::SeqCst) + 1;
-        if accepts(number, request) {
-            Reply::ok(BLOB)
-        } else {
-            Reply::challenge(&challenge)
-        }
+        if accepts(number, request) { Reply::ok(BLOB) } else { Reply::challenge(&challenge) }
     });
-    Guarded {
-        registry,
-        tokens,
-        issued,
-    }
+    Guarded { registry, tokens, issued }
 }
 
 fn encode(text: &str) -> String {
@@ -84,19 +72,10 @@ async fn exchanges_once_for_any_number_of_concurrent_pulls() {
     }
     assert_eq!(guarded.issued.load(Ordering::SeqCst), 1);
     let exchange = &guarded.tokens.seen()[0];
-    assert!(
-        exchange.path.contains("scope=repository%3Aa%2Fb%3Apull&"),
-        "{}",
-        exchange.path
-    );
+    assert!(exchange.path.contains("scope=repository%3Aa%2Fb%3Apull&"), "{}", exchange.path);
     assert!(exchange.path.contains("service=registry%2C%20of%20%22things%22"));
     // The password goes to the token server and nowhere else.
-    assert!(
-        !guarded
-            .registry
-            .transcript()
-            .contains(&encode(&format!("u:{CANARY}")))
-    );
+    assert!(!guarded.registry.transcript().contains(&encode(&format!("u:{CANARY}"))));
 }
 
 #[tokio::test]
@@ -142,10 +121,7 @@ async fn a_public_registry_gets_an_anonymous_token() {
     let guarded = guarded(300, |_, _| true);
     pull(&anonymous(guarded.registry.address)).await.unwrap();
     let closed = Fake::start(|_| Reply::challenge("Basic realm=x"));
-    assert!(matches!(
-        pull(&anonymous(closed.address)).await,
-        Err(UpstreamError::Unauthenticated { .. })
-    ));
+    assert!(matches!(pull(&anonymous(closed.address)).await, Err(UpstreamError::Unauthenticated { .. })));
 }
 
 #[tokio::test]
@@ -173,14 +149,9 @@ async fn identity_tokens_are_posted_and_fall_back_to_basic() {
             Some("Bearer good") => Reply::ok(BLOB),
             _ => Reply::challenge(&format!(r#"Bearer realm="{realm}",service="s""#)),
         });
-        pull(&with_password(registry.address, "<token>", CANARY))
-            .await
-            .unwrap();
+        pull(&with_password(registry.address, "<token>", CANARY)).await.unwrap();
         let posted = &tokens.seen()[0].body;
-        assert!(
-            posted.contains("grant_type=refresh_token") && posted.contains(CANARY),
-            "{posted}"
-        );
+        assert!(posted.contains("grant_type=refresh_token") && posted.contains(CANARY), "{posted}");
         assert!(posted.contains("scope=repository%3Aa%2Fb%3Apull"));
         assert_eq!(tokens.seen().len(), if post_works { 1 } else { 2 });
     }
@@ -253,10 +224,9 @@ fn scenarios() -> Vec<Scenario> {
         "token server redirects",
         Box::new(|seen, evil| match seen.path.starts_with("/token") {
             true => Reply::redirect(&format!("http://{evil}/token")),
-            false => Reply::challenge(&format!(
-                r#"Bearer realm="http://{}/token""#,
-                seen.header("host").unwrap()
-            )),
+            false => {
+                Reply::challenge(&format!(r#"Bearer realm="http://{}/token""#, seen.header("host").unwrap()))
+            }
         }),
     ));
     scenarios.push((
@@ -271,10 +241,7 @@ fn scenarios() -> Vec<Scenario> {
         Box::new(|seen, evil| match authorized(seen) {
             true => Reply::new(
                 200,
-                &[(
-                    "Link",
-                    &format!("<http://{evil}/v2/a/b/tags/list?last=x>; rel=next"),
-                )],
+                &[("Link", &format!("<http://{evil}/v2/a/b/tags/list?last=x>; rel=next"))],
                 r#"{"tags":["x"]}"#,
             ),
             false => Reply::challenge("Basic realm=x"),
@@ -307,11 +274,7 @@ async fn no_scenario_brings_a_secret_to_another_host() {
             assert!(!text.contains(CANARY), "{title}: {text}");
             assert!(!text.contains(&encode(&format!("u:{CANARY}"))), "{title}: {text}");
         }
-        assert!(
-            evil.seen().iter().all(|seen| !authorized(seen)),
-            "{title}: {}",
-            evil.transcript()
-        );
+        assert!(evil.seen().iter().all(|seen| !authorized(seen)), "{title}: {}", evil.transcript());
         count += 1;
         lured += usize::from(!evil.seen().is_empty());
     }
@@ -325,25 +288,15 @@ async fn an_error_that_repeats_the_secret_is_cleaned() {
         None => Reply::challenge("Basic realm=x"),
         Some(header) => {
             let said = format!("you sent {header} which is u:{CANARY}\\n\\u001b[31m");
-            Reply::new(
-                403,
-                &[],
-                format!(r#"{{"errors":[{{"code":"DENIED","message":"{said}"}}]}}"#),
-            )
+            Reply::new(403, &[], format!(r#"{{"errors":[{{"code":"DENIED","message":"{said}"}}]}}"#))
         }
     });
     let registry = with_password(echo.address, "u", CANARY);
     let error = pull(&registry).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Forbidden { .. }), "{error:?}");
     let said = format!("{} {error:?} {:?}", error.line(), registry.health());
-    assert!(
-        !said.contains(CANARY) && !said.contains(&encode(&format!("u:{CANARY}"))),
-        "{said}"
-    );
-    assert!(
-        said.contains("DENIED: you sent Basic …") && !said.contains('\u{1b}'),
-        "{said}"
-    );
+    assert!(!said.contains(CANARY) && !said.contains(&encode(&format!("u:{CANARY}"))), "{said}");
+    assert!(said.contains("DENIED: you sent Basic …") && !said.contains('\u{1b}'), "{said}");
 }
 
 #[tokio::test]
@@ -363,10 +316,7 @@ async fn a_redirect_to_a_store_goes_without_authorization() {
 #[tokio::test]
 async fn rejects_endless_redirects_and_expired_store_urls() {
     let circle = Fake::start(|_| Reply::redirect("/v2/again"));
-    assert!(matches!(
-        pull(&anonymous(circle.address)).await,
-        Err(UpstreamError::BadAnswer { .. })
-    ));
+    assert!(matches!(pull(&anonymous(circle.address)).await, Err(UpstreamError::BadAnswer { .. })));
     assert_eq!(circle.seen().len(), 6);
     // A signed URL that has expired is no verdict on our credentials: the registry is asked for a new one.
     let store = Fake::start(|_| Reply::status(403));

@@ -24,48 +24,27 @@ use crate::{anonymous, connect, definition, name, settings};
 const BLOB: &str = "blob";
 
 async fn pull(registry: &Registry) -> Result<(), UpstreamError> {
-    registry
-        .blob(&name("a/b"), Digest::sha256(BLOB.as_bytes()), 0)
-        .await
-        .map(drop)
+    registry.blob(&name("a/b"), Digest::sha256(BLOB.as_bytes()), 0).await.map(drop)
 }
 
 /// `https://r.test:PORT`, resolved by a table.
 fn named(port: u16, addresses: &[&str]) -> (Definition, Settings) {
     let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-    let settings = Settings {
-        resolver: Resolver::Table(BTreeMap::from([("r.test".into(), addresses)])),
-        ..settings()
-    };
-    (
-        Definition::anonymous(format!("r.test:{port}").parse().unwrap()),
-        settings,
-    )
+    let settings =
+        Settings { resolver: Resolver::Table(BTreeMap::from([("r.test".into(), addresses)])), ..settings() };
+    (Definition::anonymous(format!("r.test:{port}").parse().unwrap()), settings)
 }
 
 fn connected(definition: Definition, settings: Settings, secrets: Secrets) -> Registry {
-    Upstreams::new(settings)
-        .unwrap()
-        .connect(definition, secrets)
-        .unwrap()
+    Upstreams::new(settings).unwrap().connect(definition, secrets).unwrap()
 }
 
 #[tokio::test]
 async fn rejects_names_that_lead_to_forbidden_addresses() {
-    for address in [
-        "127.0.0.1",
-        "10.0.0.1",
-        "169.254.169.254",
-        "::1",
-        "::ffff:127.0.0.1",
-        "fd00:ec2::254",
-    ] {
+    for address in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "fd00:ec2::254"] {
         let (definition, settings) = named(443, &[address]);
         let registry = connected(definition, settings, Secrets::default());
-        assert!(
-            matches!(pull(&registry).await, Err(UpstreamError::ForbiddenAddress { .. })),
-            "{address}"
-        );
+        assert!(matches!(pull(&registry).await, Err(UpstreamError::ForbiddenAddress { .. })), "{address}");
         let report = registry.check(None).await;
         assert!(report.verdict.starts_with("name: "), "{report:?}");
     }
@@ -103,10 +82,7 @@ async fn rejects_redirects_and_realms_into_private_networks() {
     }
     assert!(inside.seen().is_empty());
     let allowed = Fake::start(move |_| Reply::redirect(&format!("http://{address}/")));
-    let definition = Definition {
-        allow_private: true,
-        ..definition(allowed.address)
-    };
+    let definition = Definition { allow_private: true, ..definition(allowed.address) };
     pull(&connect(definition, Secrets::default())).await.unwrap();
     assert_eq!(inside.seen().len(), 1);
 }
@@ -115,27 +91,12 @@ async fn rejects_redirects_and_realms_into_private_networks() {
 async fn names_the_layer_that_fails() {
     let (mut definition, settings) = named(1, &["127.0.0.1"]);
     definition.allow_private = true;
-    let unknown = Definition {
-        host: "other.test".parse().unwrap(),
-        ..definition.clone()
-    };
+    let unknown = Definition { host: "other.test".parse().unwrap(), ..definition.clone() };
     let registry = connected(unknown, settings.clone(), Secrets::default());
-    assert!(matches!(
-        pull(&registry).await,
-        Err(UpstreamError::Unreachable {
-            layer: Layer::Name,
-            ..
-        })
-    ));
+    assert!(matches!(pull(&registry).await, Err(UpstreamError::Unreachable { layer: Layer::Name, .. })));
     assert!(registry.check(None).await.verdict.starts_with("name: "));
     let registry = connected(definition, settings, Secrets::default());
-    assert!(matches!(
-        pull(&registry).await,
-        Err(UpstreamError::Unreachable {
-            layer: Layer::Tcp,
-            ..
-        })
-    ));
+    assert!(matches!(pull(&registry).await, Err(UpstreamError::Unreachable { layer: Layer::Tcp, .. })));
     assert!(registry.check(None).await.verdict.starts_with("TCP: "));
     let website = Fake::start(|_| Reply::ok("<html>"));
     let missing = Fake::start(|_| Reply::status(404));
@@ -156,11 +117,7 @@ fn authority() -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap();
-    Authority {
-        pem: certificate.pem(),
-        der: certificate.der().clone(),
-        issuer: Issuer::new(params, key),
-    }
+    Authority { pem: certificate.pem(), der: certificate.der().clone(), issuer: Issuer::new(params, key) }
 }
 
 impl Authority {
@@ -186,9 +143,7 @@ impl Authority {
                 builder.unwrap().with_client_cert_verifier(verifier.unwrap())
             }
         };
-        builder
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap()
+        builder.with_single_cert(vec![certificate.der().clone()], key).unwrap()
     }
 }
 
@@ -207,10 +162,7 @@ async fn trusts_an_authority_of_its_own_connection_only() {
     assert!(trusting.check(None).await.ok);
     // The certificate is for the name, not for the address.
     definition.host = server.address.to_string().parse().unwrap();
-    assert!(matches!(
-        pull(&connect(definition, Secrets::default())).await,
-        Err(UpstreamError::Tls { .. })
-    ));
+    assert!(matches!(pull(&connect(definition, Secrets::default())).await, Err(UpstreamError::Tls { .. })));
 }
 
 #[tokio::test]
@@ -224,24 +176,13 @@ async fn shows_a_client_certificate_to_a_registry_that_wants_one() {
     assert!(pull(&without).await.is_err());
     let (certificate, key) = authority.issue();
     definition.client_certificate_pem = Some(certificate.pem());
-    let secrets = Secrets {
-        credential: None,
-        client_key_pem: Some(Secret::new(key.serialize_pem())),
-    };
-    pull(&connected(definition.clone(), settings.clone(), secrets.clone()))
-        .await
-        .unwrap();
+    let secrets = Secrets { credential: None, client_key_pem: Some(Secret::new(key.serialize_pem())) };
+    pull(&connected(definition.clone(), settings.clone(), secrets.clone())).await.unwrap();
 
     let refused = |definition: &Definition, secrets: &Secrets| {
-        Upstreams::new(settings.clone())
-            .unwrap()
-            .connect(definition.clone(), secrets.clone())
-            .unwrap_err()
+        Upstreams::new(settings.clone()).unwrap().connect(definition.clone(), secrets.clone()).unwrap_err()
     };
-    assert_eq!(
-        refused(&definition, &Secrets::default()),
-        DefinitionError::HalfClientCertificate
-    );
+    assert_eq!(refused(&definition, &Secrets::default()), DefinitionError::HalfClientCertificate);
     let other = Secrets {
         client_key_pem: Some(Secret::new(KeyPair::generate().unwrap().serialize_pem())),
         ..secrets
@@ -294,43 +235,16 @@ async fn goes_through_a_proxy_unless_told_not_to() {
     assert!(seen.lock().unwrap()[0].starts_with("CONNECT r.test:443 HTTP/1.1\r\n"));
     assert!(registry.check(None).await.ok);
 
-    let inside = Definition {
-        host: "169.254.169.254".parse().unwrap(),
-        ..definition.clone()
-    };
+    let inside = Definition { host: "169.254.169.254".parse().unwrap(), ..definition.clone() };
     let outcome = pull(&connected(inside, settings.clone(), Secrets::default())).await;
-    assert!(
-        matches!(outcome, Err(UpstreamError::ForbiddenAddress { .. })),
-        "{outcome:?}"
-    );
-    let direct = Definition {
-        host: "direct.test".parse().unwrap(),
-        ..definition.clone()
-    };
+    assert!(matches!(outcome, Err(UpstreamError::ForbiddenAddress { .. })), "{outcome:?}");
+    let direct = Definition { host: "direct.test".parse().unwrap(), ..definition.clone() };
     let outcome = pull(&connected(direct, settings.clone(), Secrets::default())).await;
-    assert!(
-        matches!(
-            outcome,
-            Err(UpstreamError::Unreachable {
-                layer: Layer::Name,
-                ..
-            })
-        ),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(UpstreamError::Unreachable { layer: Layer::Name, .. })), "{outcome:?}");
 
     settings.proxy.https = Some(format!("http://pu:wrong@{address}"));
     assert!(!format!("{settings:?}").contains("wrong"));
     let refused = connected(definition, settings, Secrets::default());
     let outcome = pull(&refused).await;
-    assert!(
-        matches!(
-            outcome,
-            Err(UpstreamError::Unreachable {
-                layer: Layer::Proxy,
-                ..
-            })
-        ),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(UpstreamError::Unreachable { layer: Layer::Proxy, .. })), "{outcome:?}");
 }

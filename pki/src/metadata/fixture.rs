@@ -60,10 +60,7 @@ impl Repository {
                 version: 1,
                 expires,
                 consistent_snapshot: true,
-                keys: keys
-                    .iter()
-                    .map(|key| (key.public().id(), key.public().clone()))
-                    .collect(),
+                keys: keys.iter().map(|key| (key.public().id(), key.public().clone())).collect(),
                 roles: RootRoles {
                     root: role(root),
                     timestamp: role(timestamp),
@@ -76,24 +73,11 @@ impl Repository {
             timestamp: Timestamp {
                 version: 0,
                 expires,
-                meta: TimestampMeta {
-                    snapshot: FileMeta::of(1, b""),
-                },
+                meta: TimestampMeta { snapshot: FileMeta::of(1, b"") },
                 extra: extra.clone(),
             },
-            snapshot: Snapshot {
-                version: 0,
-                expires,
-                meta: BTreeMap::new(),
-                extra: extra.clone(),
-            },
-            targets: Targets {
-                version: 0,
-                expires,
-                targets: BTreeMap::new(),
-                delegations: None,
-                extra,
-            },
+            snapshot: Snapshot { version: 0, expires, meta: BTreeMap::new(), extra: extra.clone() },
+            targets: Targets { version: 0, expires, targets: BTreeMap::new(), delegations: None, extra },
             files: BTreeMap::new(),
             root_keys: vec![key(1)],
             timestamp_keys: vec![key(2)],
@@ -108,8 +92,7 @@ impl Repository {
     /// Signs the root as it stands.
     pub(crate) fn publish_root(&mut self) {
         let bytes = signed(&self.root, &self.root_keys);
-        self.files
-            .insert(format!("{}.root.json", self.root.version), bytes);
+        self.files.insert(format!("{}.root.json", self.root.version), bytes);
     }
 
     /// A new version of targets, snapshot and timestamp.
@@ -123,9 +106,7 @@ impl Repository {
     pub(crate) fn put_targets(&mut self) {
         let bytes = signed(&self.targets, &self.targets_keys);
         let version = self.targets.version;
-        self.snapshot
-            .meta
-            .insert("targets.json".into(), FileMeta::of(version, &bytes));
+        self.snapshot.meta.insert("targets.json".into(), FileMeta::of(version, &bytes));
         self.files.insert(format!("{version}.targets.json"), bytes);
     }
 
@@ -150,28 +131,19 @@ impl Repository {
     }
 
     pub(crate) fn put_timestamp(&mut self) {
-        self.files.insert(
-            "timestamp.json".into(),
-            signed(&self.timestamp, &self.timestamp_keys),
-        );
+        self.files.insert("timestamp.json".into(), signed(&self.timestamp, &self.timestamp_keys));
     }
 
     /// Signs a delegated role's document and lists it in the snapshot that is to come.
     pub(crate) fn put_delegated(&mut self, role: &str, document: &Targets, keys: &[SigningKey]) {
         let bytes = signed(document, keys);
         let version = document.version;
-        self.snapshot
-            .meta
-            .insert(format!("{role}.json"), FileMeta::of(version, &bytes));
-        self.files
-            .insert(format!("{version}.{}.json", super::names::quote(role)), bytes);
+        self.snapshot.meta.insert(format!("{role}.json"), FileMeta::of(version, &bytes));
+        self.files.insert(format!("{version}.{}.json", super::names::quote(role)), bytes);
     }
 
     pub(crate) fn stored(&self) -> Stored {
-        Stored {
-            root: self.files["1.root.json"].clone(),
-            ..Stored::default()
-        }
+        Stored { root: self.files["1.root.json"].clone(), ..Stored::default() }
     }
 }
 
@@ -213,10 +185,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(repository: &Repository) -> Self {
-        Self {
-            stored: repository.stored(),
-            requests: Vec::new(),
-        }
+        Self { stored: repository.stored(), requests: Vec::new() }
     }
 
     pub(crate) fn refresh(&mut self, repository: &Repository) -> Result<TrustedSet, MetadataError> {

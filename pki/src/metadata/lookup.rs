@@ -147,10 +147,7 @@ impl<'a> Lookup<'a> {
             match (self.asked.take(), self.answer.take()) {
                 (Some(asked), Some(fetched)) => self.judge(&asked, fetched)?,
                 (Some(asked), None) => {
-                    let step = Step::Fetch {
-                        file: asked.file.clone(),
-                        max_bytes: asked.max_bytes,
-                    };
+                    let step = Step::Fetch { file: asked.file.clone(), max_bytes: asked.max_bytes };
                     self.asked = Some(asked);
                     return Ok(step);
                 }
@@ -174,10 +171,7 @@ impl<'a> Lookup<'a> {
             return Ok(());
         }
         self.demand_within_limits(&pending)?;
-        let stored = self
-            .set
-            .delegated
-            .get(FileName::current(pending.role.as_str()).as_str());
+        let stored = self.set.delegated.get(FileName::current(pending.role.as_str()).as_str());
         if let Some(targets) = stored.and_then(|bytes| self.verified(&pending, bytes).ok()) {
             self.enter(&pending, &targets);
             return Ok(());
@@ -185,11 +179,7 @@ impl<'a> Lookup<'a> {
         let meta = trusted::listed(pending.role.as_str(), &self.set.snapshot)?;
         let limit = self.set.limits.targets_bytes;
         let (file, max_bytes) = trusted::location(&self.set.root, pending.role.as_str(), meta, limit);
-        self.asked = Some(Asked {
-            pending,
-            file: file.into(),
-            max_bytes,
-        });
+        self.asked = Some(Asked { pending, file: file.into(), max_bytes });
         Ok(())
     }
 
@@ -206,14 +196,7 @@ impl<'a> Lookup<'a> {
     fn verified(&self, pending: &Pending, bytes: &[u8]) -> Result<Verified<Targets>, MetadataError> {
         let set = &*self.set;
         let role = pending.role.as_str();
-        trusted::listed_targets(
-            role,
-            pending.authority(),
-            &set.snapshot,
-            bytes,
-            &set.limits,
-            set.now,
-        )
+        trusted::listed_targets(role, pending.authority(), &set.snapshot, bytes, &set.limits, set.now)
     }
 
     fn enter(&mut self, pending: &Pending, targets: &Targets) {
@@ -226,23 +209,14 @@ impl<'a> Lookup<'a> {
         if let Some(target) = targets.targets.get(&self.path) {
             let (path, target) = (self.path.clone(), target.clone());
             let repository = self.set.identity();
-            self.found = Some(TrustedTarget {
-                path,
-                target,
-                role: role.to_owned(),
-                repository,
-            });
+            self.found = Some(TrustedTarget { path, target, role: role.to_owned(), repository });
             return;
         }
         let Some(delegations) = &targets.delegations else {
             return;
         };
         let mut next = Vec::new();
-        for delegated in delegations
-            .roles
-            .iter()
-            .filter(|delegated| delegated.scope.covers(&self.path))
-        {
+        for delegated in delegations.roles.iter().filter(|delegated| delegated.scope.covers(&self.path)) {
             next.push(Pending::new(role, delegations, delegated, depth + 1));
             if delegated.terminating {
                 // TUF 5.6.7.2.1: neither what is listed after it nor what was still to be asked (tough CVE-2025-2886).
@@ -257,16 +231,10 @@ impl<'a> Lookup<'a> {
         let (widest, deepest) = (self.set.limits.visited_roles, self.set.limits.delegation_depth);
         let target = self.path.to_string();
         if self.visited.len() >= widest {
-            return Err(MetadataError::SearchTooWide {
-                target,
-                limit: widest,
-            });
+            return Err(MetadataError::SearchTooWide { target, limit: widest });
         }
         if pending.depth > deepest {
-            return Err(MetadataError::SearchTooDeep {
-                target,
-                limit: deepest,
-            });
+            return Err(MetadataError::SearchTooDeep { target, limit: deepest });
         }
         Ok(())
     }
@@ -304,15 +272,9 @@ mod tests {
     impl Graph {
         /// Every role has one key of its own.
         fn new(edges: &[Edge]) -> Self {
-            let mut graph = Self {
-                repository: Repository::new(),
-                documents: BTreeMap::new(),
-            };
+            let mut graph = Self { repository: Repository::new(), documents: BTreeMap::new() };
             for (delegator, role, paths) in edges {
-                graph
-                    .documents
-                    .entry((*role).to_owned())
-                    .or_insert_with(empty_targets);
+                graph.documents.entry((*role).to_owned()).or_insert_with(empty_targets);
                 delegate(graph.of(delegator), role, &role_key(role), &[paths]);
             }
             graph
@@ -342,10 +304,7 @@ mod tests {
             let mut client = Client::new(&self.repository);
             let mut set = client.refresh(&self.repository).unwrap();
             let found = client.seek(&mut set, &self.repository.files, sought);
-            (
-                found.map(|found| found.map(|target| target.role().to_owned())),
-                client.requests,
-            )
+            (found.map(|found| found.map(|target| target.role().to_owned())), client.requests)
         }
     }
 
@@ -358,45 +317,19 @@ mod tests {
         let cases: [(&[Edge], &[&str]); 6] = [
             (&[("targets", "A", "*"), ("targets", "B", "*")], &["A", "B"]),
             (
-                &[
-                    ("targets", "A", "*"),
-                    ("targets", "B", "*"),
-                    ("A", "C", "*"),
-                    ("A", "D", "*"),
-                ],
+                &[("targets", "A", "*"), ("targets", "B", "*"), ("A", "C", "*"), ("A", "D", "*")],
                 &["A", "C", "D", "B"],
             ),
             (
-                &[
-                    ("targets", "A", "*"),
-                    ("targets", "B", "*"),
-                    ("A", "C", "*"),
-                    ("C", "D", "*"),
-                ],
+                &[("targets", "A", "*"), ("targets", "B", "*"), ("A", "C", "*"), ("C", "D", "*")],
                 &["A", "C", "D", "B"],
             ),
-            (
-                &[("targets", "A", "*.py"), ("targets", "B", "*"), ("A", "C", "*")],
-                &["B"],
-            ),
+            (&[("targets", "A", "*.py"), ("targets", "B", "*"), ("A", "C", "*")], &["B"]),
             // A cycle is entered once.
-            (
-                &[
-                    ("targets", "A", "*"),
-                    ("A", "B", "*"),
-                    ("B", "C", "*"),
-                    ("C", "A", "*"),
-                ],
-                &["A", "B", "C"],
-            ),
+            (&[("targets", "A", "*"), ("A", "B", "*"), ("B", "C", "*"), ("C", "A", "*")], &["A", "B", "C"]),
             // A shared role is reached by whoever comes first.
             (
-                &[
-                    ("targets", "A", "*"),
-                    ("targets", "B", "*"),
-                    ("B", "C", "*"),
-                    ("A", "C", "*"),
-                ],
+                &[("targets", "A", "*"), ("targets", "B", "*"), ("B", "C", "*"), ("A", "C", "*")],
                 &["A", "C", "B"],
             ),
         ];
@@ -413,13 +346,8 @@ mod tests {
     // tough CVE-2025-2886, go-tuf CVE-2024-47534.
     #[test]
     fn stops_at_a_terminating_role_and_its_descendants() {
-        let edges = [
-            ("targets", "A", "*"),
-            ("targets", "B", "*"),
-            ("A", "C", "*"),
-            ("A", "D", "*"),
-            ("C", "E", "*"),
-        ];
+        let edges =
+            [("targets", "A", "*"), ("targets", "B", "*"), ("A", "C", "*"), ("A", "D", "*"), ("C", "E", "*")];
         let mut graph = Graph::new(&edges);
         graph.of("A").delegations.as_mut().unwrap().roles[0].terminating = true;
         graph.list("B", "x");
@@ -476,20 +404,13 @@ mod tests {
         ]);
         let delegations = graph.of("B").delegations.as_mut().unwrap();
         delegations.roles[0].keyids = vec![key(99).public().id()];
-        delegations
-            .keys
-            .insert(key(99).public().id(), key(99).public().clone());
+        delegations.keys.insert(key(99).public().id(), key(99).public().clone());
         graph.list("C", "a/x");
         graph.list("C", "b/x");
         graph.publish();
         let mut client = Client::new(&graph.repository);
         let mut set = client.refresh(&graph.repository).unwrap();
-        assert!(
-            client
-                .seek(&mut set, &graph.repository.files, "a/x")
-                .unwrap()
-                .is_some()
-        );
+        assert!(client.seek(&mut set, &graph.repository.files, "a/x").unwrap().is_some());
         let refused = client.seek(&mut set, &graph.repository.files, "b/x").unwrap_err();
         assert!(matches!(&refused, MetadataError::UnmetThreshold { delegator, .. } if delegator == "B"));
         assert_eq!(graph.seek("a/x").0.unwrap().as_deref(), Some("C"));
@@ -537,14 +458,7 @@ mod tests {
             let refused = found.unwrap_err();
             let expected = match number {
                 0 => matches!(refused, MetadataError::Expired { .. }),
-                1 => matches!(
-                    refused,
-                    MetadataError::MixAndMatch {
-                        listed: 2,
-                        found: 1,
-                        ..
-                    }
-                ),
+                1 => matches!(refused, MetadataError::MixAndMatch { listed: 2, found: 1, .. }),
                 2 => matches!(refused, MetadataError::UnmetThreshold { .. }),
                 3 => matches!(refused, MetadataError::NotInSnapshot { .. }),
                 _ => matches!(refused, MetadataError::Hashes { .. }),
@@ -571,24 +485,14 @@ mod tests {
         let mut graph = Graph::new(&wide);
         graph.publish();
         let (found, requests) = graph.seek("x");
-        assert!(matches!(
-            found,
-            Err(MetadataError::SearchTooWide { limit: 32, .. })
-        ));
+        assert!(matches!(found, Err(MetadataError::SearchTooWide { limit: 32, .. })));
         assert_eq!(requests.len(), 32);
         let mut deep = vec![("targets", names[0].as_str(), "*")];
-        deep.extend(
-            names
-                .windows(2)
-                .map(|pair| (pair[0].as_str(), pair[1].as_str(), "*")),
-        );
+        deep.extend(names.windows(2).map(|pair| (pair[0].as_str(), pair[1].as_str(), "*")));
         let mut graph = Graph::new(&deep);
         graph.publish();
         let (found, requests) = graph.seek("x");
-        assert!(matches!(
-            found,
-            Err(MetadataError::SearchTooDeep { limit: 16, .. })
-        ));
+        assert!(matches!(found, Err(MetadataError::SearchTooDeep { limit: 16, .. })));
         assert_eq!(requests.len(), 16);
     }
 
@@ -599,17 +503,11 @@ mod tests {
         graph.publish();
         let mut client = Client::new(&graph.repository);
         let mut set = client.refresh(&graph.repository).unwrap();
-        client
-            .seek(&mut set, &graph.repository.files, "x")
-            .unwrap()
-            .unwrap();
+        client.seek(&mut set, &graph.repository.files, "x").unwrap().unwrap();
         assert_eq!(client.requests, ["1...%2FA%20b.json"]);
         assert!(client.stored.delegated.contains_key("..%2FA%20b.json"));
         let mut set = client.refresh(&graph.repository).unwrap();
-        client
-            .seek(&mut set, &graph.repository.files, "x")
-            .unwrap()
-            .unwrap();
+        client.seek(&mut set, &graph.repository.files, "x").unwrap().unwrap();
         assert!(client.requests.is_empty());
     }
 }

@@ -121,9 +121,7 @@ macro_rules! textual {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
-                    .parse()
-                    .map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
     };
@@ -183,17 +181,12 @@ pub struct Hashes(BTreeMap<String, String>);
 impl Hashes {
     /// One hash.
     pub fn of(digest: Digest) -> Self {
-        Self(BTreeMap::from([(
-            digest.algorithm().name().to_owned(),
-            digest.hex(),
-        )]))
+        Self(BTreeMap::from([(digest.algorithm().name().to_owned(), digest.hex())]))
     }
 
     /// The hashes that can be computed here.
     pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
-        self.0
-            .iter()
-            .filter_map(|(name, hex)| format!("{name}:{hex}").parse().ok())
+        self.0.iter().filter_map(|(name, hex)| format!("{name}:{hex}").parse().ok())
     }
 
     /// Holds bytes against every hash that can be computed here; without any such hash nothing is vouched for.

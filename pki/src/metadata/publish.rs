@@ -68,10 +68,7 @@ struct WireSignature {
 
 impl From<Signature> for WireSignature {
     fn from(signature: Signature) -> Self {
-        Self {
-            keyid: signature.keyid.to_string(),
-            sig: data_encoding::HEXLOWER.encode(&signature.bytes),
-        }
+        Self { keyid: signature.keyid.to_string(), sig: data_encoding::HEXLOWER.encode(&signature.bytes) }
     }
 }
 
@@ -82,19 +79,12 @@ pub fn sign<T: Document>(document: &T, keys: &[&SigningKey]) -> Result<Vec<u8>, 
         version: document.version(),
         source,
     })?;
-    let unwritable = |source| PublishError::Unwritable {
-        role: T::TYPE,
-        source,
-    };
-    let mut signed: Map<String, Value> = serde_json::to_value(document)
-        .and_then(serde_json::from_value)
-        .map_err(unwritable)?;
+    let unwritable = |source| PublishError::Unwritable { role: T::TYPE, source };
+    let mut signed: Map<String, Value> =
+        serde_json::to_value(document).and_then(serde_json::from_value).map_err(unwritable)?;
     signed.insert("_type".to_owned(), T::TYPE.into());
     signed.insert("spec_version".to_owned(), SPEC_VERSION.into());
-    let mut envelope = Envelope {
-        signatures: Vec::new(),
-        signed,
-    };
+    let mut envelope = Envelope { signatures: Vec::new(), signed };
     let message = envelope.message()?;
     for key in keys {
         envelope.put(key.sign(&message));
@@ -159,10 +149,7 @@ impl Envelope {
     }
 
     fn write(&self) -> Result<Vec<u8>, PublishError> {
-        serde_json::to_vec(self).map_err(|source| PublishError::Unwritable {
-            role: "signed",
-            source,
-        })
+        serde_json::to_vec(self).map_err(|source| PublishError::Unwritable { role: "signed", source })
     }
 }
 
@@ -182,31 +169,16 @@ mod tests {
         for key in [&keys[0], &keys[1], &keys[0]] {
             file = add_signature(&file, key).unwrap();
         }
-        let public = keys
-            .iter()
-            .map(|key| (key.public().id(), key.public().clone()))
-            .collect();
+        let public = keys.iter().map(|key| (key.public().id(), key.public().clone())).collect();
         let keyids: Vec<_> = keys.iter().map(|key| key.public().id()).collect();
-        let authority = Authority {
-            delegator: "test",
-            keys: &public,
-            keyids: &keyids,
-            threshold: 3,
-        };
+        let authority = Authority { delegator: "test", keys: &public, keyids: &keyids, threshold: 3 };
         let count = |file: &[u8]| {
-            Signed::<Targets>::parse("targets", file, 1 << 20)
-                .unwrap()
-                .count_signers(authority)
+            Signed::<Targets>::parse("targets", file, 1 << 20).unwrap().count_signers(authority)
         };
         assert_eq!(count(&file), 2);
         file = add_signature(&file, &keys[2]).unwrap();
         assert_eq!(count(&file), 3);
-        assert!(
-            Signed::<Targets>::parse("targets", &file, 1 << 20)
-                .unwrap()
-                .verify(authority)
-                .is_ok()
-        );
+        assert!(Signed::<Targets>::parse("targets", &file, 1 << 20).unwrap().verify(authority).is_ok());
     }
 
     #[test]
@@ -216,10 +188,7 @@ mod tests {
         let (one, other) = (key(1), key(2));
         let good = one.sign(&message(&file).unwrap());
         assert!(attach_signature(&file, one.public(), good.clone()).is_ok());
-        assert!(matches!(
-            attach_signature(&file, other.public(), good),
-            Err(PublishError::BadSignature(_))
-        ));
+        assert!(matches!(attach_signature(&file, other.public(), good), Err(PublishError::BadSignature(_))));
         let over_other_bytes = one.sign(b"something else");
         let refused = attach_signature(&file, one.public(), over_other_bytes);
         assert!(matches!(refused, Err(PublishError::BadSignature(_))));
@@ -229,21 +198,12 @@ mod tests {
     fn rejects_to_sign_what_no_client_accepts() {
         let mut repository = Repository::new();
         repository.root.roles.targets.threshold = 0;
-        assert!(matches!(
-            sign(&repository.root, &[&key(1)]),
-            Err(PublishError::Flawed { .. })
-        ));
+        assert!(matches!(sign(&repository.root, &[&key(1)]), Err(PublishError::Flawed { .. })));
         repository.targets.version = 0;
-        assert!(matches!(
-            sign(&repository.targets, &[]),
-            Err(PublishError::Flawed { .. })
-        ));
+        assert!(matches!(sign(&repository.targets, &[]), Err(PublishError::Flawed { .. })));
         repository.targets.version = 1;
         repository.targets.extra.insert("ratio".into(), json!(0.5));
-        assert!(matches!(
-            sign(&repository.targets, &[]),
-            Err(PublishError::NotCanonical(_))
-        ));
+        assert!(matches!(sign(&repository.targets, &[]), Err(PublishError::NotCanonical(_))));
     }
 
     #[test]
@@ -251,13 +211,6 @@ mod tests {
         let repository = Repository::new();
         let next = repository.root.successor(time(NOW));
         assert_eq!((next.version, next.expires), (2, time(NOW)));
-        assert_eq!(
-            Root {
-                version: 1,
-                expires: repository.root.expires,
-                ..next
-            },
-            repository.root
-        );
+        assert_eq!(Root { version: 1, expires: repository.root.expires, ..next }, repository.root);
     }
 }

@@ -71,13 +71,8 @@ impl Fetched {
     pub(super) fn demand(self, file: &str, limit: u64) -> Result<Vec<u8>, MetadataError> {
         match self {
             Self::Bytes(bytes) if bytes.len() as u64 <= limit => Ok(bytes),
-            Self::Bytes(_) => Err(MetadataError::TooLong {
-                file: file.to_owned(),
-                limit,
-            }),
-            Self::Absent => Err(MetadataError::Missing {
-                file: file.to_owned(),
-            }),
+            Self::Bytes(_) => Err(MetadataError::TooLong { file: file.to_owned(), limit }),
+            Self::Absent => Err(MetadataError::Missing { file: file.to_owned() }),
         }
     }
 }
@@ -235,9 +230,7 @@ impl Refresh {
         self.stored.timestamp = None;
         self.stored.snapshot = None;
         for role in ["timestamp", "snapshot"] {
-            self.to_do.push_back(Step::Remove {
-                file: FileName::current(role).into(),
-            });
+            self.to_do.push_back(Step::Remove { file: FileName::current(role).into() });
         }
     }
 
@@ -259,10 +252,7 @@ impl Refresh {
         match (next, trusted) {
             (Some(next), _) => {
                 self.timestamp = Some(next);
-                self.to_do.push_back(Step::Store {
-                    file: FileName::current("timestamp").into(),
-                    bytes,
-                });
+                self.to_do.push_back(Step::Store { file: FileName::current("timestamp").into(), bytes });
             }
             // An expired timestamp that is served again and again is a freeze, not "no change".
             (None, Some(trusted)) => trusted::demand_fresh("timestamp", &**trusted, self.now)?,
@@ -332,10 +322,7 @@ impl Refresh {
     }
 
     fn store(&mut self, role: &str, bytes: &[u8]) {
-        self.to_do.push_back(Step::Store {
-            file: FileName::current(role).into(),
-            bytes: bytes.to_vec(),
-        });
+        self.to_do.push_back(Step::Store { file: FileName::current(role).into(), bytes: bytes.to_vec() });
     }
 }
 

@@ -96,11 +96,7 @@ impl RoleKeys {
     /// A role of these keys.
     pub fn new(keys: &[&PublicKey], threshold: u64) -> Self {
         let keyids = keys.iter().map(|key| key.id()).collect();
-        Self {
-            keyids,
-            threshold,
-            extra: Map::new(),
-        }
+        Self { keyids, threshold, extra: Map::new() }
     }
 }
 
@@ -168,18 +164,10 @@ pub struct FileMeta {
     /// The version that the file must have.
     pub version: u64,
     /// The length that it must have.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
     /// The hashes that it must have.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub hashes: Option<Hashes>,
     /// Fields unknown to this version.
     #[serde(flatten)]
@@ -274,9 +262,7 @@ impl Document for Snapshot {
 
     fn check(&self) -> Result<(), Flaw> {
         check_version(self.version)?;
-        self.meta
-            .values()
-            .try_for_each(|meta| check_version(meta.version))
+        self.meta.values().try_for_each(|meta| check_version(meta.version))
     }
 }
 
@@ -291,11 +277,7 @@ pub struct Targets {
     /// The targets that this role itself lists.
     pub targets: BTreeMap<TargetPath, Target>,
     /// Other roles that list targets.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub delegations: Option<Delegations>,
     /// Fields unknown to this version; a director's document names its device here.
     #[serde(flatten)]
@@ -339,11 +321,7 @@ pub struct Target {
     /// Hashes.
     pub hashes: Hashes,
     /// What the application says of it.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub custom: Option<Map<String, Value>>,
     /// Fields unknown to this version.
     #[serde(flatten)]
@@ -353,31 +331,19 @@ pub struct Target {
 impl Target {
     /// A target of this digest and length.
     pub fn new(digest: Digest, length: u64, custom: Map<String, Value>) -> Self {
-        Self {
-            length,
-            hashes: Hashes::of(digest),
-            custom: Some(custom),
-            extra: Map::new(),
-        }
+        Self { length, hashes: Hashes::of(digest), custom: Some(custom), extra: Map::new() }
     }
 }
 
 fn check_version(version: u64) -> Result<(), Flaw> {
-    if (1..=MAX_INTEGER).contains(&version) {
-        Ok(())
-    } else {
-        Err(Flaw::Version(version))
-    }
+    if (1..=MAX_INTEGER).contains(&version) { Ok(()) } else { Err(Flaw::Version(version)) }
 }
 
 /// TUF 4.2: key ids are computed by the reader, so that one key cannot pass for several.
 fn check_keys(keys: &BTreeMap<KeyId, PublicKey>) -> Result<(), Flaw> {
     for (listed, key) in keys {
         if *listed != key.id() {
-            return Err(Flaw::KeyId {
-                listed: *listed,
-                computed: key.id(),
-            });
+            return Err(Flaw::KeyId { listed: *listed, computed: key.id() });
         }
     }
     Ok(())
@@ -388,18 +354,12 @@ fn check_role(role: &str, keyids: &[KeyId], threshold: u64) -> Result<(), Flaw> 
         return Err(Flaw::Threshold(role.to_owned()));
     }
     if keyids.len() > MAX_KEYS {
-        return Err(Flaw::TooMany {
-            what: "keys in a role",
-            limit: MAX_KEYS,
-        });
+        return Err(Flaw::TooMany { what: "keys in a role", limit: MAX_KEYS });
     }
     let mut seen = BTreeSet::new();
     for keyid in keyids {
         if !seen.insert(keyid) {
-            return Err(Flaw::RepeatedKey {
-                role: role.to_owned(),
-                keyid: *keyid,
-            });
+            return Err(Flaw::RepeatedKey { role: role.to_owned(), keyid: *keyid });
         }
     }
     Ok(())

@@ -85,10 +85,7 @@ pub fn next_root(
     signed.demand(trusted.authority(&delegator, &trusted.roles.root))?;
     let found = signed.document().version;
     if trusted.version.checked_add(1) != Some(found) {
-        return Err(MetadataError::RootVersion {
-            trusted: trusted.version,
-            found,
-        });
+        return Err(MetadataError::RootVersion { trusted: trusted.version, found });
     }
     signed.verify_by_itself()
 }
@@ -207,10 +204,7 @@ pub fn listed_targets(
 
 /// What the snapshot says of `role`; a role that it does not list is not asked for.
 pub fn listed<'a>(role: &str, snapshot: &'a Snapshot) -> Result<&'a FileMeta, MetadataError> {
-    let not_listed = || MetadataError::NotInSnapshot {
-        role: role.to_owned(),
-        snapshot: snapshot.version,
-    };
+    let not_listed = || MetadataError::NotInSnapshot { role: role.to_owned(), snapshot: snapshot.version };
     snapshot.file(role).ok_or_else(not_listed)
 }
 
@@ -232,49 +226,31 @@ fn demand_listed_bytes(role: &str, meta: &FileMeta, bytes: &[u8]) -> Result<(), 
     let found = bytes.len() as u64;
     let listed = meta.length.unwrap_or(found);
     if listed != found {
-        return Err(MetadataError::Length {
-            role: role.to_owned(),
-            listed,
-            found,
-        });
+        return Err(MetadataError::Length { role: role.to_owned(), listed, found });
     }
     let Some(hashes) = &meta.hashes else { return Ok(()) };
-    hashes.verify(bytes).map_err(|source| MetadataError::Hashes {
-        role: role.to_owned(),
-        source,
-    })
+    hashes.verify(bytes).map_err(|source| MetadataError::Hashes { role: role.to_owned(), source })
 }
 
 fn demand_listed_version(role: &str, meta: &FileMeta, found: u64) -> Result<(), MetadataError> {
     if meta.version == found {
         return Ok(());
     }
-    Err(MetadataError::MixAndMatch {
-        role: role.to_owned(),
-        listed: meta.version,
-        found,
-    })
+    Err(MetadataError::MixAndMatch { role: role.to_owned(), listed: meta.version, found })
 }
 
 fn demand_no_rollback(role: &str, trusted: u64, found: u64) -> Result<(), MetadataError> {
     if found >= trusted {
         return Ok(());
     }
-    Err(MetadataError::Rollback {
-        role: role.to_owned(),
-        trusted,
-        found,
-    })
+    Err(MetadataError::Rollback { role: role.to_owned(), trusted, found })
 }
 
 /// TUF 5.5.5: no targets file goes back or vanishes.
 fn demand_nothing_behind(trusted: &Snapshot, next: &Snapshot) -> Result<(), MetadataError> {
     for (file, before) in &trusted.meta {
         let Some(after) = next.meta.get(file) else {
-            return Err(MetadataError::TargetsVanished {
-                snapshot: next.version,
-                file: file.clone(),
-            });
+            return Err(MetadataError::TargetsVanished { snapshot: next.version, file: file.clone() });
         };
         if after.version < before.version {
             return Err(MetadataError::TargetsListedRollback {

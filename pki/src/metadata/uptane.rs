@@ -142,9 +142,7 @@ pub fn assigned(director: &TrustedSet, device: &str) -> Result<Assigned, UptaneE
         });
     }
     if targets.delegations.is_some() {
-        return Err(UptaneError::DirectorDelegates {
-            version: targets.version,
-        });
+        return Err(UptaneError::DirectorDelegates { version: targets.version });
     }
     for (path, target) in &targets.targets {
         let found = custom(target, "device").and_then(Value::as_str);
@@ -156,10 +154,7 @@ pub fn assigned(director: &TrustedSet, device: &str) -> Result<Assigned, UptaneE
             });
         }
     }
-    Ok(Assigned {
-        repository: director.identity(),
-        targets: targets.targets.clone(),
-    })
+    Ok(Assigned { repository: director.identity(), targets: targets.targets.clone() })
 }
 
 impl Assigned {
@@ -188,11 +183,7 @@ fn agree_on(path: &TargetPath, director: &Target, images: &Target) -> Result<Agr
     let target = || path.clone();
     if director.length != images.length {
         let (director, images) = (director.length, images.length);
-        return Err(UptaneError::Length {
-            target: target(),
-            director,
-            images,
-        });
+        return Err(UptaneError::Length { target: target(), director, images });
     }
     let digests: BTreeSet<Digest> = images.hashes.digests().collect();
     if digests.is_empty() || digests != director.hashes.digests().collect() {
@@ -201,14 +192,9 @@ fn agree_on(path: &TargetPath, director: &Target, images: &Target) -> Result<Agr
     // The director may leave the media type to images, but not contradict it.
     let media_type = custom(images, "media_type");
     if custom(director, "media_type").is_some_and(|said| Some(said) != media_type) {
-        return Err(UptaneError::Custom {
-            target: target(),
-            field: "media_type",
-        });
+        return Err(UptaneError::Custom { target: target(), field: "media_type" });
     }
-    let media_type = media_type
-        .and_then(Value::as_str)
-        .and_then(|text| text.parse().ok());
+    let media_type = media_type.and_then(Value::as_str).and_then(|text| text.parse().ok());
     let name: Option<ArtifactName> = path.as_str().parse().ok();
     let name = name.filter(|name| digests.contains(&name.digest()) && name.to_string() == path.as_str());
     Ok(AgreedTarget {
@@ -247,17 +233,11 @@ mod tests {
     fn pair() -> (Repository, Repository) {
         let mut director = Repository::new();
         director.targets.set_device(DEVICE);
-        director
-            .targets
-            .targets
-            .insert(path(&name()), entry(json!({"device": DEVICE})));
+        director.targets.targets.insert(path(&name()), entry(json!({"device": DEVICE})));
         let mut images = Repository::new();
         images.root = images.root.successor(time(LATER));
         images.publish_root();
-        images.targets.targets.insert(
-            path(&name()),
-            entry(json!({"media_type": MediaType::OCI_MANIFEST})),
-        );
+        images.targets.targets.insert(path(&name()), entry(json!({"media_type": MediaType::OCI_MANIFEST})));
         (director, images)
     }
 
@@ -308,10 +288,7 @@ mod tests {
         for custom in [json!({"device": "press-8"}), json!({}), json!({"device": 7})] {
             let (mut director, images) = pair();
             *only(&mut director) = entry(custom);
-            assert!(matches!(
-                judge(director, images),
-                Err(UptaneError::TargetOfOtherDevice { .. })
-            ));
+            assert!(matches!(judge(director, images), Err(UptaneError::TargetOfOtherDevice { .. })));
         }
     }
 
@@ -319,20 +296,14 @@ mod tests {
     fn rejects_a_director_that_delegates() {
         let (mut director, images) = pair();
         delegate(&mut director.targets, "helper", &key(9), &["*"]);
-        assert!(matches!(
-            judge(director, images),
-            Err(UptaneError::DirectorDelegates { .. })
-        ));
+        assert!(matches!(judge(director, images), Err(UptaneError::DirectorDelegates { .. })));
     }
 
     #[test]
     fn rejects_a_target_that_images_does_not_list() {
         let (director, mut images) = pair();
         images.targets.targets.clear();
-        assert!(matches!(
-            judge(director, images),
-            Err(UptaneError::NotInImages { .. })
-        ));
+        assert!(matches!(judge(director, images), Err(UptaneError::NotInImages { .. })));
     }
 
     #[test]
@@ -357,36 +328,21 @@ mod tests {
     fn rejects_another_media_type_or_none() {
         let (mut director, images) = pair();
         *only(&mut director) = entry(json!({"device": DEVICE, "media_type": MediaType::OCI_INDEX}));
-        assert!(matches!(
-            judge(director, images),
-            Err(UptaneError::Custom {
-                field: "media_type",
-                ..
-            })
-        ));
+        assert!(matches!(judge(director, images), Err(UptaneError::Custom { field: "media_type", .. })));
         let (director, mut images) = pair();
         *only(&mut images) = entry(json!({}));
-        assert!(matches!(
-            judge(director, images),
-            Err(UptaneError::MediaType { .. })
-        ));
+        assert!(matches!(judge(director, images), Err(UptaneError::MediaType { .. })));
     }
 
     #[test]
     fn rejects_a_target_that_is_named_after_other_bytes() {
-        for name in [
-            format!("ghcr.io/acme/web@{}", Digest::sha256(b"other")),
-            "not an artifact".to_owned(),
-        ] {
+        for name in [format!("ghcr.io/acme/web@{}", Digest::sha256(b"other")), "not an artifact".to_owned()] {
             let (mut director, mut images) = pair();
             for repository in [&mut director, &mut images] {
                 let entry = repository.targets.targets.pop_first().unwrap().1;
                 repository.targets.targets.insert(path(&name), entry);
             }
-            assert!(
-                matches!(judge(director, images), Err(UptaneError::Name { .. })),
-                "{name}"
-            );
+            assert!(matches!(judge(director, images), Err(UptaneError::Name { .. })), "{name}");
         }
     }
 
@@ -398,10 +354,7 @@ mod tests {
         let mut set = client.refresh(&director).unwrap();
         let assigned = assigned(&set, DEVICE).unwrap();
         let found = client.seek(&mut set, &director.files, &name()).unwrap();
-        assert_eq!(
-            assigned.agree(&Vec::from_iter(found)),
-            Err(UptaneError::SameRepository)
-        );
+        assert_eq!(assigned.agree(&Vec::from_iter(found)), Err(UptaneError::SameRepository));
     }
 
     #[test]

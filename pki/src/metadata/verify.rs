@@ -79,26 +79,14 @@ struct RawSignature {
 impl<T: Document> Signed<T> {
     /// Reads the file of `role`, which is at most `max_bytes` long.
     pub fn parse(role: &str, bytes: &[u8], max_bytes: u64) -> Result<Self, MetadataError> {
-        let unreadable = |source| MetadataError::Unreadable {
-            role: role.to_owned(),
-            source,
-        };
+        let unreadable = |source| MetadataError::Unreadable { role: role.to_owned(), source };
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let envelope: Envelope = json::parse_as(bytes, max_bytes).map_err(unreadable)?;
-        let canonical =
-            canonical::object_to_bytes(&envelope.signed).map_err(|source| MetadataError::NotCanonical {
-                role: role.to_owned(),
-                source,
-            })?;
+        let canonical = canonical::object_to_bytes(&envelope.signed)
+            .map_err(|source| MetadataError::NotCanonical { role: role.to_owned(), source })?;
         let document = read_document(role, envelope.signed)?;
         let signatures = read_signatures(role, envelope.signatures)?;
-        Ok(Self {
-            role: role.to_owned(),
-            document,
-            bytes: bytes.to_vec(),
-            canonical,
-            signatures,
-        })
+        Ok(Self { role: role.to_owned(), document, bytes: bytes.to_vec(), canonical, signatures })
     }
 
     /// The document, believed by nobody yet.
@@ -151,10 +139,7 @@ impl<T: Document> Signed<T> {
     /// Makes the document believable, if a threshold of the role's keys has signed.
     pub fn verify(self, authority: Authority<'_>) -> Result<Verified<T>, MetadataError> {
         self.demand(authority)?;
-        Ok(Verified {
-            document: self.document,
-            bytes: self.bytes,
-        })
+        Ok(Verified { document: self.document, bytes: self.bytes })
     }
 }
 
@@ -162,57 +147,31 @@ impl Signed<super::roles::Root> {
     /// Makes a root believable, if a threshold of its own keys has signed.
     pub fn verify_by_itself(self) -> Result<Verified<super::roles::Root>, MetadataError> {
         self.demand(self.document.authority("root", &self.document.roles.root))?;
-        Ok(Verified {
-            document: self.document,
-            bytes: self.bytes,
-        })
+        Ok(Verified { document: self.document, bytes: self.bytes })
     }
 }
 
 impl super::roles::Root {
     /// The authority of this root over one of its roles.
     pub fn authority<'a>(&'a self, delegator: &'a str, role: &'a super::roles::RoleKeys) -> Authority<'a> {
-        Authority {
-            delegator,
-            keys: &self.keys,
-            keyids: &role.keyids,
-            threshold: role.threshold,
-        }
+        Authority { delegator, keys: &self.keys, keyids: &role.keyids, threshold: role.threshold }
     }
 }
 
 fn read_document<T: Document>(role: &str, mut signed: Map<String, Value>) -> Result<T, MetadataError> {
-    let text = |value: Option<Value>| {
-        value
-            .as_ref()
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text = |value: Option<Value>| value.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
     let found = text(signed.remove("_type"));
     if found != T::TYPE {
-        return Err(MetadataError::WrongType {
-            role: role.to_owned(),
-            expected: T::TYPE,
-            found,
-        });
+        return Err(MetadataError::WrongType { role: role.to_owned(), expected: T::TYPE, found });
     }
     let found = text(signed.remove("spec_version"));
     if !is_supported(&found) {
-        return Err(MetadataError::SpecVersion {
-            role: role.to_owned(),
-            found,
-        });
+        return Err(MetadataError::SpecVersion { role: role.to_owned(), found });
     }
-    let document: T =
-        serde_json::from_value(Value::Object(signed)).map_err(|source| MetadataError::Unreadable {
-            role: role.to_owned(),
-            source: JsonError::Shape(source),
-        })?;
-    document.check().map_err(|source| MetadataError::Flawed {
-        role: role.to_owned(),
-        source,
+    let document: T = serde_json::from_value(Value::Object(signed)).map_err(|source| {
+        MetadataError::Unreadable { role: role.to_owned(), source: JsonError::Shape(source) }
     })?;
+    document.check().map_err(|source| MetadataError::Flawed { role: role.to_owned(), source })?;
     Ok(document)
 }
 
@@ -230,19 +189,13 @@ fn is_supported(spec_version: &str) -> bool {
 /// meet the threshold, and root ceremonies leave empty ones.
 fn read_signatures(role: &str, raw: Vec<RawSignature>) -> Result<Vec<(String, Vec<u8>)>, MetadataError> {
     if raw.len() > MAX_SIGNATURES {
-        return Err(MetadataError::TooManySignatures {
-            role: role.to_owned(),
-            limit: MAX_SIGNATURES,
-        });
+        return Err(MetadataError::TooManySignatures { role: role.to_owned(), limit: MAX_SIGNATURES });
     }
     let mut signatures: Vec<(String, Vec<u8>)> = Vec::new();
     for RawSignature { keyid, sig } in raw {
         if signatures.iter().any(|(seen, _)| *seen == keyid) {
             let keyid = keyid.chars().take(64).collect();
-            return Err(MetadataError::RepeatedSignature {
-                role: role.to_owned(),
-                keyid,
-            });
+            return Err(MetadataError::RepeatedSignature { role: role.to_owned(), keyid });
         }
         signatures.push((keyid, HEXLOWER.decode(sig.as_bytes()).unwrap_or_default()));
     }

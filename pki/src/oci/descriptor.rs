@@ -102,9 +102,7 @@ impl Serialize for MediaType {
 
 impl<'de> Deserialize<'de> for MediaType {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -149,17 +147,7 @@ mod tests {
 
     #[test]
     fn rejects_media_types_that_could_write_headers() {
-        for text in [
-            "",
-            "a",
-            "a/",
-            "/b",
-            "a/b\r\nX: y",
-            "a/b c",
-            "a/b;c=d",
-            "a/b/c",
-            "a/é",
-        ] {
+        for text in ["", "a", "a/", "/b", "a/b\r\nX: y", "a/b c", "a/b;c=d", "a/b/c", "a/é"] {
             assert!(text.parse::<MediaType>().is_err(), "{text:?}");
         }
     }
@@ -169,10 +157,7 @@ mod tests {
         let kind = |text: &str| text.parse::<MediaType>().unwrap().kind();
         assert_eq!(kind(MediaType::OCI_INDEX), MediaKind::Index);
         assert_eq!(kind(MediaType::DOCKER_MANIFEST), MediaKind::Manifest);
-        assert_eq!(
-            kind("application/vnd.docker.distribution.manifest.v1+prettyjws"),
-            MediaKind::Schema1
-        );
+        assert_eq!(kind("application/vnd.docker.distribution.manifest.v1+prettyjws"), MediaKind::Schema1);
         assert_eq!(
             kind("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
             MediaKind::ForeignLayer
@@ -181,10 +166,7 @@ mod tests {
             kind("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"),
             MediaKind::ForeignLayer
         );
-        assert_eq!(
-            kind("application/vnd.oci.image.layer.v1.tar+gzip"),
-            MediaKind::Other
-        );
+        assert_eq!(kind("application/vnd.oci.image.layer.v1.tar+gzip"), MediaKind::Other);
     }
 
     #[test]
@@ -196,15 +178,7 @@ mod tests {
             ))
         };
         assert!(descriptor("9223372036854775807").is_ok());
-        for size in [
-            "-1",
-            "1.0",
-            "1e3",
-            "\"1\"",
-            "9223372036854775808",
-            "18446744073709551616",
-            "null",
-        ] {
+        for size in ["-1", "1.0", "1e3", "\"1\"", "9223372036854775808", "18446744073709551616", "null"] {
             assert!(descriptor(size).is_err(), "{size}");
         }
     }

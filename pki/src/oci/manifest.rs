@@ -43,10 +43,7 @@ impl Index {
     pub fn select(&self, device: &Platform) -> Option<&Descriptor> {
         let mut best: Option<(u8, &Descriptor)> = None;
         for descriptor in &self.manifests {
-            let suits = descriptor
-                .platform
-                .as_ref()
-                .and_then(|platform| platform.suits(device));
+            let suits = descriptor.platform.as_ref().and_then(|platform| platform.suits(device));
             let Some(level) = suits else { continue };
             if best.is_none_or(|(best, _)| level > best) {
                 best = Some((level, descriptor));
@@ -166,15 +163,8 @@ impl Document {
 
 /// The keys by which clients decide what a document is. Go's decoder matches them in any case, so a document with
 /// `Layers` beside `layers` means one thing to us and another to containerd.
-const KEYS: [&str; 7] = [
-    "schemaVersion",
-    "mediaType",
-    "manifests",
-    "config",
-    "layers",
-    "subject",
-    "artifactType",
-];
+const KEYS: [&str; 7] =
+    ["schemaVersion", "mediaType", "manifests", "config", "layers", "subject", "artifactType"];
 
 fn check_reading(value: &Value, served: &MediaType, kind: MediaKind) -> Result<(), DocumentError> {
     let has = |key: &str| value.get(key).is_some();
@@ -182,20 +172,13 @@ fn check_reading(value: &Value, served: &MediaType, kind: MediaKind) -> Result<(
         return Err(DocumentError::Schema1);
     }
     if value.get("schemaVersion") != Some(&Value::from(2)) {
-        let found = value
-            .get("schemaVersion")
-            .map_or_else(|| "none".to_owned(), Value::to_string);
+        let found = value.get("schemaVersion").map_or_else(|| "none".to_owned(), Value::to_string);
         return Err(DocumentError::SchemaVersion(found.chars().take(40).collect()));
     }
     for key in value.as_object().into_iter().flat_map(|object| object.keys()) {
-        let folded = KEYS
-            .iter()
-            .any(|known| key != known && key.eq_ignore_ascii_case(known));
-        let of_the_other_kind = if kind == MediaKind::Index {
-            key == "layers" || key == "config"
-        } else {
-            key == "manifests"
-        };
+        let folded = KEYS.iter().any(|known| key != known && key.eq_ignore_ascii_case(known));
+        let of_the_other_kind =
+            if kind == MediaKind::Index { key == "layers" || key == "config" } else { key == "manifests" };
         if folded || of_the_other_kind {
             return Err(DocumentError::AmbiguousKey(key.chars().take(40).collect()));
         }
@@ -232,15 +215,8 @@ mod tests {
 
     fn index(platforms: &[&str]) -> Index {
         let of = |text: &&str| {
-            let Platform {
-                os,
-                architecture,
-                variant,
-                ..
-            } = text.parse().unwrap();
-            let variant = variant
-                .map(|variant| format!(r#","variant":"{variant}""#))
-                .unwrap_or_default();
+            let Platform { os, architecture, variant, .. } = text.parse().unwrap();
+            let variant = variant.map(|variant| format!(r#","variant":"{variant}""#)).unwrap_or_default();
             let platform = format!(r#","platform":{{"os":"{os}","architecture":"{architecture}"{variant}}}"#);
             descriptor(MediaType::OCI_MANIFEST, &platform)
         };
@@ -280,50 +256,32 @@ mod tests {
     #[test]
     fn rejects_documents_that_are_manifest_and_index() {
         let text = manifest(r#","manifests":[]"#);
-        assert!(matches!(
-            refusal(MediaType::OCI_MANIFEST, &text),
-            DocumentError::AmbiguousKey(_)
-        ));
-        assert!(matches!(
-            refusal(MediaType::OCI_INDEX, &text),
-            DocumentError::AmbiguousKey(_)
-        ));
+        assert!(matches!(refusal(MediaType::OCI_MANIFEST, &text), DocumentError::AmbiguousKey(_)));
+        assert!(matches!(refusal(MediaType::OCI_INDEX, &text), DocumentError::AmbiguousKey(_)));
     }
 
     #[test]
     fn rejects_keys_that_go_reads_in_another_case() {
         let text = manifest(r#","Layers":[]"#);
-        assert!(matches!(
-            refusal(MediaType::OCI_MANIFEST, &text),
-            DocumentError::AmbiguousKey(_)
-        ));
+        assert!(matches!(refusal(MediaType::OCI_MANIFEST, &text), DocumentError::AmbiguousKey(_)));
     }
 
     #[test]
     fn rejects_duplicate_keys() {
         let text = manifest(r#","layers":[]"#);
-        assert!(matches!(
-            refusal(MediaType::OCI_MANIFEST, &text),
-            DocumentError::Json(_)
-        ));
+        assert!(matches!(refusal(MediaType::OCI_MANIFEST, &text), DocumentError::Json(_)));
     }
 
     #[test]
     fn rejects_a_body_of_another_type_than_served() {
         let text = manifest(&format!(r#","mediaType":"{}""#, MediaType::OCI_INDEX));
-        assert!(matches!(
-            refusal(MediaType::OCI_MANIFEST, &text),
-            DocumentError::TypeMismatch { .. }
-        ));
+        assert!(matches!(refusal(MediaType::OCI_MANIFEST, &text), DocumentError::TypeMismatch { .. }));
     }
 
     #[test]
     fn rejects_schema_1_however_it_is_served() {
         let text = r#"{"schemaVersion":1,"fsLayers":[]}"#;
-        assert!(matches!(
-            refusal(MediaType::DOCKER_MANIFEST, text),
-            DocumentError::Schema1
-        ));
+        assert!(matches!(refusal(MediaType::DOCKER_MANIFEST, text), DocumentError::Schema1));
         let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
         assert!(matches!(refusal(signed, text), DocumentError::Schema1));
     }
@@ -333,16 +291,10 @@ mod tests {
         let config = descriptor("application/vnd.oci.image.config.v1+json", "");
         for layer in [
             descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", ""),
-            descriptor(
-                "application/vnd.oci.image.layer.v1.tar",
-                r#","urls":["http://169.254.169.254/"]"#,
-            ),
+            descriptor("application/vnd.oci.image.layer.v1.tar", r#","urls":["http://169.254.169.254/"]"#),
         ] {
             let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layer}]}}"#);
-            assert!(matches!(
-                refusal(MediaType::OCI_MANIFEST, &text),
-                DocumentError::ForeignLayer(_)
-            ));
+            assert!(matches!(refusal(MediaType::OCI_MANIFEST, &text), DocumentError::ForeignLayer(_)));
         }
     }
 
@@ -360,22 +312,12 @@ mod tests {
 
     #[test]
     fn rejects_documents_that_are_not_manifests() {
-        for text in [
-            "[]",
-            "null",
-            "{}",
-            r#"{"schemaVersion":2}"#,
-            r#"{"schemaVersion":"2"}"#,
-            "<html>",
-        ] {
+        for text in ["[]", "null", "{}", r#"{"schemaVersion":2}"#, r#"{"schemaVersion":"2"}"#, "<html>"] {
             assert!(
                 Document::parse(&media_type(MediaType::OCI_MANIFEST), text.as_bytes()).is_err(),
                 "{text}"
             );
         }
-        assert!(matches!(
-            refusal("text/html", "{}"),
-            DocumentError::UnsupportedType(_)
-        ));
+        assert!(matches!(refusal("text/html", "{}"), DocumentError::UnsupportedType(_)));
     }
 }

@@ -65,13 +65,9 @@ impl Platform {
             ("arm64", None | Some("")) => Some(8),
             ("amd64", None | Some("")) => Some(1),
             (_, None | Some("")) => Some(0),
-            (_, Some(variant)) => variant
-                .strip_prefix('v')
-                .unwrap_or(variant)
-                .split('.')
-                .next()?
-                .parse()
-                .ok(),
+            (_, Some(variant)) => {
+                variant.strip_prefix('v').unwrap_or(variant).split('.').next()?.parse().ok()
+            }
         }
     }
 }
@@ -83,9 +79,7 @@ impl FromStr for Platform {
         let error = || PlatformError(text.chars().take(80).collect());
         let part = |part: &str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
         };
         let mut parts = text.split('/');
         let (Some(os), Some(architecture)) = (parts.next(), parts.next()) else {
@@ -127,16 +121,8 @@ mod tests {
         assert!(platform("linux/arm/v7").suits(&v7) > platform("linux/arm/v6").suits(&v7));
         assert!(platform("linux/arm/v6").suits(&v7) > platform("linux/arm/v5").suits(&v7));
         assert!(platform("linux/arm").suits(&v7).is_some());
-        assert!(
-            platform("linux/arm64/v8")
-                .suits(&platform("linux/arm64"))
-                .is_some()
-        );
-        assert!(
-            platform("linux/amd64")
-                .suits(&platform("linux/amd64/v3"))
-                .is_some()
-        );
+        assert!(platform("linux/arm64/v8").suits(&platform("linux/arm64")).is_some());
+        assert!(platform("linux/amd64").suits(&platform("linux/amd64/v3")).is_some());
     }
 
     #[test]
@@ -149,25 +135,13 @@ mod tests {
             ("unknown/unknown", "linux/amd64"),
             ("linux/arm/neon", "linux/arm/v7"),
         ] {
-            assert_eq!(
-                platform(image).suits(&platform(device)),
-                None,
-                "{image} on {device}"
-            );
+            assert_eq!(platform(image).suits(&platform(device)), None, "{image} on {device}");
         }
     }
 
     #[test]
     fn rejects_texts_that_are_not_platforms() {
-        for text in [
-            "",
-            "linux",
-            "linux/",
-            "/amd64",
-            "linux/arm/v7/x",
-            "linux/a b",
-            "linux/é",
-        ] {
+        for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/a b", "linux/é"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }

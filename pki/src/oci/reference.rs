@@ -88,11 +88,7 @@ impl RegistryHost {
 
     /// The `host` or `host:port` that serves the distribution API.
     pub fn api_authority(&self) -> &str {
-        if self.is_docker_hub() {
-            "registry-1.docker.io"
-        } else {
-            &self.0
-        }
+        if self.is_docker_hub() { "registry-1.docker.io" } else { &self.0 }
     }
 
     /// The host without port; an IPv6 address without brackets.
@@ -118,16 +114,9 @@ impl RegistryHost {
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let host = host.strip_suffix('.').unwrap_or(host);
-        let host = if text.contains("://") {
-            without_default_port(text, host)
-        } else {
-            host
-        };
+        let host = if text.contains("://") { without_default_port(text, host) } else { host };
         let path = rest.get(authority.len()..).unwrap_or_default();
-        if matches!(
-            host.to_ascii_lowercase().as_str(),
-            "github.com" | "www.github.com"
-        ) {
+        if matches!(host.to_ascii_lowercase().as_str(), "github.com" | "www.github.com") {
             // A package page of GitHub shows images of GHCR; any other page names no registry.
             return if path.contains("/packages/") || path.contains("/pkgs/container/") {
                 Ok(Self("ghcr.io".into()))
@@ -140,14 +129,8 @@ impl RegistryHost {
 }
 
 fn without_default_port<'a>(url: &str, host: &'a str) -> &'a str {
-    let port = if url
-        .get(..5)
-        .is_some_and(|start| start.eq_ignore_ascii_case("http:"))
-    {
-        ":80"
-    } else {
-        ":443"
-    };
+    let port =
+        if url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("http:")) { ":80" } else { ":443" };
     host.strip_suffix(port).unwrap_or(host)
 }
 
@@ -168,11 +151,7 @@ impl FromStr for RegistryHost {
             return Ok(Self(lower.into()));
         }
         // Without dot or port only an upper-case letter makes docker take it for a host, so the letter stays.
-        if is_host_component(text) {
-            Ok(Self(text.into()))
-        } else {
-            Err(error())
-        }
+        if is_host_component(text) { Ok(Self(text.into())) } else { Err(error()) }
     }
 }
 
@@ -200,9 +179,7 @@ fn is_domain(domain: &str) -> bool {
         return address.parse::<Ipv6Addr>().is_ok();
     }
     domain.split('.').all(|label| {
-        let inner = label
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         !label.is_empty() && label.len() <= 63 && inner && !label.starts_with('-') && !label.ends_with('-')
     })
 }
@@ -275,9 +252,7 @@ impl FromStr for Tag {
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let first = text.bytes().next().is_some_and(word);
-        let rest = text
-            .bytes()
-            .all(|byte| word(byte) || byte == b'.' || byte == b'-');
+        let rest = text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-');
         if first && rest && text.len() <= MAX_TAG_BYTES {
             Ok(Self(text.into()))
         } else {
@@ -298,10 +273,7 @@ impl Repository {
     pub fn new(host: RegistryHost, name: RepositoryName) -> Self {
         if host.is_docker_hub() && !name.as_str().contains('/') {
             let official = format!("library/{}", name.as_str());
-            return Self {
-                host,
-                name: RepositoryName(official.into()),
-            };
+            return Self { host, name: RepositoryName(official.into()) };
         }
         Self { host, name }
     }
@@ -371,11 +343,7 @@ impl FromStr for Reference {
         if repository.host.0.len() + 1 + repository.name.0.len() > MAX_NAME_BYTES {
             return Err(ReferenceError::TooLong);
         }
-        Ok(Self {
-            repository,
-            tag,
-            digest,
-        })
+        Ok(Self { repository, tag, digest })
     }
 }
 
@@ -434,13 +402,8 @@ impl FromStr for ArtifactName {
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let reference: Reference = text.parse()?;
-        let digest = reference
-            .digest
-            .ok_or_else(|| ReferenceError::NoDigest(shown(text)))?;
-        Ok(Self {
-            repository: reference.repository,
-            digest,
-        })
+        let digest = reference.digest.ok_or_else(|| ReferenceError::NoDigest(shown(text)))?;
+        Ok(Self { repository: reference.repository, digest })
     }
 }
 
@@ -562,10 +525,7 @@ mod tests {
             ("ghcr.io", "ghcr.io"),
             (" https://ghcr.io/ ", "ghcr.io"),
             ("https://quay.io/repository/org/app?tab=tags", "quay.io"),
-            (
-                "https://user:pw@registry.example.com:5000/v2/",
-                "registry.example.com:5000",
-            ),
+            ("https://user:pw@registry.example.com:5000/v2/", "registry.example.com:5000"),
             ("HTTPS://Registry.Example.COM:443/", "registry.example.com"),
             ("http://registry.example.com:80", "registry.example.com"),
             ("https://github.com/orgs/o/packages/container/p", "ghcr.io"),
@@ -581,11 +541,7 @@ mod tests {
             ("[::1]:5000", "[::1]:5000"),
             ("example.com.", "example.com"),
         ] {
-            assert_eq!(
-                RegistryHost::from_pasted(pasted).unwrap().as_str(),
-                expected,
-                "{pasted}"
-            );
+            assert_eq!(RegistryHost::from_pasted(pasted).unwrap().as_str(), expected, "{pasted}");
         }
         for pasted in [
             "",
@@ -604,10 +560,7 @@ mod tests {
     #[test]
     fn docker_hub_talks_to_the_host_that_serves_the_api() {
         assert_eq!(RegistryHost::docker_hub().api_authority(), "registry-1.docker.io");
-        assert_eq!(
-            "ghcr.io".parse::<RegistryHost>().unwrap().api_authority(),
-            "ghcr.io"
-        );
+        assert_eq!("ghcr.io".parse::<RegistryHost>().unwrap().api_authority(), "ghcr.io");
         assert_eq!("[::1]:5000".parse::<RegistryHost>().unwrap().domain(), "::1");
     }
 

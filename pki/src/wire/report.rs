@@ -206,10 +206,7 @@ impl Report {
         if platform.len() > MAX_PLATFORM_BYTES || platform.parse().as_ref() != Ok(&report.platform) {
             return Err(ReportError::Platform);
         }
-        for (name, length) in [
-            ("running", report.running.len()),
-            ("refused", report.refused.len()),
-        ] {
+        for (name, length) in [("running", report.running.len()), ("refused", report.refused.len())] {
             if length > MAX_ENTRIES {
                 return Err(ReportError::TooMany(name));
             }
@@ -307,10 +304,7 @@ mod tests {
             let entry = fields["refused"][0].clone();
             fields.insert("refused".into(), vec![entry; 257].into());
         });
-        assert!(matches!(
-            Report::parse(&bytes),
-            Err(ReportError::TooMany("refused"))
-        ));
+        assert!(matches!(Report::parse(&bytes), Err(ReportError::TooMany("refused"))));
     }
 
     #[test]
@@ -332,29 +326,14 @@ mod tests {
     fn rejects_platforms_that_are_no_platforms() {
         for os in ["", "linux\n", "a/b", &"x".repeat(80)] {
             let bytes = edited(|fields| fields["platform"]["os"] = os.into());
-            assert!(
-                matches!(Report::parse(&bytes), Err(ReportError::Platform)),
-                "{os:?}"
-            );
+            assert!(matches!(Report::parse(&bytes), Err(ReportError::Platform)), "{os:?}");
         }
     }
 
     #[test]
     fn rejects_null_and_wrong_types_in_every_field() {
-        for field in [
-            "version",
-            "device",
-            "counter",
-            "boot_id",
-            "agent_version",
-            "platform",
-            "state",
-        ] {
-            for value in [
-                serde_json::Value::Null,
-                serde_json::json!([]),
-                serde_json::json!(-1),
-            ] {
+        for field in ["version", "device", "counter", "boot_id", "agent_version", "platform", "state"] {
+            for value in [serde_json::Value::Null, serde_json::json!([]), serde_json::json!(-1)] {
                 let bytes = edited(|fields| drop(fields.insert(field.into(), value.clone())));
                 assert!(Report::parse(&bytes).is_err(), "{field} = {value}");
             }

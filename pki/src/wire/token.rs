@@ -77,9 +77,7 @@ impl FromStr for EnrollmentToken {
             return Err(TokenError::TooLong);
         }
         let body = text.strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
-        let json = BASE64URL_NOPAD
-            .decode(body.as_bytes())
-            .map_err(TokenError::Encoding)?;
+        let json = BASE64URL_NOPAD.decode(body.as_bytes()).map_err(TokenError::Encoding)?;
         json::parse_as(&Zeroizing::new(json), MAX_TOKEN_BYTES).map_err(TokenError::Content)
     }
 }
@@ -135,11 +133,7 @@ impl FacadeUrl {
         let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
             let (address, rest) = rest.split_once(']')?;
             let address: std::net::Ipv6Addr = address.parse().ok()?;
-            let port = if rest.is_empty() {
-                None
-            } else {
-                Some(rest.strip_prefix(':')?)
-            };
+            let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
             (address.to_string(), port)
         } else {
             let (host, port) = match authority.split_once(':') {
@@ -156,10 +150,7 @@ impl FacadeUrl {
             Some(_) => return None,
             None => 443,
         };
-        (port != 0).then(|| Self {
-            host: host.into(),
-            port,
-        })
+        (port != 0).then(|| Self { host: host.into(), port })
     }
 }
 
@@ -177,10 +168,7 @@ pub(crate) fn is_host(text: &str) -> bool {
             && !label.ends_with('-')
     };
     // A name whose last label is a number is an address that somebody mistyped (URL standard, "ends in a number").
-    let numeric = text
-        .rsplit('.')
-        .next()
-        .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let numeric = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     text.len() <= 253 && !numeric && text.split('.').all(label)
 }
 
@@ -274,11 +262,7 @@ impl FromStr for TokenSecret {
     type Err = TokenPartError;
 
     fn from_str(text: &str) -> Result<Self, TokenPartError> {
-        let bytes = Zeroizing::new(
-            BASE64URL_NOPAD
-                .decode(text.as_bytes())
-                .map_err(|_| TokenPartError)?,
-        );
+        let bytes = Zeroizing::new(BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| TokenPartError)?);
         let bytes: [u8; 32] = bytes.as_slice().try_into().map_err(|_| TokenPartError)?;
         Ok(Self(Zeroizing::new(bytes)))
     }
@@ -326,10 +310,7 @@ mod tests {
     use super::*;
 
     fn token() -> EnrollmentToken {
-        let pin = RootPin {
-            version: NonZeroU64::MIN,
-            sha256: Fingerprint::of(b"root"),
-        };
+        let pin = RootPin { version: NonZeroU64::MIN, sha256: Fingerprint::of(b"root") };
         EnrollmentToken {
             url: "https://facade.example.com:8443".parse().unwrap(),
             ca: Fingerprint::of(b"ca"),
@@ -362,28 +343,15 @@ mod tests {
     #[test]
     fn rejects_damaged_tokens() {
         let text = token().to_string();
-        assert!(matches!(
-            text[1..].parse::<EnrollmentToken>(),
-            Err(TokenError::Prefix)
-        ));
+        assert!(matches!(text[1..].parse::<EnrollmentToken>(), Err(TokenError::Prefix)));
         assert!(text[..text.len() - 3].parse::<EnrollmentToken>().is_err());
         assert!(format!("{text}=").parse::<EnrollmentToken>().is_err());
-        assert!(
-            text.replacen("drayage1", "drayage2", 1)
-                .parse::<EnrollmentToken>()
-                .is_err()
-        );
+        assert!(text.replacen("drayage1", "drayage2", 1).parse::<EnrollmentToken>().is_err());
         let long = format!("drayage1.{}", "A".repeat(5000));
-        assert!(matches!(
-            long.parse::<EnrollmentToken>(),
-            Err(TokenError::TooLong)
-        ));
+        assert!(matches!(long.parse::<EnrollmentToken>(), Err(TokenError::TooLong)));
         for json in ["{}", "null", r#"{"url":"http://x"}"#] {
             let text = format!("drayage1.{}", BASE64URL_NOPAD.encode(json.as_bytes()));
-            assert!(
-                matches!(text.parse::<EnrollmentToken>(), Err(TokenError::Content(_))),
-                "{json}"
-            );
+            assert!(matches!(text.parse::<EnrollmentToken>(), Err(TokenError::Content(_))), "{json}");
         }
     }
 
@@ -391,20 +359,12 @@ mod tests {
     fn reads_addresses_of_facades() {
         for (text, authority, host) in [
             ("https://f.example.com", "f.example.com:443", "f.example.com"),
-            (
-                "https://F.example.com:8443/",
-                "f.example.com:8443",
-                "f.example.com",
-            ),
+            ("https://F.example.com:8443/", "f.example.com:8443", "f.example.com"),
             ("https://127.0.0.1:8443", "127.0.0.1:8443", "127.0.0.1"),
             ("https://[::1]:8443", "[::1]:8443", "::1"),
         ] {
             let url: FacadeUrl = text.parse().unwrap();
-            assert_eq!(
-                (url.authority().as_str(), url.host()),
-                (authority, host),
-                "{text}"
-            );
+            assert_eq!((url.authority().as_str(), url.host()), (authority, host), "{text}");
         }
     }
 

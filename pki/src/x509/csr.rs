@@ -173,11 +173,7 @@ fn key_algorithm(key: &SubjectPublicKeyInfo<'_>) -> Result<KeyAlgorithm, CsrErro
     let algorithm = &key.algorithm.algorithm;
     let bytes = &key.subject_public_key.data;
     if *algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
-        let curve = key
-            .algorithm
-            .parameters
-            .as_ref()
-            .and_then(|parameters| parameters.as_oid().ok());
+        let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
         // Uncompressed points only: the form that every TLS stack reads (RFC 5480 2.2).
         if curve == Some(OID_EC_P256) && bytes.len() == 65 && bytes.first() == Some(&4) {
             return Ok(KeyAlgorithm::P256);
@@ -196,12 +192,7 @@ fn check_rsa(key: &SubjectPublicKeyInfo<'_>) -> Result<KeyAlgorithm, CsrError> {
     let Ok(PublicKey::RSA(rsa)) = key.parsed() else {
         return Err(CsrError::WeakKey);
     };
-    let modulus: Vec<u8> = rsa
-        .modulus
-        .iter()
-        .copied()
-        .skip_while(|byte| *byte == 0)
-        .collect();
+    let modulus: Vec<u8> = rsa.modulus.iter().copied().skip_while(|byte| *byte == 0).collect();
     let unused = modulus.first().map_or(0, |byte| byte.leading_zeros() as usize);
     let bits = modulus.len() * 8 - unused;
     let odd = |bytes: &[u8]| bytes.last().is_some_and(|byte| byte & 1 == 1);
@@ -228,11 +219,7 @@ fn check_signature_algorithm(algorithm: &Oid<'_>) -> Result<(), CsrError> {
         OID_PKCS1_SHA384WITHRSA,
         OID_PKCS1_SHA512WITHRSA,
     ];
-    if accepted.contains(algorithm) {
-        Ok(())
-    } else {
-        Err(CsrError::WeakSignature)
-    }
+    if accepted.contains(algorithm) { Ok(()) } else { Err(CsrError::WeakSignature) }
 }
 
 fn subject(subject: &X509Name<'_>) -> Subject {

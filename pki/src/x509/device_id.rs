@@ -38,11 +38,7 @@ impl DeviceId {
     pub fn from_uri(uri: &str, domain: &TrustDomain) -> Option<Self> {
         // The scheme and the domain are compared as bytes: SPIFFE IDs are lower-case, and a validator that folds case
         // would let two certificates name one device.
-        uri.strip_prefix("spiffe://")?
-            .strip_prefix(domain.as_str())?
-            .strip_prefix("/device/")?
-            .parse()
-            .ok()
+        uri.strip_prefix("spiffe://")?.strip_prefix(domain.as_str())?.strip_prefix("/device/")?.parse().ok()
     }
 }
 
@@ -99,9 +95,7 @@ impl FromStr for TrustDomain {
 fn is_name(text: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.bytes().next().is_some_and(alphanumeric)
-        && text
-            .bytes()
-            .all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'))
+        && text.bytes().all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 macro_rules! text_forms {
@@ -147,9 +141,7 @@ mod tests {
     #[test]
     fn rejects_names_that_are_not_device_ids() {
         let long = "a".repeat(64);
-        for text in [
-            "", ".", "..", "-a", "_a", "A", "a b", "a/b", "a%2e", "é", "a\n", &long,
-        ] {
+        for text in ["", ".", "..", "-a", "_a", "A", "a b", "a/b", "a%2e", "é", "a\n", &long] {
             assert!(text.parse::<DeviceId>().is_err(), "{text:?}");
         }
         assert!("a".repeat(63).parse::<DeviceId>().is_ok());
@@ -187,9 +179,7 @@ mod tests {
     #[test]
     fn rejects_trust_domains_with_more_than_a_name() {
         let long = "a".repeat(256);
-        for text in [
-            "", "Fleet", "a:1", "u@a", "a/b", "a?b", "a%20", "-a", "[::1]", &long,
-        ] {
+        for text in ["", "Fleet", "a:1", "u@a", "a/b", "a?b", "a%20", "-a", "[::1]", &long] {
             assert!(text.parse::<TrustDomain>().is_err(), "{text:?}");
         }
     }

@@ -25,11 +25,8 @@ pub fn encode(der: &[u8]) -> String {
 
 /// Reads a body. RFC 8951 3.1: white space anywhere is to be tolerated, and nothing else.
 pub fn decode(body: &[u8]) -> Result<Vec<u8>, Base64Error> {
-    let text: Vec<u8> = body
-        .iter()
-        .copied()
-        .filter(|byte| !matches!(byte, b'\r' | b'\n' | b' ' | b'\t'))
-        .collect();
+    let text: Vec<u8> =
+        body.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n' | b' ' | b'\t')).collect();
     // The decoder reads padded pieces one after the other; a body is one piece.
     let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
     if text.iter().rev().skip(padding).any(|byte| *byte == b'=') {

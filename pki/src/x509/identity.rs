@@ -119,29 +119,20 @@ impl Identity {
 
 /// What the certificate may be used for (SPIFFE X509-SVID 4.1, 4.3, 4.4, 5.2).
 fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), IdentityError> {
-    certificate
-        .tbs_certificate
-        .extensions_map()
-        .map_err(|_| IdentityError::Extensions)?;
-    let constraints = certificate
-        .basic_constraints()
-        .map_err(|_| IdentityError::Extensions)?;
+    certificate.tbs_certificate.extensions_map().map_err(|_| IdentityError::Extensions)?;
+    let constraints = certificate.basic_constraints().map_err(|_| IdentityError::Extensions)?;
     if constraints.is_some_and(|constraints| constraints.value.ca) {
         return Err(IdentityError::Authority);
     }
-    let usage = certificate
-        .key_usage()
-        .map_err(|_| IdentityError::Extensions)?
-        .ok_or(IdentityError::KeyUsage)?;
+    let usage =
+        certificate.key_usage().map_err(|_| IdentityError::Extensions)?.ok_or(IdentityError::KeyUsage)?;
     if usage.value.key_cert_sign() || usage.value.crl_sign() {
         return Err(IdentityError::Authority);
     }
     if !usage.value.digital_signature() {
         return Err(IdentityError::KeyUsage);
     }
-    let extended = certificate
-        .extended_key_usage()
-        .map_err(|_| IdentityError::Extensions)?;
+    let extended = certificate.extended_key_usage().map_err(|_| IdentityError::Extensions)?;
     if extended.is_some_and(|extended| !extended.value.client_auth) {
         return Err(IdentityError::ExtendedKeyUsage);
     }
@@ -237,10 +228,7 @@ mod tests {
         ] {
             let mut params = params();
             params.subject_alt_names = vec![uri(text)];
-            assert!(
-                matches!(identity(&params), Err(IdentityError::Foreign { .. })),
-                "{text}"
-            );
+            assert!(matches!(identity(&params), Err(IdentityError::Foreign { .. })), "{text}");
         }
     }
 
@@ -275,10 +263,7 @@ mod tests {
         let mut longer = certificate.der().to_vec();
         longer.push(0);
         for bytes in [&b""[..], b"junk", &longer, &longer[..100], &vec![0x30; 20_000]] {
-            assert_eq!(
-                Identity::from_certificate(bytes, &domain),
-                Err(IdentityError::Malformed)
-            );
+            assert_eq!(Identity::from_certificate(bytes, &domain), Err(IdentityError::Malformed));
         }
     }
 }

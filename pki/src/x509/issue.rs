@@ -158,24 +158,14 @@ impl Authority {
         new_key: &PrivateKey,
         now: Timestamp,
     ) -> Result<Issued, IssueError> {
-        let (parsed_old, parsed_new) = (
-            parse_authority(old, "old root")?,
-            parse_authority(new, "new root")?,
-        );
+        let (parsed_old, parsed_new) = (parse_authority(old, "old root")?, parse_authority(new, "new root")?);
         check_key(&parsed_old, old_key, "old root")?;
         check_key(&parsed_new, new_key, "new root")?;
         let refused = || IssueError::NotAnAuthority("new root");
-        let name = parsed_new
-            .subject()
-            .iter_common_name()
-            .next()
-            .ok_or_else(refused)?;
+        let name = parsed_new.subject().iter_common_name().next().ok_or_else(refused)?;
         let name = name.as_str().map_err(|_| refused())?.to_owned();
         let mut draft = Draft::new(name, now, ROOT_LIFETIME)?;
-        draft.end_by(timestamp(
-            parsed_old.validity().not_after.timestamp(),
-            "old root",
-        )?);
+        draft.end_by(timestamp(parsed_old.validity().not_after.timestamp(), "old root")?);
         draft.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         draft.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         draft.issue(new_key, &issuer(old, old_key, "old root")?)
@@ -197,13 +187,7 @@ impl Authority {
                 timestamp(parsed.validity().not_after.timestamp(), "issuing")?,
             )
         };
-        Ok(Self {
-            issuer: issuer(&issuing, issuing_key, "issuing")?,
-            root,
-            issuing,
-            not_before,
-            not_after,
-        })
+        Ok(Self { issuer: issuer(&issuing, issuing_key, "issuing")?, root, issuing, not_before, not_after })
     }
 
     /// The root certificate in DER.
@@ -285,10 +269,7 @@ impl Authority {
 fn authority_name(kind: &str) -> Result<String, IssueError> {
     let mut tail = [0; 4];
     getrandom::fill(&mut tail).map_err(|_| IssueError::NoRandomness)?;
-    Ok(format!(
-        "Drayage {kind} CA {}",
-        data_encoding::HEXLOWER.encode(&tail)
-    ))
+    Ok(format!("Drayage {kind} CA {}", data_encoding::HEXLOWER.encode(&tail)))
 }
 
 fn parse_authority<'a>(der: &'a [u8], which: &'static str) -> Result<X509Certificate<'a>, IssueError> {
@@ -296,11 +277,7 @@ fn parse_authority<'a>(der: &'a [u8], which: &'static str) -> Result<X509Certifi
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| refused())?;
     let usage = certificate.key_usage().map_err(|_| refused())?;
     let signs = usage.is_some_and(|usage| usage.value.key_cert_sign());
-    if rest.is_empty() && certificate.is_ca() && signs {
-        Ok(certificate)
-    } else {
-        Err(refused())
-    }
+    if rest.is_empty() && certificate.is_ca() && signs { Ok(certificate) } else { Err(refused()) }
 }
 
 fn check_key(
@@ -317,10 +294,8 @@ fn check_key(
 
 fn issuer<K: SigningKey>(der: &[u8], key: K, which: &'static str) -> Result<Issuer<'static, K>, IssueError> {
     let der = rustls_pki_types::CertificateDer::from(der);
-    Issuer::from_ca_cert_der(&der, key).map_err(|source| IssueError::Write {
-        subject: which.to_owned(),
-        source,
-    })
+    Issuer::from_ca_cert_der(&der, key)
+        .map_err(|source| IssueError::Write { subject: which.to_owned(), source })
 }
 
 fn timestamp(seconds: i64, which: &'static str) -> Result<Timestamp, IssueError> {

@@ -35,9 +35,7 @@ pub struct PrivateKey(KeyPair);
 impl PrivateKey {
     /// Makes a new P-256 key.
     pub fn generate() -> Result<Self, KeyError> {
-        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(KeyError::Generate)
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(KeyError::Generate)
     }
 
     /// Reads a key in PKCS#8: P-256, or Ed25519.
@@ -51,9 +49,7 @@ impl PrivateKey {
                 Err(error) => refusal = Some(error),
             }
         }
-        Err(KeyError::Unsupported(
-            refusal.unwrap_or(rcgen::Error::UnsupportedSignatureAlgorithm),
-        ))
+        Err(KeyError::Unsupported(refusal.unwrap_or(rcgen::Error::UnsupportedSignatureAlgorithm)))
     }
 
     /// The key as PEM, for the file that keeps it and nothing else.
@@ -129,10 +125,7 @@ mod tests {
     #[test]
     fn makes_requests_that_prove_possession() {
         let key = PrivateKey::generate().unwrap();
-        assert_eq!(
-            Csr::parse(&key.request().unwrap()).unwrap().key(),
-            key.fingerprint()
-        );
+        assert_eq!(Csr::parse(&key.request().unwrap()).unwrap().key(), key.fingerprint());
         let renewal = key.renewal_request(&"pump-7".parse().unwrap()).unwrap();
         assert_eq!(Csr::parse(&renewal).unwrap().key(), key.fingerprint());
     }
@@ -141,10 +134,7 @@ mod tests {
     fn rejects_texts_that_are_not_its_kind_of_key() {
         assert!(matches!(PrivateKey::from_pem(""), Err(KeyError::Pem(_))));
         let junk = pem::encode("PRIVATE KEY", &[0x30; 40]);
-        assert!(matches!(
-            PrivateKey::from_pem(&junk),
-            Err(KeyError::Unsupported(_))
-        ));
+        assert!(matches!(PrivateKey::from_pem(&junk), Err(KeyError::Unsupported(_))));
     }
 
     #[test]

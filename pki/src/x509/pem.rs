@@ -10,9 +10,8 @@ const LINE: usize = 64;
 /// No chain is longer; a file with more is not a chain.
 const MAX_CERTIFICATES: usize = 32;
 /// Everything of an Ed25519 key in PKCS#8 (RFC 8410 7) before its seed.
-const ED25519_PKCS8: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
+const ED25519_PKCS8: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// Why a PEM text is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -65,9 +64,7 @@ pub fn ed25519_key(seed: &[u8; 32]) -> Zeroizing<String> {
 pub fn ed25519_seed(text: &str) -> Result<Zeroizing<[u8; 32]>, PemError> {
     let der = private_key(text)?;
     let seed = der.strip_prefix(&ED25519_PKCS8).ok_or(PemError::NotEd25519)?;
-    seed.try_into()
-        .map(Zeroizing::new)
-        .map_err(|_| PemError::NotEd25519)
+    seed.try_into().map(Zeroizing::new).map_err(|_| PemError::NotEd25519)
 }
 
 /// Reads the first private key of a text, as PKCS#8 in DER.
@@ -117,16 +114,10 @@ mod tests {
     fn rejects_texts_without_what_was_asked_for() {
         assert_eq!(certificates(""), Err(PemError::NoCertificate));
         assert_eq!(certificates(&ed25519_key(&[7; 32])), Err(PemError::NoCertificate));
-        assert_eq!(
-            certificates(&certificate(&[1]).repeat(33)),
-            Err(PemError::TooMany)
-        );
+        assert_eq!(certificates(&certificate(&[1]).repeat(33)), Err(PemError::TooMany));
         let broken = certificate(&[1; 60]).replace("AQEB", "A!EB");
         assert_eq!(certificates(&broken), Err(PemError::Malformed));
         assert_eq!(ed25519_seed(&certificate(&[1])), Err(PemError::NoKey));
-        assert_eq!(
-            ed25519_seed(&encode("PRIVATE KEY", &[0x30; 48])),
-            Err(PemError::NotEd25519)
-        );
+        assert_eq!(ed25519_seed(&encode("PRIVATE KEY", &[0x30; 48])), Err(PemError::NotEd25519));
     }
 }

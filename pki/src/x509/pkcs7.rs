@@ -126,9 +126,7 @@ fn read_length(bytes: &[u8]) -> Option<(usize, &[u8])> {
         return None;
     }
     let (octets, rest) = rest.split_at_checked(count)?;
-    let length = octets
-        .iter()
-        .fold(0, |length, octet| length << 8 | usize::from(*octet));
+    let length = octets.iter().fold(0, |length, octet| length << 8 | usize::from(*octet));
     let shortest = octets.first() != Some(&0) && length >= 0x80;
     shortest.then_some((length, rest))
 }

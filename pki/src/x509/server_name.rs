@@ -26,10 +26,7 @@ impl FromStr for ServerName {
     type Err = ServerNameError;
 
     fn from_str(text: &str) -> Result<Self, ServerNameError> {
-        let bare = text
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(text);
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         if let Ok(address) = bare.parse() {
             return Ok(Self::Ip(address));
         }
@@ -74,17 +71,7 @@ mod tests {
 
     #[test]
     fn rejects_what_no_certificate_should_name() {
-        for text in [
-            "",
-            "*.example.com",
-            "a b",
-            "a:8443",
-            "https://a",
-            "-a",
-            "a..b",
-            "1.2.3",
-            "a\0b",
-        ] {
+        for text in ["", "*.example.com", "a b", "a:8443", "https://a", "-a", "a..b", "1.2.3", "a\0b"] {
             assert!(text.parse::<ServerName>().is_err(), "{text:?}");
         }
     }

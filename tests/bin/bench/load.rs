@@ -41,9 +41,7 @@ impl Dialer {
             roots.add(certificate.expect("a certificate")).expect("a root");
         }
         let chain = CertificateDer::pem_file_iter(&identity.cert).expect("read the certificate");
-        let chain = chain
-            .map(|certificate| certificate.expect("a certificate"))
-            .collect();
+        let chain = chain.map(|certificate| certificate.expect("a certificate")).collect();
         let key = PrivateKeyDer::from_pem_file(&identity.key).expect("read the key");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -53,10 +51,7 @@ impl Dialer {
             .with_client_auth_cert(chain, key)
             .expect("a client certificate");
         config.resumption = rustls::client::Resumption::disabled();
-        Self {
-            connector: TlsConnector::from(Arc::new(config)),
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-        }
+        Self { connector: TlsConnector::from(Arc::new(config)), address: (Ipv4Addr::LOCALHOST, port).into() }
     }
 
     pub(crate) async fn dial(&self) -> io::Result<Connection> {
@@ -64,10 +59,7 @@ impl Dialer {
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost").expect("a name");
         let stream = self.connector.connect(name, tcp).await?;
-        Ok(Connection {
-            stream,
-            buffer: Vec::new(),
-        })
+        Ok(Connection { stream, buffer: Vec::new() })
     }
 }
 
@@ -120,11 +112,7 @@ impl Connection {
                 tokio::time::sleep(pause).await;
             }
         }
-        Ok(Got {
-            bytes: length,
-            first_byte: first_byte.unwrap_or_default(),
-            last_byte: started.elapsed(),
-        })
+        Ok(Got { bytes: length, first_byte: first_byte.unwrap_or_default(), last_byte: started.elapsed() })
     }
 
     /// Lets an idle connection hold no memory of ours.

@@ -28,14 +28,8 @@ pub(crate) fn anonymous_bytes(pids: &[u32]) -> u64 {
 /// The kernel's memory for TCP, of both ends.
 pub(crate) fn tcp_bytes() -> u64 {
     let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("TCP:"))
-        .unwrap_or_default();
-    let pages = line
-        .split_whitespace()
-        .last()
-        .and_then(|pages| pages.parse().ok());
+    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
+    let pages = line.split_whitespace().last().and_then(|pages| pages.parse().ok());
     pages.unwrap_or(0_u64) * 4096
 }
 

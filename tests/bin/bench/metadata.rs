@@ -37,11 +37,7 @@ const MAX_DEVICE_BYTES: usize = 10_000;
 /// Fills a repository and measures.
 pub(crate) fn run() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    if runtime.block_on(measure()) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if runtime.block_on(measure()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn measure() -> bool {
@@ -92,12 +88,7 @@ async fn measure_assignment(director: &Director) -> bool {
         }
         largest = largest.max(bytes);
     }
-    verdict(
-        "one device with a new assignment",
-        slowest,
-        largest,
-        MAX_DEVICE_BYTES,
-    )
+    verdict("one device with a new assignment", slowest, largest, MAX_DEVICE_BYTES)
 }
 
 async fn measure_poll(director: &Director) -> bool {
@@ -114,30 +105,19 @@ fn verdict(what: &str, time: Duration, bytes: usize, limit: usize) -> bool {
     let word = if within { "within" } else { "OVER" };
     let (micros, kilobytes) = (time.as_micros(), bytes.div_ceil(1000));
     let (most, limit) = (MAX_TIME.as_millis(), limit / 1000);
-    say(&format!(
-        "{what:<36} {micros:>7} µs {kilobytes:>4} kB signed  {word} {most} ms, {limit} kB"
-    ));
+    say(&format!("{what:<36} {micros:>7} µs {kilobytes:>4} kB signed  {word} {most} ms, {limit} kB"));
     within
 }
 
 /// Bytes of metadata that the last import has written.
 async fn written(images: &Images, bin: &str) -> usize {
-    let timestamp = images
-        .file("timestamp.json")
-        .await
-        .expect("read")
-        .expect("a timestamp");
+    let timestamp = images.file("timestamp.json").await.expect("read").expect("a timestamp");
     let value: serde_json::Value = serde_json::from_slice(&timestamp).expect("JSON");
-    let version = value
-        .pointer("/signed/meta/snapshot.json/version")
-        .and_then(serde_json::Value::as_u64);
+    let version = value.pointer("/signed/meta/snapshot.json/version").and_then(serde_json::Value::as_u64);
     let version = version.expect("a version");
     let mut bytes = timestamp.len();
     for role in ["snapshot", bin, "targets"] {
-        let file = images
-            .file(&format!("{version}.{role}.json"))
-            .await
-            .expect("read");
+        let file = images.file(&format!("{version}.{role}.json")).await.expect("read");
         bytes += file.map_or(0, |file| file.len());
     }
     bytes
@@ -156,12 +136,7 @@ fn artifact(number: usize) -> Addition {
         "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": 1234,
     }))
     .expect("a descriptor");
-    let closure = Closure {
-        name,
-        root: root.clone(),
-        documents: vec![root],
-        blobs: Vec::new(),
-    };
+    let closure = Closure { name, root: root.clone(), documents: vec![root], blobs: Vec::new() };
     let artifact = Artifact {
         closure,
         tag: format!("v{number}").parse().expect("a tag"),
@@ -170,10 +145,7 @@ fn artifact(number: usize) -> Addition {
         imported_by: "bench".to_owned(),
         revoked_at: None,
     };
-    Addition {
-        tag: artifact.tag.clone(),
-        artifact,
-    }
+    Addition { tag: artifact.tag.clone(), artifact }
 }
 
 async fn open(directory: &Path) -> (Images, Director) {
@@ -195,19 +167,12 @@ async fn open(directory: &Path) -> (Images, Director) {
     let parts = Parts {
         artifacts: Artifacts::new(Arc::clone(&store)),
         store,
-        lifetimes: Lifetimes {
-            timestamp: days(7),
-            snapshot: days(30),
-            targets: days(365),
-            root: days(1825),
-        },
+        lifetimes: Lifetimes { timestamp: days(7), snapshot: days(30), targets: days(365), root: days(1825) },
         clock,
         witness: Arc::new(Witness::open(vault.clone()).expect("a witness")),
         vault,
     };
-    let images = Images::open(parts.clone(), data.images, data.first_targets)
-        .await
-        .expect("images");
+    let images = Images::open(parts.clone(), data.images, data.first_targets).await.expect("images");
     let director = Director::open(parts, data.director).await.expect("director");
     (images, director)
 }

@@ -53,19 +53,14 @@ pub(crate) fn run() -> ExitCode {
     let runtime = runtime.expect("a runtime");
     let registry = Registry::open();
     let proxy = Proxy::before(&registry.host());
-    let mut image = ImageBuilder::new()
-        .random_layer(64 * MEBIBYTE)
-        .random_layer(64 * MEBIBYTE + 7);
+    let mut image = ImageBuilder::new().random_layer(64 * MEBIBYTE).random_layer(64 * MEBIBYTE + 7);
     for extra in 0..5 {
         image = image.random_layer(MEBIBYTE + extra);
     }
     let image = image.random_layer(1024 * MEBIBYTE).build();
     let pushed = registry.push("bench/app", "v1", &image).through(&proxy.host());
-    let mut blobs: Vec<(usize, Digest)> = image
-        .blobs
-        .iter()
-        .map(|(digest, bytes)| (bytes.len(), *digest))
-        .collect();
+    let mut blobs: Vec<(usize, Digest)> =
+        image.blobs.iter().map(|(digest, bytes)| (bytes.len(), *digest)).collect();
     blobs.sort_by_key(|(length, _)| *length);
     let blob = |index: usize| blobs.get(index).map(|(_, digest)| *digest).expect("a layer");
     let path = |digest: Digest| format!("/bench/app/blobs/{digest}");
@@ -88,11 +83,7 @@ pub(crate) fn run() -> ExitCode {
             _ => Server::facade(&facade, &proxy.host()),
         };
         say(&format!("measuring {} …\n", server.name));
-        let bench = Bench {
-            dialer: Dialer::new(server.port, &device.identity()),
-            server,
-            proxy: &proxy,
-        };
+        let bench = Bench { dialer: Dialer::new(server.port, &device.identity()), server, proxy: &proxy };
         results.push(LocalSet::new().block_on(&runtime, bench.measure(&content)));
     }
     report(&results)
@@ -110,19 +101,11 @@ fn report(results: &[Vec<f64>]) -> ExitCode {
     let mut reached = true;
     for (row, (name, unit, goal)) in ROWS.iter().enumerate() {
         let of = |server: usize| {
-            results
-                .get(server)
-                .and_then(|values| values.get(row))
-                .copied()
-                .unwrap_or(f64::NAN)
+            results.get(server).and_then(|values| values.get(row)).copied().unwrap_or(f64::NAN)
         };
         let ratio = of(2) / of(0);
         let goal_text = goal.map(|goal| format!("{goal:.2}")).unwrap_or_default();
-        let verdict = if goal.is_some_and(|goal| ratio > goal) {
-            "OVER"
-        } else {
-            ""
-        };
+        let verdict = if goal.is_some_and(|goal| ratio > goal) { "OVER" } else { "" };
         reached &= verdict.is_empty();
         let _ = writeln!(
             text,
@@ -134,11 +117,7 @@ fn report(results: &[Vec<f64>]) -> ExitCode {
         );
     }
     say(&text);
-    if reached {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 struct Bench<'a> {

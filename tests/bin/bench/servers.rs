@@ -102,9 +102,7 @@ impl Server {
     fn pin(self) -> Self {
         for pid in self.pids() {
             let pid = pid.to_string();
-            let pinned = Command::new("taskset")
-                .args(["-a", "-p", "-c", "0", &pid])
-                .output();
+            let pinned = Command::new("taskset").args(["-a", "-p", "-c", "0", &pid]).output();
             assert!(pinned.is_ok_and(|output| output.status.success()), "pin {pid}");
         }
         self

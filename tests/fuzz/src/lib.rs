@@ -13,12 +13,8 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets.
 pub const TARGETS: [Target; 10] = [
     ("metadata_root", |bytes| metadata::<Root>("root", bytes)),
-    ("metadata_timestamp", |bytes| {
-        metadata::<Timestamp>("timestamp", bytes)
-    }),
-    ("metadata_snapshot", |bytes| {
-        metadata::<Snapshot>("snapshot", bytes)
-    }),
+    ("metadata_timestamp", |bytes| metadata::<Timestamp>("timestamp", bytes)),
+    ("metadata_snapshot", |bytes| metadata::<Snapshot>("snapshot", bytes)),
     ("metadata_targets", |bytes| metadata::<Targets>("targets", bytes)),
     ("canonical_json", canonical_json),
     ("manifest", manifest),
@@ -47,10 +43,7 @@ fn canonical_json(bytes: &[u8]) {
         // Whatever is between writing and reading again, the signed bytes are the same.
         let written = serde_json::to_vec(&object).expect("writes what it reads");
         let again = serde_json::from_slice(&written).expect("reads what it writes");
-        assert_eq!(
-            canonical,
-            pki::canonical::object_to_bytes(&again).expect("canonical again")
-        );
+        assert_eq!(canonical, pki::canonical::object_to_bytes(&again).expect("canonical again"));
     }
 }
 

@@ -90,11 +90,7 @@ impl Doctor {
             self.ok("tls", format!("a session with {url}, and nobody in between"));
             return true;
         };
-        let check = if matches!(error, ClientError::Proxy { .. }) {
-            "proxy"
-        } else {
-            "tls"
-        };
+        let check = if matches!(error, ClientError::Proxy { .. }) { "proxy" } else { "tls" };
         // The line of a proxy that was only looked at gives way to what it did.
         self.findings.retain(|finding| finding.check != check);
         self.fail(check, exit(&error), crate::error_chain(&error));
@@ -114,10 +110,7 @@ impl Doctor {
 }
 
 /// What helps when no session comes about.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "what has no remedy of its own has the common one"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "what has no remedy of its own has the common one")]
 fn remedy(error: &ClientError) -> &'static str {
     let ClientError::Tls { cause, .. } = error else {
         return match error {

@@ -103,9 +103,7 @@ impl Connection {
     pub(super) fn stream<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(namespace) = &self.namespace {
-            request
-                .metadata_mut()
-                .insert("containerd-namespace", namespace.clone());
+            request.metadata_mut().insert("containerd-namespace", namespace.clone());
         }
         request
     }
@@ -122,17 +120,9 @@ impl Connection {
         let gone = is_gone(&status);
         let (address, source) = (self.address(), Cause::Status(Box::new(status)));
         if gone {
-            RuntimeError::Unreachable {
-                address,
-                action,
-                source,
-            }
+            RuntimeError::Unreachable { address, action, source }
         } else {
-            RuntimeError::Failed {
-                address,
-                action,
-                source,
-            }
+            RuntimeError::Failed { address, action, source }
         }
     }
 
@@ -173,10 +163,7 @@ mod tests {
     fn tells_a_full_disk_from_a_containerd_that_is_gone() {
         let connection = connection();
         let full = Status::unknown("failed to copy: write /var/lib/x: no space left on device");
-        assert!(matches!(
-            connection.error("writing", full),
-            RuntimeError::NoSpace { .. }
-        ));
+        assert!(matches!(connection.error("writing", full), RuntimeError::NoSpace { .. }));
         let gone = connection.error("writing", Status::unavailable("connection refused"));
         assert!(gone.is_transient(), "{gone:?}");
         let failed = connection.error("writing", Status::invalid_argument("no"));

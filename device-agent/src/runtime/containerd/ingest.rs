@@ -83,9 +83,7 @@ pub(super) async fn begin(
 
 /// Deletes half-written content, if there is any.
 pub(super) async fn delete(connection: &Connection, reference: &str) -> Result<(), RuntimeError> {
-    let message = AbortRequest {
-        r#ref: reference.to_owned(),
-    };
+    let message = AbortRequest { r#ref: reference.to_owned() };
     let mut client = connection.content().await?;
     let deadline = Instant::now() + UNLOCK;
     loop {
@@ -197,17 +195,13 @@ impl Writing {
         if !self.unacknowledged {
             return Ok(());
         }
-        let reply = self
-            .reply(STALL)
-            .await?
-            .map_err(|status| self.connection.error(self.action(), status))?;
+        let reply =
+            self.reply(STALL).await?.map_err(|status| self.connection.error(self.action(), status))?;
         self.unacknowledged = false;
         if u64::try_from(reply.offset) == Ok(self.sent) {
             Ok(())
         } else {
-            Err(self
-                .connection
-                .broken(self.action(), "it stands at another offset than ours"))
+            Err(self.connection.broken(self.action(), "it stands at another offset than ours"))
         }
     }
 
@@ -264,10 +258,7 @@ impl Ingest for Writing {
         let end = self.offset().saturating_add(bytes.len() as u64);
         if end > self.content.size {
             let (digest, expected_bytes) = (self.content.digest, self.content.size);
-            let source = Cause::Mismatch(Mismatch::Long {
-                digest,
-                expected_bytes,
-            });
+            let source = Cause::Mismatch(Mismatch::Long { digest, expected_bytes });
             return Err(RuntimeError::Corrupt { digest, source });
         }
         let mut rest = bytes;
@@ -296,11 +287,7 @@ impl Ingest for Writing {
             (self.content.digest, self.offset(), self.content.size);
         if received_bytes < expected_bytes {
             return Err(self
-                .refuse(Cause::Mismatch(Mismatch::Short {
-                    digest,
-                    received_bytes,
-                    expected_bytes,
-                }))
+                .refuse(Cause::Mismatch(Mismatch::Short { digest, received_bytes, expected_bytes }))
                 .await);
         }
         self.settle().await?;
@@ -322,12 +309,7 @@ impl Ingest for Writing {
     }
 
     async fn abort(self: Box<Self>) -> Result<(), RuntimeError> {
-        let Self {
-            connection,
-            content,
-            stream,
-            ..
-        } = *self;
+        let Self { connection, content, stream, .. } = *self;
         drop(stream);
         delete(&connection, &reference(content.digest)).await
     }

@@ -31,18 +31,13 @@ pub(super) enum Collect {
 
 /// The identity of an artifact's lease; a name would be too long and hold characters that identities may not.
 pub(super) fn id(artifact: &ArtifactName) -> String {
-    format!(
-        "drayage-{}",
-        Digest::sha256(artifact.to_string().as_bytes()).hex()
-    )
+    format!("drayage-{}", Digest::sha256(artifact.to_string().as_bytes()).hex())
 }
 
 pub(super) async fn open(connection: &Connection, artifact: &ArtifactName) -> Result<Lease, RuntimeError> {
     let labels = HashMap::from([(ARTIFACT_LABEL.to_owned(), artifact.to_string())]);
     create(connection, &id(artifact), labels).await?;
-    Ok(Lease {
-        artifact: artifact.clone(),
-    })
+    Ok(Lease { artifact: artifact.clone() })
 }
 
 async fn create(
@@ -50,16 +45,8 @@ async fn create(
     id: &str,
     labels: HashMap<String, String>,
 ) -> Result<(), RuntimeError> {
-    let message = CreateRequest {
-        id: id.to_owned(),
-        labels,
-    };
-    match connection
-        .leases()
-        .await?
-        .create(connection.request(message))
-        .await
-    {
+    let message = CreateRequest { id: id.to_owned(), labels };
+    match connection.leases().await?.create(connection.request(message)).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::AlreadyExists => Ok(()),
         Err(status) => Err(connection.error("opening a lease", status)),
@@ -67,10 +54,7 @@ async fn create(
 }
 
 pub(super) async fn delete(connection: &Connection, id: &str, collect: Collect) -> Result<(), RuntimeError> {
-    let message = DeleteRequest {
-        id: id.to_owned(),
-        sync: collect == Collect::Now,
-    };
+    let message = DeleteRequest { id: id.to_owned(), sync: collect == Collect::Now };
     match connection.leases().await?.delete(connection.work(message)).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::NotFound => Ok(()),
@@ -81,12 +65,7 @@ pub(super) async fn delete(connection: &Connection, id: &str, collect: Collect) 
 /// Makes containerd collect now. It does so when a lease ends, and only then.
 pub(super) async fn collect(connection: &Connection) -> Result<(), RuntimeError> {
     let id = "drayage-collect";
-    create(
-        connection,
-        id,
-        HashMap::from([(ARTIFACT_LABEL.to_owned(), String::new())]),
-    )
-    .await?;
+    create(connection, id, HashMap::from([(ARTIFACT_LABEL.to_owned(), String::new())])).await?;
     delete(connection, id, Collect::Now).await
 }
 
@@ -96,13 +75,7 @@ pub(super) async fn hold(
     lease: &Lease,
     content: &Descriptor,
 ) -> Result<bool, RuntimeError> {
-    add(
-        connection,
-        lease,
-        "content".to_owned(),
-        content.digest.to_string(),
-    )
-    .await?;
+    add(connection, lease, "content".to_owned(), content.digest.to_string()).await?;
     // Asked after it is held, so that it cannot go in between.
     store::has(connection, content).await
 }
@@ -115,19 +88,11 @@ pub(super) async fn add(
     name: String,
 ) -> Result<(), RuntimeError> {
     let action = format!("holding {name}");
-    let message = AddResourceRequest {
-        id: id(lease.artifact()),
-        resource: Some(Resource {
-            id: name,
-            r#type: kind,
-        }),
-    };
+    let message =
+        AddResourceRequest { id: id(lease.artifact()), resource: Some(Resource { id: name, r#type: kind }) };
     let mut client = connection.leases().await?;
     let mut answer = client.add_resource(connection.request(message.clone())).await;
-    if answer
-        .as_ref()
-        .is_err_and(|status| status.code() == Code::NotFound)
-    {
+    if answer.as_ref().is_err_and(|status| status.code() == Code::NotFound) {
         // Someone removed our lease: take it again.
         open(connection, lease.artifact()).await?;
         answer = client.add_resource(connection.request(message)).await;
@@ -160,27 +125,16 @@ pub(super) async fn clean(connection: &Connection, keep: &[ArtifactName]) -> Res
 }
 
 async fn list(connection: &Connection) -> Result<Vec<String>, RuntimeError> {
-    let message = ListRequest {
-        filters: vec![format!("labels.\"{ARTIFACT_LABEL}\"")],
-    };
+    let message = ListRequest { filters: vec![format!("labels.\"{ARTIFACT_LABEL}\"")] };
     let answer = connection.leases().await?.list(connection.request(message)).await;
     let answer = answer.map_err(|status| connection.error("listing leases", status))?;
-    Ok(answer
-        .into_inner()
-        .leases
-        .into_iter()
-        .map(|lease| lease.id)
-        .collect())
+    Ok(answer.into_inner().leases.into_iter().map(|lease| lease.id).collect())
 }
 
 /// The half-written contents that a lease holds.
 async fn ingests_of(connection: &Connection, id: &str) -> Result<Vec<String>, RuntimeError> {
     let message = ListResourcesRequest { id: id.to_owned() };
-    let answer = connection
-        .leases()
-        .await?
-        .list_resources(connection.request(message))
-        .await;
+    let answer = connection.leases().await?.list_resources(connection.request(message)).await;
     match answer {
         Ok(answer) => Ok(answer
             .into_inner()
@@ -197,18 +151,8 @@ async fn ingests_of(connection: &Connection, id: &str) -> Result<Vec<String>, Ru
 /// All half-written contents of ours.
 async fn ingests(connection: &Connection) -> Result<Vec<String>, RuntimeError> {
     let message = ListStatusesRequest { filters: Vec::new() };
-    let answer = connection
-        .content()
-        .await?
-        .list_statuses(connection.request(message))
-        .await;
+    let answer = connection.content().await?.list_statuses(connection.request(message)).await;
     let answer = answer.map_err(|status| connection.error("listing half-written content", status))?;
-    let refs = answer
-        .into_inner()
-        .statuses
-        .into_iter()
-        .map(|status| status.r#ref);
-    Ok(refs
-        .filter(|reference| reference.starts_with(REF_PREFIX))
-        .collect())
+    let refs = answer.into_inner().statuses.into_iter().map(|status| status.r#ref);
+    Ok(refs.filter(|reference| reference.starts_with(REF_PREFIX)).collect())
 }

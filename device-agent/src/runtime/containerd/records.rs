@@ -33,22 +33,15 @@ pub(super) async fn label(connection: &Connection, lease: &Lease, image: &Image)
     if image.root.digest == image.manifest.digest {
         return Ok(());
     }
-    let chosen = (
-        format!("{CONTENT_LABEL}.drayage"),
-        image.manifest.digest.to_string(),
-    );
+    let chosen = (format!("{CONTENT_LABEL}.drayage"), image.manifest.digest.to_string());
     set_labels(connection, lease, image.root.digest, HashMap::from([chosen])).await
 }
 
 /// The labels of a manifest.
 fn manifest_labels(image: &Image) -> HashMap<String, String> {
     let layers = image.layers.iter().enumerate();
-    let layers = layers.map(|(number, layer)| {
-        (
-            format!("{CONTENT_LABEL}.layer.{number}"),
-            layer.digest.to_string(),
-        )
-    });
+    let layers =
+        layers.map(|(number, layer)| (format!("{CONTENT_LABEL}.layer.{number}"), layer.digest.to_string()));
     let config = (format!("{CONTENT_LABEL}.config"), image.config.digest.to_string());
     layers.chain([config]).collect()
 }
@@ -62,11 +55,7 @@ pub(super) async fn set_labels(
 ) -> Result<(), RuntimeError> {
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
     let message = UpdateRequest {
-        info: Some(Info {
-            digest: digest.to_string(),
-            labels,
-            ..Info::default()
-        }),
+        info: Some(Info { digest: digest.to_string(), labels, ..Info::default() }),
         update_mask: Some(FieldMask { paths }),
     };
     let mut client = connection.content().await?;
@@ -85,32 +74,20 @@ pub(super) async fn put(connection: &Connection, image: &Image) -> Result<(), Ru
         size: i64::try_from(image.root.size).unwrap_or(i64::MAX),
         annotations: HashMap::new(),
     };
-    write(
-        connection,
-        record(image.artifact.to_string(), &image.artifact, target),
-    )
-    .await
+    write(connection, record(image.artifact.to_string(), &image.artifact, target)).await
 }
 
 /// Points the alias to an image.
 pub(super) async fn promote(connection: &Connection, artifact: &ArtifactName) -> Result<(), RuntimeError> {
     let image = get(connection, &artifact.to_string()).await?;
     let Some(target) = image.and_then(|image| image.target) else {
-        return Err(RuntimeError::Unknown {
-            artifact: artifact.clone(),
-        });
+        return Err(RuntimeError::Unknown { artifact: artifact.clone() });
     };
-    write(
-        connection,
-        record(current_alias(artifact.repository()), artifact, target),
-    )
-    .await
+    write(connection, record(current_alias(artifact.repository()), artifact, target)).await
 }
 
 pub(super) async fn list(connection: &Connection) -> Result<Vec<Handed>, RuntimeError> {
-    let message = ListImagesRequest {
-        filters: vec![format!("labels.\"{ARTIFACT_LABEL}\"")],
-    };
+    let message = ListImagesRequest { filters: vec![format!("labels.\"{ARTIFACT_LABEL}\"")] };
     let answer = connection.images().await?.list(connection.request(message)).await;
     let answer = answer.map_err(|status| connection.error("listing images", status))?;
     let ours = |record: Record| {
@@ -121,17 +98,10 @@ pub(super) async fn list(connection: &Connection) -> Result<Vec<Handed>, Runtime
         answer.into_inner().images.into_iter().filter_map(ours).collect();
     let current = |artifact: &ArtifactName| {
         let alias = current_alias(artifact.repository());
-        records
-            .iter()
-            .any(|(name, target)| *name == alias && target == artifact)
+        records.iter().any(|(name, target)| *name == alias && target == artifact)
     };
-    let named = records
-        .iter()
-        .filter(|(name, artifact)| *name == artifact.to_string());
-    let handed = named.map(|(_, artifact)| Handed {
-        artifact: artifact.clone(),
-        current: current(artifact),
-    });
+    let named = records.iter().filter(|(name, artifact)| *name == artifact.to_string());
+    let handed = named.map(|(_, artifact)| Handed { artifact: artifact.clone(), current: current(artifact) });
     Ok(handed.collect())
 }
 
@@ -160,10 +130,7 @@ fn record(name: String, artifact: &ArtifactName, target: Target) -> Record {
 async fn write(connection: &Connection, record: Record) -> Result<(), RuntimeError> {
     let action = format!("recording image {}", record.name);
     let mut client = connection.images().await?;
-    let creation = CreateImageRequest {
-        image: Some(record.clone()),
-        source_date_epoch: None,
-    };
+    let creation = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
     match client.create(connection.request(creation)).await {
         Ok(_) => return Ok(()),
         Err(status) if status.code() == Code::AlreadyExists => {}
@@ -172,9 +139,7 @@ async fn write(connection: &Connection, record: Record) -> Result<(), RuntimeErr
     let update = UpdateImageRequest {
         image: Some(record),
         // Whole: labels that something else put there go.
-        update_mask: Some(FieldMask {
-            paths: vec!["target".to_owned(), "labels".to_owned()],
-        }),
+        update_mask: Some(FieldMask { paths: vec!["target".to_owned(), "labels".to_owned()] }),
         source_date_epoch: None,
     };
     let answer = client.update(connection.request(update)).await;
@@ -183,9 +148,7 @@ async fn write(connection: &Connection, record: Record) -> Result<(), RuntimeErr
 }
 
 async fn get(connection: &Connection, name: &str) -> Result<Option<Record>, RuntimeError> {
-    let message = GetImageRequest {
-        name: name.to_owned(),
-    };
+    let message = GetImageRequest { name: name.to_owned() };
     match connection.images().await?.get(connection.request(message)).await {
         Ok(answer) => Ok(answer.into_inner().image),
         Err(status) if status.code() == Code::NotFound => Ok(None),
@@ -196,11 +159,7 @@ async fn get(connection: &Connection, name: &str) -> Result<Option<Record>, Runt
 /// Deletes a record; returns when what it held is gone, so that the room is really there.
 async fn delete(connection: &Connection, name: String) -> Result<(), RuntimeError> {
     let action = format!("removing image {name}");
-    let message = DeleteImageRequest {
-        name,
-        sync: true,
-        target: None,
-    };
+    let message = DeleteImageRequest { name, sync: true, target: None };
     match connection.images().await?.delete(connection.work(message)).await {
         Ok(_) => Ok(()),
         Err(status) if status.code() == Code::NotFound => Ok(()),

@@ -15,38 +15,21 @@ use super::leases;
 /// Whether content is there with its right length.
 pub(super) async fn has(connection: &Connection, content: &Descriptor) -> Result<bool, RuntimeError> {
     let digest = content.digest;
-    let message = InfoRequest {
-        digest: digest.to_string(),
-    };
-    let answer = match connection
-        .content()
-        .await?
-        .info(connection.request(message))
-        .await
-    {
+    let message = InfoRequest { digest: digest.to_string() };
+    let answer = match connection.content().await?.info(connection.request(message)).await {
         Ok(answer) => answer.into_inner(),
         Err(status) if status.code() == Code::NotFound => return Ok(false),
         Err(status) => return Err(connection.error(format!("looking for {digest}"), status)),
     };
-    let found = answer
-        .info
-        .and_then(|info| u64::try_from(info.size).ok())
-        .unwrap_or(0);
+    let found = answer.info.and_then(|info| u64::try_from(info.size).ok()).unwrap_or(0);
     if found == content.size {
         return Ok(true);
     }
     let expected_bytes = content.size;
     let source = Cause::Mismatch(if found > expected_bytes {
-        Mismatch::Long {
-            digest,
-            expected_bytes,
-        }
+        Mismatch::Long { digest, expected_bytes }
     } else {
-        Mismatch::Short {
-            digest,
-            received_bytes: found,
-            expected_bytes,
-        }
+        Mismatch::Short { digest, received_bytes: found, expected_bytes }
     });
     Err(RuntimeError::Corrupt { digest, source })
 }
@@ -91,15 +74,8 @@ async fn verify_one(connection: &Connection, content: &Descriptor) -> Result<(),
 
 /// Deletes content and has its bytes collected, so that the next write starts from nothing instead of finding them.
 pub(super) async fn discard(connection: &Connection, digest: Digest) -> Result<(), RuntimeError> {
-    let message = DeleteContentRequest {
-        digest: digest.to_string(),
-    };
-    match connection
-        .content()
-        .await?
-        .delete(connection.request(message))
-        .await
-    {
+    let message = DeleteContentRequest { digest: digest.to_string() };
+    match connection.content().await?.delete(connection.request(message)).await {
         Ok(_) => {}
         Err(status) if status.code() == Code::NotFound => {}
         Err(status) => return Err(connection.error(format!("deleting {digest}"), status)),
@@ -118,49 +94,29 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     async fn open(connection: &'a Connection, content: &Descriptor) -> Result<Self, RuntimeError> {
         let digest = content.digest;
-        let message = ReadContentRequest {
-            digest: digest.to_string(),
-            offset: 0,
-            size: 0,
-        };
+        let message = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
         let answer = connection.content().await?.read(connection.stream(message)).await;
-        let pieces = answer
-            .map_err(|status| refusal(connection, digest, status))?
-            .into_inner();
-        Ok(Self {
-            connection,
-            digest,
-            pieces,
-            verifier: Verifier::new(digest, content.size),
-        })
+        let pieces = answer.map_err(|status| refusal(connection, digest, status))?.into_inner();
+        Ok(Self { connection, digest, pieces, verifier: Verifier::new(digest, content.size) })
     }
 
     async fn next(&mut self) -> Result<Option<Vec<u8>>, RuntimeError> {
         let Ok(piece) = timeout(WORK, self.pieces.message()).await else {
-            return Err(self
-                .connection
-                .broken(format!("reading {}", self.digest), "no answer in time"));
+            return Err(self.connection.broken(format!("reading {}", self.digest), "no answer in time"));
         };
         let piece = piece.map_err(|status| refusal(self.connection, self.digest, status))?;
         let Some(piece) = piece else { return Ok(None) };
-        self.verifier
-            .update(&piece.data)
-            .map_err(|mismatch| corrupt(self.digest, mismatch))?;
+        self.verifier.update(&piece.data).map_err(|mismatch| corrupt(self.digest, mismatch))?;
         Ok(Some(piece.data))
     }
 
     fn finish(self) -> Result<(), RuntimeError> {
-        self.verifier
-            .finish()
-            .map_err(|mismatch| corrupt(self.digest, mismatch))
+        self.verifier.finish().map_err(|mismatch| corrupt(self.digest, mismatch))
     }
 }
 
 fn corrupt(digest: Digest, mismatch: Mismatch) -> RuntimeError {
-    RuntimeError::Corrupt {
-        digest,
-        source: Cause::Mismatch(mismatch),
-    }
+    RuntimeError::Corrupt { digest, source: Cause::Mismatch(mismatch) }
 }
 
 /// Content that cannot be read although containerd is there is damaged: a bad sector, or a file cut short.

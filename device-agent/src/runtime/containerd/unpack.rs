@@ -47,14 +47,8 @@ impl Containerd {
             None => default_snapshotter(connection, &self.namespace).await?,
         };
         let filters = [SNAPSHOTTER_PLUGIN, CONTENT_PLUGIN].map(|kind| format!("type=={kind}"));
-        let message = PluginsRequest {
-            filters: filters.to_vec(),
-        };
-        let answer = connection
-            .introspection()
-            .await?
-            .plugins(connection.request(message))
-            .await;
+        let message = PluginsRequest { filters: filters.to_vec() };
+        let answer = connection.introspection().await?.plugins(connection.request(message)).await;
         let answer = answer.map_err(|status| connection.error("listing its plugins", status))?;
         let mut available = Vec::new();
         let mut reason = "it has none of this name".to_owned();
@@ -77,17 +71,9 @@ impl Containerd {
             }
         }
         if !usable {
-            return Err(RuntimeError::Snapshotter {
-                snapshotter,
-                reason,
-                available: available.join(", "),
-            });
+            return Err(RuntimeError::Snapshotter { snapshotter, reason, available: available.join(", ") });
         }
-        Ok(Unpacker {
-            connection,
-            snapshotter,
-            volumes,
-        })
+        Ok(Unpacker { connection, snapshotter, volumes })
     }
 }
 
@@ -95,15 +81,8 @@ async fn default_snapshotter(
     connection: &Connection,
     namespace: &Identifier,
 ) -> Result<String, RuntimeError> {
-    let message = GetNamespaceRequest {
-        name: namespace.as_str().to_owned(),
-    };
-    let answer = match connection
-        .namespaces()
-        .await?
-        .get(connection.request(message))
-        .await
-    {
+    let message = GetNamespaceRequest { name: namespace.as_str().to_owned() };
+    let answer = match connection.namespaces().await?.get(connection.request(message)).await {
         Ok(answer) => answer.into_inner().namespace,
         Err(status) if status.code() == Code::NotFound => None,
         Err(status) => return Err(connection.error(format!("asking about namespace {namespace}"), status)),
@@ -127,17 +106,8 @@ impl Unpacker<'_> {
             let label = (UNCOMPRESSED_LABEL.to_owned(), link.diff_id.to_string());
             set_labels(self.connection, lease, link.layer.digest, HashMap::from([label])).await?;
         }
-        let label = (
-            format!("{SNAPSHOT_LABEL}.{}", self.snapshotter),
-            top.id.to_string(),
-        );
-        set_labels(
-            self.connection,
-            lease,
-            image.config.digest,
-            HashMap::from([label]),
-        )
-        .await
+        let label = (format!("{SNAPSHOT_LABEL}.{}", self.snapshotter), top.id.to_string());
+        set_labels(self.connection, lease, image.config.digest, HashMap::from([label])).await
     }
 
     /// Whether an image is unpacked, or is not to be.
@@ -149,17 +119,12 @@ impl Unpacker<'_> {
     }
 
     async fn exists(&self, key: &str) -> Result<bool, RuntimeError> {
-        let message = StatSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
-            key: key.to_owned(),
-        };
+        let message = StatSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         let mut client = self.connection.snapshots().await?;
         match client.stat(self.connection.request(message)).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
-            Err(status) => Err(self
-                .connection
-                .error(format!("looking for snapshot {key}"), status)),
+            Err(status) => Err(self.connection.error(format!("looking for snapshot {key}"), status)),
         }
     }
 
@@ -223,11 +188,7 @@ impl Unpacker<'_> {
         if applied.digest == link.diff_id.to_string() {
             return Ok(());
         }
-        Err(RuntimeError::WrongLayer {
-            layer,
-            unpacked: applied.digest,
-            promised: link.diff_id,
-        })
+        Err(RuntimeError::WrongLayer { layer, unpacked: applied.digest, promised: link.diff_id })
     }
 
     async fn commit(&self, lease: &Lease, key: &str, link: &Link<'_>) -> Result<(), RuntimeError> {
@@ -250,10 +211,7 @@ impl Unpacker<'_> {
     }
 
     async fn remove(&self, key: &str) -> Result<(), RuntimeError> {
-        let message = RemoveSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
-            key: key.to_owned(),
-        };
+        let message = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
         let mut client = self.connection.snapshots().await?;
         match client.remove(self.connection.work(message)).await {
             Ok(_) => Ok(()),

@@ -63,8 +63,5 @@ struct Volume {
 
 fn free(path: &Path) -> Option<Volume> {
     let stat = rustix::fs::statvfs(path).ok()?;
-    Some(Volume {
-        id: stat.f_fsid,
-        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-    })
+    Some(Volume { id: stat.f_fsid, free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize) })
 }

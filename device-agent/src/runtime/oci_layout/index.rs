@@ -30,13 +30,8 @@ impl Layout {
         let alias = current_alias(artifact.repository());
         self.change_index(|entries| {
             let name = artifact.to_string();
-            let Some(image) = entries
-                .iter()
-                .find(|entry| annotation(entry, NAME) == Some(&name))
-            else {
-                return Err(RuntimeError::Unknown {
-                    artifact: artifact.clone(),
-                });
+            let Some(image) = entries.iter().find(|entry| annotation(entry, NAME) == Some(&name)) else {
+                return Err(RuntimeError::Unknown { artifact: artifact.clone() });
             };
             let current = entry(&alias, artifact, image.clone());
             put(entries, current);
@@ -120,10 +115,7 @@ fn descriptor(content: &Descriptor) -> Value {
 fn entry(name: &str, artifact: &ArtifactName, target: Value) -> Value {
     let mut entry = target;
     if let Some(object) = entry.as_object_mut() {
-        object.insert(
-            "annotations".to_owned(),
-            json!({ NAME: name, ARTIFACT: artifact }),
-        );
+        object.insert("annotations".to_owned(), json!({ NAME: name, ARTIFACT: artifact }));
     }
     entry
 }

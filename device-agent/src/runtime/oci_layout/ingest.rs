@@ -41,12 +41,7 @@ impl Writing {
             Ok(false) | Err(RuntimeError::Corrupt { .. }) => State::Partial(Partial::open(layout, content)?),
             Err(error) => return Err(error),
         };
-        Ok(Self {
-            layout: layout.clone(),
-            content: content.clone(),
-            state,
-            buffer: Vec::new(),
-        })
+        Ok(Self { layout: layout.clone(), content: content.clone(), state, buffer: Vec::new() })
     }
 
     /// Does file work where it does not hold up the sockets.
@@ -98,12 +93,7 @@ impl Partial {
             file.set_len(0).map_err(failed)?;
             verifier = Verifier::new(digest, content.size);
         }
-        Ok(Self {
-            layout: layout.clone(),
-            digest,
-            file,
-            verifier,
-        })
+        Ok(Self { layout: layout.clone(), digest, file, verifier })
     }
 
     fn append(mut self, bytes: &[u8]) -> Result<State, RuntimeError> {
@@ -154,10 +144,9 @@ impl Ingest for Writing {
     fn offset(&self) -> u64 {
         match &self.state {
             State::Present => self.content.size,
-            State::Partial(partial) => partial
-                .verifier
-                .received_bytes()
-                .saturating_add(self.buffer.len() as u64),
+            State::Partial(partial) => {
+                partial.verifier.received_bytes().saturating_add(self.buffer.len() as u64)
+            }
             State::Ended => 0,
         }
     }
@@ -169,13 +158,7 @@ impl Ingest for Writing {
         let end = self.offset().saturating_add(bytes.len() as u64);
         if end > self.content.size {
             let (digest, expected_bytes) = (self.content.digest, self.content.size);
-            return Err(corrupt(
-                digest,
-                Mismatch::Long {
-                    digest,
-                    expected_bytes,
-                },
-            ));
+            return Err(corrupt(digest, Mismatch::Long { digest, expected_bytes }));
         }
         self.buffer.extend_from_slice(&bytes);
         if self.buffer.len() >= PIECE_BYTES {

@@ -43,10 +43,7 @@ impl Layout {
         if !self.index_path().exists() {
             self.replace(&self.index_path(), index_of_nothing())?;
         }
-        self.replace(
-            &marker,
-            format!("{{\"imageLayoutVersion\":\"{VERSION}\"}}").as_bytes(),
-        )
+        self.replace(&marker, format!("{{\"imageLayoutVersion\":\"{VERSION}\"}}").as_bytes())
     }
 
     pub(super) fn space(&self) -> Result<Space, RuntimeError> {
@@ -136,16 +133,9 @@ impl Layout {
             return Ok(true);
         }
         let mismatch = if found > expected_bytes {
-            Mismatch::Long {
-                digest,
-                expected_bytes,
-            }
+            Mismatch::Long { digest, expected_bytes }
         } else {
-            Mismatch::Short {
-                digest,
-                received_bytes: found,
-                expected_bytes,
-            }
+            Mismatch::Short { digest, received_bytes: found, expected_bytes }
         };
         Err(corrupt(digest, mismatch))
     }
@@ -224,20 +214,15 @@ impl Layout {
         let failed = |error| self.failed(&format!("writing {}", file_name(path)), error);
         let temporary = self.ingests().join(format!("new-{}", file_name(path)));
         let mut file = File::create(&temporary).map_err(failed)?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
         fs::rename(&temporary, path).map_err(failed)?;
         sync_parent(path).map_err(failed)
     }
 
     /// Waits for the right to change `index.json` or to sweep; it ends with the returned file.
     pub(super) fn lock(&self) -> Result<File, RuntimeError> {
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.ingests().join("lock"));
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(self.ingests().join("lock"));
         let lock = lock.map_err(|error| self.failed("locking it", error))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| self.failed("locking it", error.into()))?;
@@ -250,11 +235,7 @@ impl Layout {
         if full {
             return RuntimeError::NoSpace { action, source };
         }
-        RuntimeError::Failed {
-            address: self.address(),
-            action,
-            source,
-        }
+        RuntimeError::Failed { address: self.address(), action, source }
     }
 
     /// File work that was cut off by the end of the process.
@@ -292,20 +273,14 @@ pub(super) fn feed(
 }
 
 pub(super) fn corrupt(digest: Digest, mismatch: Mismatch) -> RuntimeError {
-    RuntimeError::Corrupt {
-        digest,
-        source: Cause::Mismatch(mismatch),
-    }
+    RuntimeError::Corrupt { digest, source: Cause::Mismatch(mismatch) }
 }
 
 /// Makes a rename durable.
 pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent()
-        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 pub(super) fn file_name(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

@@ -109,19 +109,14 @@ mod tests {
 
     #[test]
     fn an_address_of_ipv6_is_its_network_and_one_of_ipv4_itself() {
-        assert_eq!(
-            network(address("2001:db8:1:2:3:4:5:6")),
-            address("2001:db8:1:2::")
-        );
+        assert_eq!(network(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
         assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));
     }
 
     #[test]
     fn a_clock_that_was_set_back_locks_nobody_out() {
         let limit = Limit::default();
-        limit
-            .take(address("192.0.2.1"), now() + SignedDuration::from_hours(1000))
-            .unwrap();
+        limit.take(address("192.0.2.1"), now() + SignedDuration::from_hours(1000)).unwrap();
         assert!(limit.take(address("192.0.2.1"), now()).is_ok());
     }
 

@@ -45,11 +45,7 @@ fn rig() -> Rig {
         grace: SignedDuration::from_hours(24 * 7),
     };
     let authorities = vec![authority.root().to_vec(), authority.issuing().to_vec()];
-    Rig {
-        est: Est::new(Arc::new(authority), authorities, devices.clone(), policy),
-        devices,
-        directory,
-    }
+    Rig { est: Est::new(Arc::new(authority), authorities, devices.clone(), policy), devices, directory }
 }
 
 fn body(key: &PrivateKey) -> String {
@@ -57,10 +53,7 @@ fn body(key: &PrivateKey) -> String {
 }
 
 fn post(body: &str) -> Request<'_> {
-    Request {
-        content_type: Some(est::PKCS10),
-        body: body.as_bytes(),
-    }
+    Request { content_type: Some(est::PKCS10), body: body.as_bytes() }
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -68,15 +61,8 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 fn certificate(answer: &Answer) -> Vec<u8> {
-    assert_eq!(
-        answer.status,
-        StatusCode::OK,
-        "{}",
-        String::from_utf8_lossy(&answer.body)
-    );
-    pkcs7::decode(&est::decode(&answer.body).unwrap())
-        .unwrap()
-        .remove(0)
+    assert_eq!(answer.status, StatusCode::OK, "{}", String::from_utf8_lossy(&answer.body));
+    pkcs7::decode(&est::decode(&answer.body).unwrap()).unwrap().remove(0)
 }
 
 fn identity(answer: &Answer) -> Identity {
@@ -98,16 +84,12 @@ impl Rig {
     }
 
     async fn post(&self, authorization: &str, body: &str) -> Answer {
-        self.est
-            .enroll(ADDRESS, Some(authorization), post(body), now())
-            .await
+        self.est.enroll(ADDRESS, Some(authorization), post(body), now()).await
     }
 
     async fn enrolled(&self) -> Identity {
         let (_, authorization) = self.token(false).await;
-        let answer = self
-            .post(&authorization, &body(&PrivateKey::generate().unwrap()))
-            .await;
+        let answer = self.post(&authorization, &body(&PrivateKey::generate().unwrap())).await;
         identity(&answer)
     }
 }
@@ -118,10 +100,7 @@ async fn a_token_gives_the_certificate_of_its_device() {
     let (_, authorization) = rig.token(false).await;
     let key = PrivateKey::generate().unwrap();
     let answer = rig.post(&authorization, &body(&key)).await;
-    assert_eq!(
-        answer.content_type,
-        Some("application/pkcs7-mime; smime-type=certs-only")
-    );
+    assert_eq!(answer.content_type, Some("application/pkcs7-mime; smime-type=certs-only"));
     let identity = identity(&answer);
     assert_eq!((identity.id(), identity.key()), (&pump(), key.fingerprint()));
     assert_eq!(answer.changed.unwrap().standing, Standing::Active);
@@ -132,16 +111,8 @@ async fn a_client_of_openssl_gets_a_certificate_that_openssl_verifies() {
     let rig = rig();
     let run = |command: &str| {
         let mut shell = Command::new("sh");
-        let output = shell
-            .args(["-ec", command])
-            .current_dir(rig.directory.path())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = shell.args(["-ec", command]).current_dir(rig.directory.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
     let request = run(
@@ -153,22 +124,14 @@ async fn a_client_of_openssl_gets_a_certificate_that_openssl_verifies() {
     assert_eq!(answer.status, StatusCode::OK);
     std::fs::write(rig.directory.path().join("leaf.p7"), &answer.body).unwrap();
     std::fs::write(rig.directory.path().join("ca.p7"), rig.est.cacerts().body).unwrap();
-    let printed = run(
-        "openssl base64 -d -in ca.p7 | openssl pkcs7 -inform DER -print_certs -out ca.pem
+    let printed = run("openssl base64 -d -in ca.p7 | openssl pkcs7 -inform DER -print_certs -out ca.pem
          openssl base64 -d -in leaf.p7 | openssl pkcs7 -inform DER -print_certs -out leaf.pem
          openssl verify -x509_strict -attime 1795176000 -purpose sslclient -CAfile ca.pem leaf.pem
          openssl x509 -in leaf.pem -noout -ext subjectAltName -subject
-         test \"$(openssl x509 -in leaf.pem -noout -pubkey)\" = \"$(openssl pkey -in key.pem -pubout)\"",
-    );
+         test \"$(openssl x509 -in leaf.pem -noout -pubkey)\" = \"$(openssl pkey -in key.pem -pubout)\"");
     assert!(printed.contains("leaf.pem: OK"), "{printed}");
-    assert!(
-        printed.contains("URI:spiffe://drayage.internal/device/pump-7"),
-        "{printed}"
-    );
-    assert!(
-        printed.contains("CN = pump-7"),
-        "the facade names the device: {printed}"
-    );
+    assert!(printed.contains("URI:spiffe://drayage.internal/device/pump-7"), "{printed}");
+    assert!(printed.contains("CN = pump-7"), "the facade names the device: {printed}");
     assert_eq!(
         pem::certificates(&std::fs::read_to_string(rig.directory.path().join("ca.pem")).unwrap())
             .unwrap()
@@ -188,13 +151,8 @@ async fn the_whole_token_may_stand_for_user_and_password() {
         "ab".repeat(32),
         *secret.expose()
     );
-    let token = format!(
-        "drayage1.{}",
-        data_encoding::BASE64URL_NOPAD.encode(json.as_bytes())
-    );
-    let answer = rig
-        .post(&basic("", &token), &body(&PrivateKey::generate().unwrap()))
-        .await;
+    let token = format!("drayage1.{}", data_encoding::BASE64URL_NOPAD.encode(json.as_bytes()));
+    let answer = rig.post(&basic("", &token), &body(&PrivateKey::generate().unwrap())).await;
     assert_eq!(answer.status, StatusCode::OK);
 }
 
@@ -202,8 +160,7 @@ async fn the_whole_token_may_stand_for_user_and_password() {
 async fn refused_tokens_are_refused_in_the_same_words() {
     let rig = rig();
     let (used, used_authorization) = rig.token(false).await;
-    rig.post(&used_authorization, &body(&PrivateKey::generate().unwrap()))
-        .await;
+    rig.post(&used_authorization, &body(&PrivateKey::generate().unwrap())).await;
     let (revoked, revoked_authorization) = rig.token(false).await;
     rig.devices.revoke_token(revoked).await.unwrap();
     let wrong = TokenSecret::generate().unwrap().expose();
@@ -228,14 +185,8 @@ async fn refused_tokens_are_refused_in_the_same_words() {
         assert!(answer.changed.is_none());
     }
     let (_, authorization) = rig.token(false).await;
-    let expired = rig
-        .est
-        .enroll(ADDRESS, Some(&authorization), post(&request), days(2))
-        .await;
-    assert_eq!(
-        (expired.status, expired.body.as_slice()),
-        (StatusCode::UNAUTHORIZED, REFUSED)
-    );
+    let expired = rig.est.enroll(ADDRESS, Some(&authorization), post(&request), days(2)).await;
+    assert_eq!((expired.status, expired.body.as_slice()), (StatusCode::UNAUTHORIZED, REFUSED));
     let anonymous = rig.est.enroll(ADDRESS, None, post(&request), now()).await;
     assert_eq!(anonymous.status, StatusCode::UNAUTHORIZED);
 }
@@ -244,15 +195,9 @@ async fn refused_tokens_are_refused_in_the_same_words() {
 async fn of_two_parallel_enrollments_with_one_token_exactly_one_succeeds() {
     let rig = rig();
     let (_, authorization) = rig.token(false).await;
-    let (one, two) = (
-        body(&PrivateKey::generate().unwrap()),
-        body(&PrivateKey::generate().unwrap()),
-    );
+    let (one, two) = (body(&PrivateKey::generate().unwrap()), body(&PrivateKey::generate().unwrap()));
     let (one, two) = tokio::join!(rig.post(&authorization, &one), rig.post(&authorization, &two));
-    let successes = [one, two]
-        .iter()
-        .filter(|answer| answer.status == StatusCode::OK)
-        .count();
+    let successes = [one, two].iter().filter(|answer| answer.status == StatusCode::OK).count();
     assert_eq!(successes, 1);
 }
 
@@ -263,58 +208,28 @@ async fn rejects_bad_requests_without_spending_the_token() {
     let good = body(&PrivateKey::generate().unwrap());
     let foreign = {
         let mut params = rcgen_params();
-        params.subject_alt_names = vec![rcgen::SanType::URI(
-            "spiffe://drayage.internal/device/other".try_into().unwrap(),
-        )];
-        est::encode(
-            params
-                .serialize_request(&rcgen::KeyPair::generate().unwrap())
-                .unwrap()
-                .der(),
-        )
+        params.subject_alt_names =
+            vec![rcgen::SanType::URI("spiffe://drayage.internal/device/other".try_into().unwrap())];
+        est::encode(params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().der())
     };
     let pem_text = pem::certificate(b"x");
     for (content_type, text, status) in [
         (None, good.as_str(), StatusCode::UNSUPPORTED_MEDIA_TYPE),
-        (
-            Some("application/json"),
-            &good,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        ),
+        (Some("application/json"), &good, StatusCode::UNSUPPORTED_MEDIA_TYPE),
         (Some(est::PKCS10), "", StatusCode::BAD_REQUEST),
         (Some(est::PKCS10), "AAAA", StatusCode::BAD_REQUEST),
         (Some(est::PKCS10), &pem_text, StatusCode::BAD_REQUEST),
         (Some(est::PKCS10), &foreign, StatusCode::BAD_REQUEST),
-        (
-            Some(est::PKCS10),
-            &"A".repeat(MAX_BODY_BYTES + 1),
-            StatusCode::PAYLOAD_TOO_LARGE,
-        ),
-        (
-            Some(est::PKCS10),
-            &"A".repeat(MAX_BODY_BYTES),
-            StatusCode::BAD_REQUEST,
-        ),
+        (Some(est::PKCS10), &"A".repeat(MAX_BODY_BYTES + 1), StatusCode::PAYLOAD_TOO_LARGE),
+        (Some(est::PKCS10), &"A".repeat(MAX_BODY_BYTES), StatusCode::BAD_REQUEST),
     ] {
-        let request = Request {
-            content_type,
-            body: text.as_bytes(),
-        };
-        let answer = rig
-            .est
-            .enroll(ADDRESS, Some(&authorization), request, now())
-            .await;
+        let request = Request { content_type, body: text.as_bytes() };
+        let answer = rig.est.enroll(ADDRESS, Some(&authorization), request, now()).await;
         assert_eq!(answer.status, status, "{content_type:?}");
         assert_eq!(answer.content_type, Some(TEXT));
     }
-    let parameters = Request {
-        content_type: Some("Application/PKCS10; charset=x"),
-        body: good.as_bytes(),
-    };
-    let answer = rig
-        .est
-        .enroll(ADDRESS, Some(&authorization), parameters, now())
-        .await;
+    let parameters = Request { content_type: Some("Application/PKCS10; charset=x"), body: good.as_bytes() };
+    let answer = rig.est.enroll(ADDRESS, Some(&authorization), parameters, now()).await;
     assert_eq!(answer.status, StatusCode::OK);
 }
 
@@ -327,15 +242,7 @@ async fn a_facade_with_a_wrong_clock_spends_no_token() {
     let rig = rig();
     let (_, authorization) = rig.token(false).await;
     let request = body(&PrivateKey::generate().unwrap());
-    let wrong = rig
-        .est
-        .enroll(
-            ADDRESS,
-            Some(&authorization),
-            post(&request),
-            Timestamp::UNIX_EPOCH,
-        )
-        .await;
+    let wrong = rig.est.enroll(ADDRESS, Some(&authorization), post(&request), Timestamp::UNIX_EPOCH).await;
     assert_eq!(wrong.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(rig.post(&authorization, &request).await.status, StatusCode::OK);
 }
@@ -367,10 +274,7 @@ async fn one_address_that_keeps_failing_is_slowed_down_and_nobody_else_is() {
     assert_eq!(answer.headers[0].0, RETRY_AFTER);
     let (_, authorization) = rig.token(false).await;
     let other = "198.51.100.1".parse().unwrap();
-    let answer = rig
-        .est
-        .enroll(other, Some(&authorization), post(&request), now())
-        .await;
+    let answer = rig.est.enroll(other, Some(&authorization), post(&request), now()).await;
     assert_eq!(answer.status, StatusCode::OK);
 }
 
@@ -395,15 +299,8 @@ async fn an_expired_certificate_renews_within_the_grace_period_and_not_beyond() 
     let renewal = body(&PrivateKey::generate().unwrap());
     let beyond = rig.est.reenroll(&first, post(&renewal), days(38)).await;
     assert_eq!(beyond.status, StatusCode::FORBIDDEN);
-    assert!(
-        String::from_utf8(beyond.body)
-            .unwrap()
-            .contains("new enrollment token")
-    );
-    let early = rig
-        .est
-        .reenroll(&first, post(&renewal), Timestamp::UNIX_EPOCH)
-        .await;
+    assert!(String::from_utf8(beyond.body).unwrap().contains("new enrollment token"));
+    let early = rig.est.reenroll(&first, post(&renewal), Timestamp::UNIX_EPOCH).await;
     assert_eq!(early.status, StatusCode::FORBIDDEN);
     let within = rig.est.reenroll(&first, post(&renewal), days(36)).await;
     assert_eq!(within.status, StatusCode::OK);
@@ -431,15 +328,9 @@ async fn rejects_renewal_of_devices_that_are_turned_away_or_unknown() {
     let device = rig.enrolled().await;
     let renewal = body(&PrivateKey::generate().unwrap());
     rig.devices.suspend(&pump(), None).await.unwrap();
-    assert_eq!(
-        rig.est.reenroll(&device, post(&renewal), now()).await.status,
-        StatusCode::FORBIDDEN
-    );
+    assert_eq!(rig.est.reenroll(&device, post(&renewal), now()).await.status, StatusCode::FORBIDDEN);
     rig.devices.revoke(&pump(), None).await.unwrap();
-    assert_eq!(
-        rig.est.reenroll(&device, post(&renewal), now()).await.status,
-        StatusCode::FORBIDDEN
-    );
+    assert_eq!(rig.est.reenroll(&device, post(&renewal), now()).await.status, StatusCode::FORBIDDEN);
     rig.devices.delete(&pump()).await.unwrap();
     let answer = rig.est.reenroll(&device, post(&renewal), now()).await;
     assert_eq!(answer.status, StatusCode::FORBIDDEN);

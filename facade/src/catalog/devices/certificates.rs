@@ -50,11 +50,7 @@ enum Fork {
          device was restored from a backup",
         if *.same_boot { "same boot" } else { "another boot" }
     )]
-    Counter {
-        came: u64,
-        expected: u64,
-        same_boot: bool,
-    },
+    Counter { came: u64, expected: u64, same_boot: bool },
 }
 
 impl From<StoreError> for Fork {
@@ -73,10 +69,7 @@ impl Devices {
     ) -> Result<Device, CertificateError> {
         let device = self.standing_in_good(id).await?;
         // Whoever held this name before it was enrolled anew must not be able to put its new holder in quarantine.
-        if device
-            .not_issued_before
-            .is_some_and(|earliest| not_before < earliest)
-        {
+        if device.not_issued_before.is_some_and(|earliest| not_before < earliest) {
             return Err(CertificateError::Former(id.clone()));
         }
         match device.presented(serial) {
@@ -158,10 +151,7 @@ impl Devices {
             })
             .await;
         match outcome {
-            Ok(_) => Ok(ReportAnswer {
-                next_counter,
-                report_every_seconds: REPORT_EVERY_SECONDS,
-            }),
+            Ok(_) => Ok(ReportAnswer { next_counter, report_every_seconds: REPORT_EVERY_SECONDS }),
             Err(Fork::Store(source)) => Err(CertificateError::Store(source)),
             Err(fork @ Fork::Counter { .. }) => Err(self.quarantine(&id, fork.to_string()).await),
         }

@@ -108,9 +108,7 @@ impl Devices {
         let key = record.id.to_string();
         let mut batch = Batch::new();
         batch.require_absent(TOKENS, &key);
-        batch
-            .put_json(TOKENS, &key, &record)
-            .map_err(DevicesError::Store)?;
+        batch.put_json(TOKENS, &key, &record).map_err(DevicesError::Store)?;
         self.store.commit(batch).await.map_err(DevicesError::Store)?;
         Ok((record, secret))
     }
@@ -122,17 +120,9 @@ impl Devices {
         limit: usize,
     ) -> Result<Vec<TokenRecord>, DevicesError> {
         let after = after.map(|id| id.to_string());
-        let scan = Scan {
-            prefix: "",
-            after: after.as_deref(),
-            limit,
-        };
+        let scan = Scan { prefix: "", after: after.as_deref(), limit };
         let records = scan_json(&*self.store, TOKENS, scan).await;
-        Ok(records
-            .map_err(DevicesError::Store)?
-            .into_iter()
-            .map(|(_, record)| record)
-            .collect())
+        Ok(records.map_err(DevicesError::Store)?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Ends a token; ending it again changes nothing.
@@ -203,18 +193,12 @@ impl Devices {
             batch.put_json(DEVICES, device.as_str(), &pending)?;
         }
         self.store.commit(batch).await?;
-        let waits = known.map_or(admission == Admission::AfterApproval, |known| {
-            known.standing == Standing::Pending
-        });
+        let waits =
+            known.map_or(admission == Admission::AfterApproval, |known| known.standing == Standing::Pending);
         Ok(if waits {
             Redeemed::Waiting(device)
         } else {
-            Redeemed::Granted(Grant {
-                device,
-                group,
-                token: id,
-                key,
-            })
+            Redeemed::Granted(Grant { device, group, token: id, key })
         })
     }
 
@@ -271,10 +255,7 @@ fn admit(
             }
         }
         // Only a token that names the device may give it another key.
-        let same_key = device
-            .certificate
-            .as_ref()
-            .is_some_and(|current| current.key == claim.key);
+        let same_key = device.certificate.as_ref().is_some_and(|current| current.key == claim.key);
         if token.device.is_none() && !same_key {
             return Err(RedeemError::OtherKey(id.clone()));
         }

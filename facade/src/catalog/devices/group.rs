@@ -30,9 +30,7 @@ impl FromStr for Group {
     fn from_str(text: &str) -> Result<Self, GroupError> {
         let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let first = text.bytes().next().is_some_and(alphanumeric);
-        let rest = text
-            .bytes()
-            .all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'));
+        let rest = text.bytes().all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'));
         if first && rest && text.len() <= MAX_BYTES {
             Ok(Self(text.into()))
         } else {
@@ -61,9 +59,7 @@ impl Serialize for Group {
 
 impl<'de> Deserialize<'de> for Group {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -76,9 +72,6 @@ mod tests {
         for text in ["", "-a", "A", "a b", "a/b", "é", &"a".repeat(64)] {
             assert!(text.parse::<Group>().is_err(), "{text:?}");
         }
-        assert_eq!(
-            "pumps.north-1".parse::<Group>().unwrap().as_str(),
-            "pumps.north-1"
-        );
+        assert_eq!("pumps.north-1".parse::<Group>().unwrap().as_str(), "pumps.north-1");
     }
 }

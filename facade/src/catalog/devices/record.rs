@@ -173,21 +173,14 @@ impl Device {
                 Standing::Suspended | Standing::Quarantined | Standing::Revoked => access::Standing::Revoked,
             },
             not_issued_before: self.not_issued_before,
-            refused_serials: self
-                .superseded
-                .iter()
-                .map(|superseded| superseded.serial.clone())
-                .collect(),
+            refused_serials: self.superseded.iter().map(|superseded| superseded.serial.clone()).collect(),
             artifacts: Vec::new(),
         }
     }
 
     /// The device enrolls (again): every certificate that it had is superseded at once.
     pub(super) fn enrolled(&mut self, certificate: Certificate, group: Option<Group>, now: Timestamp) {
-        for old in [self.previous.take(), self.certificate.take()]
-            .into_iter()
-            .flatten()
-        {
+        for old in [self.previous.take(), self.certificate.take()].into_iter().flatten() {
             self.supersede(old, now);
         }
         // A device of this name that was deleted left certificates that nobody lists any more.
@@ -226,10 +219,7 @@ impl Device {
     fn supersede(&mut self, old: Certificate, now: Timestamp) {
         // What has expired is refused without a list.
         self.superseded.retain(|superseded| superseded.not_after >= now);
-        self.superseded.push(Superseded {
-            serial: old.serial,
-            not_after: old.not_after,
-        });
+        self.superseded.push(Superseded { serial: old.serial, not_after: old.not_after });
         let excess = self.superseded.len().saturating_sub(MAX_SUPERSEDED);
         self.superseded.drain(..excess);
     }

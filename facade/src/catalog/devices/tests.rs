@@ -17,10 +17,7 @@ fn rig() -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let (store, _) =
         SledStore::open(&directory.path().join("store"), &directory.path().join("dumps")).unwrap();
-    Rig {
-        devices: Devices::new(Arc::new(store)),
-        _directory: directory,
-    }
+    Rig { devices: Devices::new(Arc::new(store)), _directory: directory }
 }
 
 fn now() -> Timestamp {
@@ -47,12 +44,7 @@ fn key(number: u8) -> Fingerprint {
 }
 
 fn issued(number: u8) -> Issued {
-    Issued {
-        der: vec![number],
-        serial: serial(number),
-        not_before: now(),
-        not_after: later(24 * 30),
-    }
+    Issued { der: vec![number], serial: serial(number), not_before: now(), not_after: later(24 * 30) }
 }
 
 fn serial(number: u8) -> Serial {
@@ -85,9 +77,7 @@ impl Rig {
         token: &(TokenId, TokenSecret),
         key: Fingerprint,
     ) -> Result<Redeemed, RedeemError> {
-        self.devices
-            .redeem(token.0, &token.1, key, |_| Ok(()), now())
-            .await
+        self.devices.redeem(token.0, &token.1, key, |_| Ok(()), now()).await
     }
 
     async fn grant(&self, token: &(TokenId, TokenSecret), key: Fingerprint) -> Grant {
@@ -105,17 +95,12 @@ impl Rig {
     }
 
     async fn check(&self, number: u8) -> Result<Device, CertificateError> {
-        self.devices
-            .check_certificate(&pump(), &serial(number), now())
-            .await
+        self.devices.check_certificate(&pump(), &serial(number), now()).await
     }
 
     async fn renew(&self, old: u8, new: u8) -> Device {
         self.check(old).await.unwrap();
-        let renewed = self
-            .devices
-            .renew(&pump(), &serial(old), &issued(new), key(new), now())
-            .await;
+        let renewed = self.devices.renew(&pump(), &serial(old), &issued(new), key(new), now()).await;
         renewed.unwrap()
     }
 }
@@ -152,12 +137,9 @@ async fn of_parallel_uses_on_many_threads_as_many_succeed_as_the_budget_allows()
     let uses: Vec<_> = (0..12)
         .map(|number| {
             let (devices, secret) = (rig.devices.clone(), secret.clone());
-            tracker.spawn(async move {
-                devices
-                    .redeem(id, &secret, key(number), |_| Ok(()), now())
-                    .await
-                    .is_ok()
-            })
+            tracker.spawn(
+                async move { devices.redeem(id, &secret, key(number), |_| Ok(()), now()).await.is_ok() },
+            )
         })
         .collect();
     let mut successes = 0;
@@ -173,15 +155,9 @@ async fn a_use_is_stored_before_anything_is_signed() {
     let token = rig.token(request(Some("pump-7"), 1)).await;
     drop(rig.grant(&token, key(1)).await);
     assert_eq!(rig.devices.tokens(None, 10).await.unwrap()[0].uses_left, 0);
-    assert!(matches!(
-        rig.redeem(&token, key(2)).await,
-        Err(RedeemError::UsedUp)
-    ));
+    assert!(matches!(rig.redeem(&token, key(2)).await, Err(RedeemError::UsedUp)));
     // The device whose answer was lost asks again with its key: that is the same use.
-    assert!(matches!(
-        rig.redeem(&token, key(1)).await,
-        Ok(Redeemed::Granted(_))
-    ));
+    assert!(matches!(rig.redeem(&token, key(1)).await, Ok(Redeemed::Granted(_))));
 }
 
 #[tokio::test]
@@ -189,29 +165,14 @@ async fn rejects_wrong_unknown_expired_and_revoked_tokens_and_tells_them_apart()
     let rig = rig();
     let token = rig.token(request(None, 1)).await;
     let wrong = (token.0, TokenSecret::generate().unwrap());
-    assert!(matches!(
-        rig.redeem(&wrong, key(1)).await,
-        Err(RedeemError::WrongSecret)
-    ));
+    assert!(matches!(rig.redeem(&wrong, key(1)).await, Err(RedeemError::WrongSecret)));
     let unknown = (TokenId::generate().unwrap(), token.1.clone());
-    assert!(matches!(
-        rig.redeem(&unknown, key(1)).await,
-        Err(RedeemError::Unknown)
-    ));
-    let expired = rig
-        .devices
-        .redeem(token.0, &token.1, key(1), |_| Ok(()), later(1))
-        .await;
+    assert!(matches!(rig.redeem(&unknown, key(1)).await, Err(RedeemError::Unknown)));
+    let expired = rig.devices.redeem(token.0, &token.1, key(1), |_| Ok(()), later(1)).await;
     assert!(matches!(expired, Err(RedeemError::Expired(at)) if at == later(1)));
     rig.devices.revoke_token(token.0).await.unwrap();
-    assert!(matches!(
-        rig.redeem(&token, key(1)).await,
-        Err(RedeemError::Revoked)
-    ));
-    assert_eq!(
-        rig.devices.tokens(None, 10).await.unwrap()[0].state(now()),
-        TokenState::Revoked
-    );
+    assert!(matches!(rig.redeem(&token, key(1)).await, Err(RedeemError::Revoked)));
+    assert_eq!(rig.devices.tokens(None, 10).await.unwrap()[0].state(now()), TokenState::Revoked);
 }
 
 #[tokio::test]
@@ -219,14 +180,8 @@ async fn rejects_tokens_that_make_no_sense() {
     let rig = rig();
     let mint = |request| rig.devices.mint(request, now());
     assert!(matches!(mint(request(None, 0)).await, Err(DevicesError::Uses(0))));
-    assert!(matches!(
-        mint(request(Some("pump-7"), 2)).await,
-        Err(DevicesError::UsesOfOne(_))
-    ));
-    let past = TokenRequest {
-        expires_at: now(),
-        ..request(None, 1)
-    };
+    assert!(matches!(mint(request(Some("pump-7"), 2)).await, Err(DevicesError::UsesOfOne(_))));
+    let past = TokenRequest { expires_at: now(), ..request(None, 1) };
     assert!(matches!(mint(past).await, Err(DevicesError::Expiry(_))));
     let unknown = rig.devices.revoke_token(TokenId::generate().unwrap()).await;
     assert!(matches!(unknown, Err(DevicesError::NoSuchToken(_))));
@@ -250,14 +205,8 @@ async fn rejects_an_unbound_token_for_the_name_of_a_device_with_another_key() {
     let grant = rig.grant(&token, key(1)).await;
     rig.devices.enroll(grant, &issued(9), now()).await.unwrap();
     let device = rig.devices.list(None, 1).await.unwrap().remove(0);
-    rig.devices
-        .renew(&device.id, &serial(9), &issued(10), key(2), now())
-        .await
-        .unwrap();
-    assert!(matches!(
-        rig.redeem(&token, key(1)).await,
-        Err(RedeemError::OtherKey(_))
-    ));
+    rig.devices.renew(&device.id, &serial(9), &issued(10), key(2), now()).await.unwrap();
+    assert!(matches!(rig.redeem(&token, key(1)).await, Err(RedeemError::OtherKey(_))));
 }
 
 #[tokio::test]
@@ -281,21 +230,14 @@ async fn rejects_enrolling_a_device_that_is_turned_away() {
         if standing == Standing::Suspended {
             rig.devices.suspend(&pump(), None).await.unwrap();
         } else {
-            rig.devices
-                .revoke(&pump(), Some("stolen".to_owned()))
-                .await
-                .unwrap();
+            rig.devices.revoke(&pump(), Some("stolen".to_owned())).await.unwrap();
         }
         let refused = rig.redeem(&token, key(2)).await;
         assert!(matches!(refused, Err(RedeemError::TurnedAway(_, found)) if found == standing));
     }
     // And none of these attempts cost a use.
     let tokens = rig.devices.tokens(None, 10).await.unwrap();
-    assert!(
-        tokens
-            .iter()
-            .any(|known| known.id == token.0 && known.uses_left == 1)
-    );
+    assert!(tokens.iter().any(|known| known.id == token.0 && known.uses_left == 1));
 }
 
 #[tokio::test]
@@ -306,36 +248,22 @@ async fn rejects_recording_a_certificate_when_the_device_was_revoked_meanwhile()
     let grant = rig.grant(&token, key(2)).await;
     rig.devices.revoke(&pump(), None).await.unwrap();
     let refused = rig.devices.enroll(grant, &issued(2), now()).await;
-    assert!(matches!(
-        refused,
-        Err(CertificateError::TurnedAway(_, Standing::Revoked))
-    ));
+    assert!(matches!(refused, Err(CertificateError::TurnedAway(_, Standing::Revoked))));
 }
 
 #[tokio::test]
 async fn with_approval_a_device_waits_and_asks_again_for_the_same_use() {
     let rig = rig();
-    let token = rig
-        .token(TokenRequest {
-            approval: true,
-            ..request(Some("pump-7"), 1)
-        })
-        .await;
+    let token = rig.token(TokenRequest { approval: true, ..request(Some("pump-7"), 1) }).await;
     for _ in 0..2 {
         assert!(matches!(rig.redeem(&token, key(1)).await.unwrap(), Redeemed::Waiting(id) if id == pump()));
     }
     // Somebody else with the same token does not slip in.
-    assert!(matches!(
-        rig.redeem(&token, key(2)).await,
-        Err(RedeemError::TurnedAway(_, Standing::Pending))
-    ));
+    assert!(matches!(rig.redeem(&token, key(2)).await, Err(RedeemError::TurnedAway(_, Standing::Pending))));
     rig.devices.approve(&pump()).await.unwrap();
     let grant = rig.grant(&token, key(1)).await;
     rig.devices.enroll(grant, &issued(1), now()).await.unwrap();
-    assert!(matches!(
-        rig.redeem(&token, key(2)).await,
-        Err(RedeemError::UsedUp)
-    ));
+    assert!(matches!(rig.redeem(&token, key(2)).await, Err(RedeemError::UsedUp)));
 }
 
 #[tokio::test]
@@ -345,27 +273,10 @@ async fn a_renewal_keeps_the_old_certificate_until_the_new_one_is_used() {
     let device = rig.renew(1, 2).await;
     assert_eq!(device.presented(&serial(1)), Presented::Previous);
     assert!(device.superseded.is_empty());
-    assert!(
-        rig.devices
-            .confirm(&pump(), &serial(1), now())
-            .await
-            .unwrap()
-            .is_none()
-    );
-    let device = rig
-        .devices
-        .confirm(&pump(), &serial(2), now())
-        .await
-        .unwrap()
-        .unwrap();
+    assert!(rig.devices.confirm(&pump(), &serial(1), now()).await.unwrap().is_none());
+    let device = rig.devices.confirm(&pump(), &serial(2), now()).await.unwrap().unwrap();
     assert_eq!(device.presented(&serial(1)), Presented::Superseded);
-    assert!(
-        rig.devices
-            .confirm(&pump(), &serial(2), now())
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(rig.devices.confirm(&pump(), &serial(2), now()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -391,10 +302,7 @@ async fn a_superseded_certificate_at_renewal_puts_the_device_in_quarantine() {
     assert_eq!(device.standing, Standing::Quarantined);
     assert!(device.reason.as_ref().unwrap().contains("restored from a backup"));
     // Neither of the two goes on until an operator decides.
-    assert!(matches!(
-        rig.check(3).await,
-        Err(CertificateError::TurnedAway(_, Standing::Quarantined))
-    ));
+    assert!(matches!(rig.check(3).await, Err(CertificateError::TurnedAway(_, Standing::Quarantined))));
     rig.devices.restore(&pump()).await.unwrap();
     assert!(rig.check(3).await.is_ok());
 }
@@ -404,23 +312,14 @@ async fn rejects_a_certificate_of_a_deleted_device_that_enrolled_anew_without_al
     let rig = rig();
     rig.enrolled().await;
     rig.devices.delete(&pump()).await.unwrap();
-    assert!(matches!(
-        rig.check(1).await,
-        Err(CertificateError::NotEnrolled(_))
-    ));
+    assert!(matches!(rig.check(1).await, Err(CertificateError::NotEnrolled(_))));
     let token = rig.token(request(Some("pump-7"), 1)).await;
     let grant = rig.grant(&token, key(2)).await;
-    let anew = Issued {
-        not_before: later(1),
-        ..issued(2)
-    };
+    let anew = Issued { not_before: later(1), ..issued(2) };
     let device = rig.devices.enroll(grant, &anew, later(1)).await.unwrap();
     assert_eq!(device.access().not_issued_before, Some(later(1)));
     assert!(matches!(rig.check(1).await, Err(CertificateError::Former(_))));
-    assert_eq!(
-        rig.devices.get(&pump()).await.unwrap().unwrap().standing,
-        Standing::Active
-    );
+    assert_eq!(rig.devices.get(&pump()).await.unwrap().unwrap().standing, Standing::Active);
 }
 
 #[tokio::test]
@@ -428,17 +327,10 @@ async fn reports_count_on_and_the_same_report_may_come_twice() {
     let rig = rig();
     rig.enrolled().await;
     for counter in [5, 6, 6, 9] {
-        let answer = rig
-            .devices
-            .record_report(report(counter, "a"), now())
-            .await
-            .unwrap();
+        let answer = rig.devices.record_report(report(counter, "a"), now()).await.unwrap();
         assert_eq!(answer.next_counter, counter + 1);
     }
-    assert_eq!(
-        rig.devices.report(&pump()).await.unwrap().unwrap().report.counter,
-        9
-    );
+    assert_eq!(rig.devices.report(&pump()).await.unwrap().unwrap().report.counter, 9);
 }
 
 #[tokio::test]
@@ -452,10 +344,7 @@ async fn a_report_with_a_counter_that_was_used_puts_the_device_in_quarantine() {
     };
     assert!(device.reason.unwrap().contains("restored from a backup"));
     let both = rig.devices.record_report(report(7, "a"), now()).await;
-    assert!(matches!(
-        both,
-        Err(CertificateError::TurnedAway(_, Standing::Quarantined))
-    ));
+    assert!(matches!(both, Err(CertificateError::TurnedAway(_, Standing::Quarantined))));
     // The operator decides, and the device counts on from wherever it is.
     rig.devices.restore(&pump()).await.unwrap();
     rig.devices.record_report(report(2, "b"), now()).await.unwrap();
@@ -464,26 +353,11 @@ async fn a_report_with_a_counter_that_was_used_puts_the_device_in_quarantine() {
 #[tokio::test]
 async fn rejects_wishes_that_the_standing_does_not_allow() {
     let rig = rig();
-    assert!(matches!(
-        rig.devices.revoke(&pump(), None).await,
-        Err(DevicesError::NoSuchDevice(_))
-    ));
-    assert!(matches!(
-        rig.devices.delete(&pump()).await,
-        Err(DevicesError::NoSuchDevice(_))
-    ));
+    assert!(matches!(rig.devices.revoke(&pump(), None).await, Err(DevicesError::NoSuchDevice(_))));
+    assert!(matches!(rig.devices.delete(&pump()).await, Err(DevicesError::NoSuchDevice(_))));
     rig.enrolled().await;
-    assert!(matches!(
-        rig.devices.approve(&pump()).await,
-        Err(DevicesError::Standing { .. })
-    ));
+    assert!(matches!(rig.devices.approve(&pump()).await, Err(DevicesError::Standing { .. })));
     rig.devices.revoke(&pump(), None).await.unwrap();
-    assert!(matches!(
-        rig.devices.restore(&pump()).await,
-        Err(DevicesError::Standing { .. })
-    ));
-    assert!(matches!(
-        rig.devices.suspend(&pump(), None).await,
-        Err(DevicesError::Standing { .. })
-    ));
+    assert!(matches!(rig.devices.restore(&pump()).await, Err(DevicesError::Standing { .. })));
+    assert!(matches!(rig.devices.suspend(&pump(), None).await, Err(DevicesError::Standing { .. })));
 }

@@ -118,9 +118,7 @@ impl TokenRecord {
         if let Some(device) = &self.device {
             return Some(device.clone());
         }
-        let hash = data_encoding::BASE32_NOPAD
-            .encode(key.as_bytes())
-            .to_ascii_lowercase();
+        let hash = data_encoding::BASE32_NOPAD.encode(key.as_bytes()).to_ascii_lowercase();
         let prefix = self.group.as_ref().map_or("device", Group::as_str);
         let prefix = prefix.get(..MAX_PREFIX).unwrap_or(prefix);
         format!("{prefix}-{}", hash.get(..KEY_PART)?).parse().ok()
@@ -129,10 +127,7 @@ impl TokenRecord {
 
 /// Compares without telling by its time how much agrees.
 pub(super) fn same(one: Fingerprint, other: Fingerprint) -> bool {
-    let difference = one
-        .as_bytes()
-        .iter()
-        .zip(other.as_bytes())
-        .fold(0, |difference, (a, b)| difference | (a ^ b));
+    let difference =
+        one.as_bytes().iter().zip(other.as_bytes()).fold(0, |difference, (a, b)| difference | (a ^ b));
     std::hint::black_box(difference) == 0
 }

@@ -14,39 +14,21 @@ impl Rig {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let access = Arc::new(Access::new());
-        let rollouts = Rollouts::load(store(directory.path()), Arc::clone(&access))
-            .await
-            .unwrap();
-        Self {
-            directory,
-            access,
-            rollouts,
-        }
+        let rollouts = Rollouts::load(store(directory.path()), Arc::clone(&access)).await.unwrap();
+        Self { directory, access, rollouts }
     }
 
     async fn assign(&self, target: &Target, artifact: &ArtifactName, second: i64) -> Vec<Change> {
-        self.rollouts
-            .assign(vec![assignment(target, artifact, second)])
-            .await
-            .unwrap()
-            .0
+        self.rollouts.assign(vec![assignment(target, artifact, second)]).await.unwrap().0
     }
 
     fn wanted(&self, id: &str) -> Vec<String> {
-        self.rollouts
-            .wanted(&id.parse().unwrap())
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        self.rollouts.wanted(&id.parse().unwrap()).iter().map(ToString::to_string).collect()
     }
 }
 
 fn store(directory: &std::path::Path) -> Arc<dyn Store> {
-    Arc::new(
-        SledStore::open(&directory.join("store"), &directory.join("dumps"))
-            .unwrap()
-            .0,
-    )
+    Arc::new(SledStore::open(&directory.join("store"), &directory.join("dumps")).unwrap().0)
 }
 
 fn artifact(repository: &str, content: &str) -> ArtifactName {
@@ -71,11 +53,8 @@ fn assignment(target: &Target, artifact: &ArtifactName, second: i64) -> Assignme
 }
 
 fn device(id: &str, groups: &[&str]) -> Device {
-    let mut device = Device::new(
-        id.parse().unwrap(),
-        super::super::devices::Standing::Active,
-        Timestamp::UNIX_EPOCH,
-    );
+    let mut device =
+        Device::new(id.parse().unwrap(), super::super::devices::Standing::Active, Timestamp::UNIX_EPOCH);
     device.groups = groups.iter().map(|group| group.parse().unwrap()).collect();
     device
 }
@@ -86,10 +65,7 @@ async fn another_version_replaces_the_one_before_and_says_so() {
     rig.rollouts.device_changed(&device("board", &["kitchen"]));
     let (one, two) = (artifact("ghcr.io/o/app", "1"), artifact("ghcr.io/o/app", "2"));
     assert_eq!(rig.assign(&group("kitchen"), &one, 1).await[0].replaces, None);
-    assert_eq!(
-        rig.assign(&group("kitchen"), &two, 2).await[0].replaces,
-        Some(one)
-    );
+    assert_eq!(rig.assign(&group("kitchen"), &two, 2).await[0].replaces, Some(one));
     assert_eq!(rig.assign(&group("kitchen"), &two, 3).await[0].replaces, None);
     assert_eq!(rig.wanted("board"), [two.to_string()]);
 }
@@ -98,19 +74,14 @@ async fn another_version_replaces_the_one_before_and_says_so() {
 async fn a_devices_own_assignment_wins_and_among_groups_the_newest() {
     let rig = Rig::new().await;
     rig.rollouts.device_changed(&device("board", &["a", "b"]));
-    let versions: Vec<ArtifactName> = ["1", "2", "3"]
-        .iter()
-        .map(|text| artifact("ghcr.io/o/app", text))
-        .collect();
+    let versions: Vec<ArtifactName> =
+        ["1", "2", "3"].iter().map(|text| artifact("ghcr.io/o/app", text)).collect();
     rig.assign(&group("b"), &versions[1], 20).await;
     rig.assign(&group("a"), &versions[0], 10).await;
     assert_eq!(rig.wanted("board"), [versions[1].to_string()]);
     rig.assign(&device_target("board"), &versions[2], 5).await;
     assert_eq!(rig.wanted("board"), [versions[2].to_string()]);
-    rig.rollouts
-        .unassign(&[(device_target("board"), versions[2].clone())])
-        .await
-        .unwrap();
+    rig.rollouts.unassign(&[(device_target("board"), versions[2].clone())]).await.unwrap();
     assert_eq!(rig.wanted("board"), [versions[1].to_string()]);
 }
 
@@ -135,11 +106,7 @@ async fn taking_back_what_is_not_assigned_changes_nothing() {
     let rig = Rig::new().await;
     let (one, two) = (artifact("ghcr.io/o/app", "1"), artifact("ghcr.io/o/app", "2"));
     rig.assign(&group("kitchen"), &one, 1).await;
-    let (changes, _) = rig
-        .rollouts
-        .unassign(&[(group("kitchen"), two), (group("hall"), one)])
-        .await
-        .unwrap();
+    let (changes, _) = rig.rollouts.unassign(&[(group("kitchen"), two), (group("hall"), one)]).await.unwrap();
     assert!(changes.is_empty());
     assert_eq!(rig.rollouts.list(None, 10).await.unwrap().len(), 1);
 }
@@ -166,8 +133,7 @@ async fn a_change_wakes_the_devices_it_reaches_and_only_those() {
     tokio::pin!(reached, other);
     assert!(!reached.as_mut().enable());
     assert!(!other.as_mut().enable());
-    rig.assign(&group("kitchen"), &artifact("ghcr.io/o/app", "1"), 1)
-        .await;
+    rig.assign(&group("kitchen"), &artifact("ghcr.io/o/app", "1"), 1).await;
     reached.await;
     assert!(!other.as_mut().enable());
 }
@@ -177,21 +143,11 @@ async fn assignments_outlive_a_restart() {
     let rig = Rig::new().await;
     let app = artifact("127.0.0.1:5000/team/app", "1");
     rig.assign(&group("kitchen"), &app, 1).await;
-    let Rig {
-        directory,
-        access,
-        rollouts,
-    } = rig;
+    let Rig { directory, access, rollouts } = rig;
     drop(rollouts);
     let again = Rollouts::load(store(directory.path()), access).await.unwrap();
     again.device_changed(&device("board", &["kitchen"]));
-    assert_eq!(
-        again
-            .wanted(&"board".parse().unwrap())
-            .into_iter()
-            .collect::<Vec<_>>(),
-        [app]
-    );
+    assert_eq!(again.wanted(&"board".parse().unwrap()).into_iter().collect::<Vec<_>>(), [app]);
 }
 
 #[tokio::test]
@@ -203,25 +159,16 @@ async fn a_deleted_device_is_forgotten_at_once() {
     rig.rollouts.device_deleted(&id);
     assert_eq!(rig.access.standing(&id), Standing::Unknown);
     assert!(rig.rollouts.news(&id).is_none());
-    assert!(
-        rig.rollouts
-            .members(&"kitchen".parse().unwrap(), None, 10)
-            .is_empty()
-    );
+    assert!(rig.rollouts.members(&"kitchen".parse().unwrap(), None, 10).is_empty());
 }
 
 #[tokio::test]
 async fn several_of_one_repository_stand_together_until_the_next_step() {
     let rig = Rig::new().await;
     rig.rollouts.device_changed(&device("board", &["kitchen"]));
-    let versions: Vec<ArtifactName> = ["1", "2", "3"]
-        .iter()
-        .map(|text| artifact("ghcr.io/o/app", text))
-        .collect();
-    let both = versions[..2]
-        .iter()
-        .map(|name| assignment(&group("kitchen"), name, 1))
-        .collect();
+    let versions: Vec<ArtifactName> =
+        ["1", "2", "3"].iter().map(|text| artifact("ghcr.io/o/app", text)).collect();
+    let both = versions[..2].iter().map(|name| assignment(&group("kitchen"), name, 1)).collect();
     rig.rollouts.assign(both).await.unwrap();
     assert_eq!(rig.wanted("board").len(), 2);
     let changes = rig.assign(&group("kitchen"), &versions[2], 2).await;

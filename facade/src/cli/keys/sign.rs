@@ -73,10 +73,7 @@ impl Sign {
         let request: SigningRequest = read_json(file)?;
         let signatures = self.sign(&request, output)?;
         write_json(out, &signatures)?;
-        output.note(&format!(
-            "signed; hand {} in with facade keys upload",
-            out.display()
-        ));
+        output.note(&format!("signed; hand {} in with facade keys upload", out.display()));
         Ok(())
     }
 
@@ -93,25 +90,15 @@ impl Sign {
     fn sign(&self, request: &SigningRequest, output: &mut Output) -> Result<Signatures, CliError> {
         if request.repository != self.repository {
             let (wanted, found) = (&self.repository, &request.repository);
-            return Err(CliError::Usage(format!(
-                "the request is for {found}, not for {wanted}"
-            )));
+            return Err(CliError::Usage(format!("the request is for {found}, not for {wanted}")));
         }
         let chain = self.trusted_chain(request)?;
         let seen_file = self.beside(&format!("{}.seen.json", self.repository));
-        let seen: Seen = if seen_file.exists() {
-            read_json(&seen_file)?
-        } else {
-            Seen::default()
-        };
+        let seen: Seen = if seen_file.exists() { read_json(&seen_file)? } else { Seen::default() };
         let sides: Vec<Side<'_>> = request
             .files
             .iter()
-            .map(|file| Side {
-                role: &file.role,
-                draft: &file.file,
-                base: file.current.as_deref(),
-            })
+            .map(|file| Side { role: &file.role, draft: &file.file, base: file.current.as_deref() })
             .collect();
         let review = review(&chain, &sides, request.targets.as_deref(), &seen)
             .map_err(|error| CliError::Verification(crate::api::problem::chain(&error)))?;
@@ -121,20 +108,15 @@ impl Sign {
         let signatures = self.signatures(request)?;
         // From here on we have signed: whatever becomes of it, an older state shown as current is a lie.
         write_json(&seen_file, &review.seen)?;
-        std::fs::write(
-            self.beside(&format!("{}.root.json", self.repository)),
-            chain.current().bytes(),
-        )
-        .map_err(|error| failed(&seen_file, &error))?;
+        std::fs::write(self.beside(&format!("{}.root.json", self.repository)), chain.current().bytes())
+            .map_err(|error| failed(&seen_file, &error))?;
         Ok(signatures)
     }
 
     /// The roots from the one that is trusted here to the newest that follows from it.
     fn trusted_chain(&self, request: &SigningRequest) -> Result<RootChain, CliError> {
-        let file = self
-            .root
-            .clone()
-            .unwrap_or_else(|| self.beside(&format!("{}.root.json", self.repository)));
+        let file =
+            self.root.clone().unwrap_or_else(|| self.beside(&format!("{}.root.json", self.repository)));
         let bytes = std::fs::read(&file).map_err(|error| {
             CliError::Usage(format!(
                 "no trusted root: {} cannot be read ({error}); name one with --root (facade init leaves it beside the keys)",
@@ -174,22 +156,13 @@ impl Sign {
         }
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
-            return Err(CliError::Usage(
-                "nobody is there to be asked; --yes signs without".to_owned(),
-            ));
+            return Err(CliError::Usage("nobody is there to be asked; --yes signs without".to_owned()));
         }
         // The question goes where the review went.
         let _ = write!(std::io::stderr().lock(), "sign? [yes/no] ");
         let mut answer = String::new();
-        stdin
-            .lock()
-            .read_line(&mut answer)
-            .map_err(|error| CliError::from_error(&error))?;
-        if answer.trim() == "yes" {
-            Ok(())
-        } else {
-            Err(CliError::Failed("not signed".to_owned()))
-        }
+        stdin.lock().read_line(&mut answer).map_err(|error| CliError::from_error(&error))?;
+        if answer.trim() == "yes" { Ok(()) } else { Err(CliError::Failed("not signed".to_owned())) }
     }
 
     fn signatures(&self, request: &SigningRequest) -> Result<Signatures, CliError> {
@@ -208,23 +181,15 @@ impl Sign {
         let mine = |signature: &FileSignature| may_sign(request, &signature.role, &signature.keyid);
         signatures.retain(mine);
         if signatures.is_empty() {
-            return Err(CliError::Failed(
-                "your key signs nothing of this request".to_owned(),
-            ));
+            return Err(CliError::Failed("your key signs nothing of this request".to_owned()));
         }
-        Ok(Signatures {
-            id: request.id.clone(),
-            signatures,
-        })
+        Ok(Signatures { id: request.id.clone(), signatures })
     }
 
     fn signer(&self) -> Result<Signer, CliError> {
         if let Some(command) = &self.signer {
             let key: PublicKey = read_json(&self.key)?;
-            return Ok(Signer::Command {
-                command: command.clone(),
-                key,
-            });
+            return Ok(Signer::Command { command: command.clone(), key });
         }
         let Some(file) = &self.passphrase_file else {
             return Err(CliError::Usage(
@@ -251,10 +216,7 @@ impl Signer {
                         "{command} did not sign with the key that was named"
                     )));
                 }
-                Ok(Signature {
-                    keyid: key.id(),
-                    bytes,
-                })
+                Ok(Signature { keyid: key.id(), bytes })
             }
         }
     }
@@ -270,13 +232,9 @@ fn run_signer(command: &str, message: &[u8]) -> Result<Vec<u8>, CliError> {
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(message)
-            .map_err(|error| failed(error.to_string()))?;
+        stdin.write_all(message).map_err(|error| failed(error.to_string()))?;
     }
-    let output = child
-        .wait_with_output()
-        .map_err(|error| failed(error.to_string()))?;
+    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         return Err(failed(output.status.to_string()));
     }
@@ -288,17 +246,12 @@ fn run_signer(command: &str, message: &[u8]) -> Result<Vec<u8>, CliError> {
 
 /// Whether a key has a part in a file, under the root in force or the proposed one.
 fn may_sign(request: &SigningRequest, role: &str, keyid: &str) -> bool {
-    let proposed = request
-        .files
-        .iter()
-        .filter(|file| file.role == "root")
-        .map(|file| &file.file);
+    let proposed = request.files.iter().filter(|file| file.role == "root").map(|file| &file.file);
     proposed.chain(request.roots.last()).any(|root| {
         let root: serde_json::Value = serde_json::from_str(root).unwrap_or_default();
         let role = if role == "root" { "root" } else { "targets" };
-        let keyids = root
-            .pointer(&format!("/signed/roles/{role}/keyids"))
-            .and_then(serde_json::Value::as_array);
+        let keyids =
+            root.pointer(&format!("/signed/roles/{role}/keyids")).and_then(serde_json::Value::as_array);
         keyids.is_some_and(|keyids| keyids.iter().any(|id| id.as_str() == Some(keyid)))
     })
 }

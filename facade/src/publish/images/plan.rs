@@ -41,10 +41,9 @@ impl Renew {
             Self::Nothing => false,
             Self::Top => role == "targets",
             Self::All => true,
-            Self::Aged(now, lifetime) => published
-                .roles
-                .get(role)
-                .is_some_and(|state| is_ageing(state.expires, now, lifetime)),
+            Self::Aged(now, lifetime) => {
+                published.roles.get(role).is_some_and(|state| is_ageing(state.expires, now, lifetime))
+            }
         }
     }
 }
@@ -69,9 +68,7 @@ pub(super) async fn plan(
         }
         return Ok(numbered(changed, published, expires));
     }
-    let mut roles: Vec<String> = bins::all()
-        .filter(|bin| work.renew.covers(bin, published))
-        .collect();
+    let mut roles: Vec<String> = bins::all().filter(|bin| work.renew.covers(bin, published)).collect();
     roles.extend(work.add.iter().map(|(path, _)| bins::of(path)));
     roles.extend(work.remove.iter().map(bins::of));
     for role in roles {
@@ -140,15 +137,6 @@ fn numbered(
     expires: Timestamp,
 ) -> Vec<(String, Targets)> {
     let version = published.snapshot.version.saturating_add(1);
-    let number = |(role, targets)| {
-        (
-            role,
-            Targets {
-                version,
-                expires,
-                ..targets
-            },
-        )
-    };
+    let number = |(role, targets)| (role, Targets { version, expires, ..targets });
     changed.into_iter().map(number).collect()
 }

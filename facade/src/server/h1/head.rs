@@ -75,9 +75,7 @@ fn plain(request: &httparse::Request<'_, '_>) -> Option<Plain> {
     let (mut hosts, mut close) = (0, false);
     for header in request.headers.iter() {
         // Visible ASCII only: what else may be in there is for hyper to judge.
-        let value = std::str::from_utf8(header.value)
-            .ok()
-            .filter(|value| value.is_ascii())?;
+        let value = std::str::from_utf8(header.value).ok().filter(|value| value.is_ascii())?;
         match header.name.to_ascii_lowercase().as_str() {
             "host" => hosts += 1,
             "connection" if value.eq_ignore_ascii_case("close") => close = true,
@@ -93,12 +91,7 @@ fn plain(request: &httparse::Request<'_, '_>) -> Option<Plain> {
     if hosts != 1 {
         return None;
     }
-    Some(Plain {
-        method,
-        uri: target.parse().ok()?,
-        headers,
-        close,
-    })
+    Some(Plain { method, uri: target.parse().ok()?, headers, close })
 }
 
 fn keep(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Option<()> {
@@ -110,9 +103,7 @@ fn keep(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Option<()> {
 pub(super) fn write(parts: &response::Parts, length: u64, last: bool) -> Vec<u8> {
     let mut head = Vec::with_capacity(768);
     let reason = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
-    let reason = reason
-        .or(parts.status.canonical_reason().map(str::as_bytes))
-        .unwrap_or_default();
+    let reason = reason.or(parts.status.canonical_reason().map(str::as_bytes)).unwrap_or_default();
     head.extend_from_slice(b"HTTP/1.1 ");
     head.extend_from_slice(parts.status.as_str().as_bytes());
     head.push(b' ');
@@ -185,10 +176,7 @@ mod tests {
         ] {
             assert!(!is_plain(text), "{text}");
         }
-        let many = format!(
-            "GET /v2/ HTTP/1.1\r\nHost: a\r\n{}\r\n",
-            "X: y\r\n".repeat(MAX_HEADERS)
-        );
+        let many = format!("GET /v2/ HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_HEADERS));
         assert!(!is_plain(&many));
     }
 
@@ -196,10 +184,7 @@ mod tests {
     fn waits_for_the_whole_head() {
         let text = "GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n";
         for length in 1..text.len() {
-            assert!(
-                matches!(parse(&text.as_bytes()[..length]), Parsed::Partial),
-                "{length}"
-            );
+            assert!(matches!(parse(&text.as_bytes()[..length]), Parsed::Partial), "{length}");
         }
     }
 

@@ -15,11 +15,7 @@ pub(super) struct Rewind<S> {
 
 impl<S> Rewind<S> {
     pub(super) fn new(again: Vec<u8>, stream: S) -> Self {
-        Self {
-            again,
-            given: 0,
-            stream,
-        }
+        Self { again, given: 0, stream }
     }
 }
 

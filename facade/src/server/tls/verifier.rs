@@ -40,12 +40,7 @@ impl DeviceVerifier {
         domain: TrustDomain,
         expired_grace: Duration,
     ) -> Self {
-        Self {
-            inner,
-            domain,
-            expired_grace,
-            remembered: Mutex::default(),
-        }
+        Self { inner, domain, expired_grace, remembered: Mutex::default() }
     }
 
     /// Whom a certificate speaks for that this verifier accepted.
@@ -53,9 +48,7 @@ impl DeviceVerifier {
         let fingerprint = Fingerprint::of(certificate);
         self.recall(fingerprint).or_else(|| {
             // Forgotten between handshake and now: the session is verified all the same.
-            Identity::from_certificate(certificate, &self.domain)
-                .ok()
-                .map(Arc::new)
+            Identity::from_certificate(certificate, &self.domain).ok().map(Arc::new)
         })
     }
 
@@ -73,13 +66,7 @@ impl DeviceVerifier {
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();
         }
-        remembered.insert(
-            fingerprint,
-            Remembered {
-                identity,
-                since: Instant::now(),
-            },
-        );
+        remembered.insert(fingerprint, Remembered { identity, since: Instant::now() });
     }
 
     /// The moment at which a chain is to be judged: now, or the last moment of a certificate that expired within the
@@ -96,17 +83,13 @@ impl DeviceVerifier {
 }
 
 fn is_valid_at(identity: &Identity, now: UnixTime) -> bool {
-    let now = i64::try_from(now.as_secs())
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let now = i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     now.is_some_and(|now| identity.is_valid_at(now))
 }
 
 impl fmt::Debug for DeviceVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceVerifier")
-            .field("domain", &self.domain)
-            .finish_non_exhaustive()
+        f.debug_struct("DeviceVerifier").field("domain", &self.domain).finish_non_exhaustive()
     }
 }
 
@@ -131,18 +114,13 @@ impl ClientCertVerifier for DeviceVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let fingerprint = Fingerprint::of(end_entity);
-        if self
-            .recall(fingerprint)
-            .is_some_and(|identity| is_valid_at(&identity, now))
-        {
+        if self.recall(fingerprint).is_some_and(|identity| is_valid_at(&identity, now)) {
             return Ok(ClientCertVerified::assertion());
         }
         let identity = Identity::from_certificate(end_entity, &self.domain)
             .map_err(|error| CertificateError::Other(OtherError(Arc::new(error))))?;
         let judged_at = self.judged_at(&identity, now);
-        let verified = self
-            .inner
-            .verify_client_cert(end_entity, intermediates, judged_at)?;
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, judged_at)?;
         self.remember(fingerprint, Arc::new(identity));
         Ok(verified)
     }

@@ -25,10 +25,9 @@ pub(super) async fn keys(cloud: &Cloud, sts: &Target, session: &str) -> Result<K
             session_token: environment.session_token.clone(),
         });
     }
-    if let (Some(file), Some(role)) = (
-        &environment.web_identity_token_file,
-        &environment.web_identity_role_arn,
-    ) {
+    if let (Some(file), Some(role)) =
+        (&environment.web_identity_token_file, &environment.web_identity_role_arn)
+    {
         let token = tokio::fs::read_to_string(file).await;
         let token =
             token.map_err(|error| denied(sts, &format!("cannot read the web identity token: {error}")))?;
@@ -40,17 +39,11 @@ pub(super) async fn keys(cloud: &Cloud, sts: &Target, session: &str) -> Result<K
     if environment.use_instance_metadata {
         return instance(cloud).await;
     }
-    Err(denied(
-        sts,
-        "the connection has no access key and the facade's environment has no AWS credentials",
-    ))
+    Err(denied(sts, "the connection has no access key and the facade's environment has no AWS credentials"))
 }
 
 fn denied(target: &Target, why: &str) -> UpstreamError {
-    UpstreamError::Denied {
-        host: target.authority().into(),
-        source: Cause::new(why),
-    }
+    UpstreamError::Denied { host: target.authority().into(), source: Cause::new(why) }
 }
 
 /// STS `AssumeRoleWithWebIdentity`, which is not signed: the token is the proof.
@@ -69,45 +62,29 @@ async fn web_identity(
         ("WebIdentityToken", token.expose()),
     ]);
     let secrets = vec![token.clone()];
-    let answer = cloud
-        .client
-        .post(sts, HeaderMap::new(), FORM, Bytes::from(body), secrets)
-        .await?;
+    let answer = cloud.client.post(sts, HeaderMap::new(), FORM, Bytes::from(body), secrets).await?;
     read_assumed(answer).await
 }
 
 /// The credentials endpoint of ECS and EKS.
 async fn container(cloud: &Cloud, environment: &AwsEnvironment, url: &Target) -> Result<Keys, UpstreamError> {
     let authorization = match &environment.container_authorization {
-        Some(token) => Some(Authorization {
-            header: secret_header(url, token)?,
-            secrets: vec![token.clone()],
-        }),
+        Some(token) => {
+            Some(Authorization { header: secret_header(url, token)?, secrets: vec![token.clone()] })
+        }
         None => None,
     };
-    read_keys(
-        cloud
-            .client
-            .get(url, &HeaderMap::new(), authorization.as_ref())
-            .await?,
-    )
-    .await
+    read_keys(cloud.client.get(url, &HeaderMap::new(), authorization.as_ref()).await?).await
 }
 
 /// IMDSv2: a session token by PUT, the name of the role, its credentials.
 async fn instance(cloud: &Cloud) -> Result<Keys, UpstreamError> {
     let base = endpoint(cloud.endpoints.aws_imds.as_deref().unwrap_or(INSTANCE_METADATA))?;
     let mut headers = HeaderMap::new();
-    headers.insert(
-        "x-aws-ec2-metadata-token-ttl-seconds",
-        HeaderValue::from_static("60"),
-    );
+    headers.insert("x-aws-ec2-metadata-token-ttl-seconds", HeaderValue::from_static("60"));
     let token = text(cloud.client.put(&base.at("/latest/api/token"), headers).await?).await?;
     let mut headers = HeaderMap::new();
-    headers.insert(
-        "x-aws-ec2-metadata-token",
-        secret_header(&base, &Secret::new(token))?,
-    );
+    headers.insert("x-aws-ec2-metadata-token", secret_header(&base, &Secret::new(token))?);
     let role = text(cloud.client.get(&base.at(INSTANCE_ROLE), &headers, None).await?).await?;
     let role = role.lines().next().unwrap_or_default().trim();
     let credentials = base.at(&format!("{INSTANCE_ROLE}{role}"));
@@ -124,10 +101,7 @@ fn secret_header(target: &Target, secret: &Secret) -> Result<HeaderValue, Upstre
 async fn text(answer: Answer) -> Result<String, UpstreamError> {
     let target = answer.target.clone();
     if answer.status != StatusCode::OK {
-        return Err(denied(
-            &target,
-            &format!("it answers with status {}", answer.status.as_u16()),
-        ));
+        return Err(denied(&target, &format!("it answers with status {}", answer.status.as_u16())));
     }
     let body = answer.body.read("instance metadata", MAX_ANSWER_BYTES).await?;
     String::from_utf8(body.to_vec()).map_err(|_| bad(&target, "sent no text"))

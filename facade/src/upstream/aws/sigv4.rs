@@ -41,11 +41,8 @@ impl Call<'_> {
         let names: Vec<&str> = self.headers.iter().map(|(name, _)| *name).collect();
         let signed_headers = names.join(";");
         let canonical = self.canonical(&signed_headers);
-        let to_sign = format!(
-            "{ALGORITHM}\n{}\n{scope}\n{}",
-            self.time,
-            Digest::sha256(canonical.as_bytes()).hex()
-        );
+        let to_sign =
+            format!("{ALGORITHM}\n{}\n{scope}\n{}", self.time, Digest::sha256(canonical.as_bytes()).hex());
         let mut key = format!("AWS4{}", keys.secret_access_key.expose()).into_bytes();
         for part in [day, self.region, self.service, "aws4_request"] {
             key = mac(&key, part);
@@ -56,16 +53,10 @@ impl Call<'_> {
     }
 
     fn canonical(&self, signed_headers: &str) -> String {
-        let lines = self
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}:{}\n", value.trim()));
+        let lines = self.headers.iter().map(|(name, value)| format!("{name}:{}\n", value.trim()));
         let headers: String = lines.collect::<Vec<_>>().concat();
         let body = Digest::sha256(self.body).hex();
-        format!(
-            "{}\n{}\n\n{headers}\n{signed_headers}\n{body}",
-            self.method, self.path
-        )
+        format!("{}\n{}\n\n{headers}\n{signed_headers}\n{body}", self.method, self.path)
     }
 }
 
@@ -87,22 +78,13 @@ mod tests {
             session_token: None,
         };
         for (method, signature) in [
-            (
-                "GET",
-                "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
-            ),
-            (
-                "POST",
-                "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
-            ),
+            ("GET", "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
+            ("POST", "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
         ] {
             let call = Call {
                 method,
                 path: "/",
-                headers: &[
-                    ("host", "example.amazonaws.com"),
-                    ("x-amz-date", "20150830T123600Z"),
-                ],
+                headers: &[("host", "example.amazonaws.com"), ("x-amz-date", "20150830T123600Z")],
                 body: b"",
                 time: "20150830T123600Z",
                 region: "us-east-1",

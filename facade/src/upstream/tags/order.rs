@@ -121,10 +121,7 @@ impl Digits {
 
 impl Ord for Digits {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0
-            .len()
-            .cmp(&other.0.len())
-            .then_with(|| self.0.cmp(&other.0))
+        self.0.len().cmp(&other.0.len()).then_with(|| self.0.cmp(&other.0))
     }
 }
 
@@ -143,12 +140,7 @@ impl Ord for Numbers {
         let zero = Digits::of("");
         let longer = self.0.len().max(other.0.len());
         (0..longer)
-            .map(|place| {
-                self.0
-                    .get(place)
-                    .unwrap_or(&zero)
-                    .cmp(other.0.get(place).unwrap_or(&zero))
-            })
+            .map(|place| self.0.get(place).unwrap_or(&zero).cmp(other.0.get(place).unwrap_or(&zero)))
             .find(|order| order.is_ne())
             .unwrap_or(Ordering::Equal)
     }
@@ -245,10 +237,7 @@ fn is_boundary(rest: &str) -> bool {
 /// A date as 8, 12 or 14 digits, or `YYYY-MM-DD`, with a year that can be one; and what follows it.
 fn date(tag: &str) -> Option<(Digits, &str)> {
     let dashed = tag.get(..10).filter(|text| {
-        let shape: String = text
-            .chars()
-            .map(|c| if c.is_ascii_digit() { '0' } else { c })
-            .collect();
+        let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         shape == "0000-00-00"
     });
     if let Some(dashed) = dashed {
@@ -279,10 +268,7 @@ fn moment(digits: &str, time: &str) -> Digits {
 
 fn is_day(digits: &str) -> bool {
     let number = |from: usize, to: usize| digits.get(from..to).and_then(|part| part.parse::<u16>().ok());
-    matches!(
-        (number(0, 4), number(4, 6), number(6, 8)),
-        (Some(1990..=2199), Some(1..=12), Some(1..=31))
-    )
+    matches!((number(0, 4), number(4, 6), number(6, 8)), (Some(1990..=2199), Some(1..=12), Some(1..=31)))
 }
 
 /// Hexadecimal with a letter and a digit, as long as commits are shown.
@@ -326,17 +312,8 @@ mod tests {
 
     #[test]
     fn puts_the_newest_likely_first() {
-        assert_order(&[
-            "latest", "stable", "4.20.1", "4.20.0", "4.20", "4.9", "4", "3.99.99",
-        ]);
-        assert_order(&[
-            "v1.10.0",
-            "v1.9.0",
-            "v1.9.0-rc.10",
-            "v1.9.0-rc.2",
-            "v1.9.0-beta.3",
-            "v1.9.0-alpha",
-        ]);
+        assert_order(&["latest", "stable", "4.20.1", "4.20.0", "4.20", "4.9", "4", "3.99.99"]);
+        assert_order(&["v1.10.0", "v1.9.0", "v1.9.0-rc.10", "v1.9.0-rc.2", "v1.9.0-beta.3", "v1.9.0-alpha"]);
         assert_order(&[
             "1.27.3",
             "1.27.3-alpine",
@@ -345,15 +322,7 @@ mod tests {
             "1.27",
             "1.27-alpine",
         ]);
-        assert_order(&[
-            "2.0.0",
-            "2.0.0-rc1",
-            "2.0.0-rc1-alpine",
-            "2.0.0b2",
-            "2.0.0a1",
-            "2.0.0-dev",
-            "1.9",
-        ]);
+        assert_order(&["2.0.0", "2.0.0-rc1", "2.0.0-rc1-alpine", "2.0.0b2", "2.0.0a1", "2.0.0-dev", "1.9"]);
         assert_order(&["1.0.0", "1.0", "1.0.0-rc.1", "1.0-beta"]);
         assert_order(&["4.21", "4.20", "20251120", "20251119-1", "20250101", "2024-12-31"]);
         assert_order(&["20251120T101500Z", "20251120T0900", "20251120"]);
@@ -368,10 +337,7 @@ mod tests {
             "0a1b2c3d",
         ]);
         assert_order(&["24.04", "24.04-20251101", "22.04", "jammy", "noble"]);
-        assert_order(&[
-            "100000000000000000000000000000000000001",
-            "99999999999999999999999999999999",
-        ]);
+        assert_order(&["100000000000000000000000000000000000001", "99999999999999999999999999999999"]);
     }
 
     #[test]

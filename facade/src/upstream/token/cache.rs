@@ -78,10 +78,7 @@ pub(in crate::upstream) fn usable_for(lifetime: Duration) -> Duration {
 
 impl<K: Clone + Eq + Hash + Send + 'static> Cache<K> {
     pub(in crate::upstream) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
-            slots: HashMap::new(),
-            issued: 0,
-        })))
+        Self(Arc::new(Mutex::new(State { slots: HashMap::new(), issued: 0 })))
     }
 
     /// The secret of a key: kept, or out of the exchange that is under way, or out of the exchange made here.
@@ -152,9 +149,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Cache<K> {
         let flight = flight.shared();
         let mut state = self.state();
         if state.slots.len() >= MAX_KEYS {
-            state
-                .slots
-                .retain(|_, slot| slot.flight.as_ref().and_then(WeakShared::upgrade).is_some());
+            state.slots.retain(|_, slot| slot.flight.as_ref().and_then(WeakShared::upgrade).is_some());
         }
         let slot = state.slots.entry(key.clone()).or_default();
         // Two callers may have found nothing at the same time: the second one joins the first.
@@ -183,10 +178,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Cache<K> {
                 let cached = kept.cached();
                 slot.kept = Some(kept);
                 slot.rejection = None;
-                Ok(Cached {
-                    is_fresh: true,
-                    ..cached
-                })
+                Ok(Cached { is_fresh: true, ..cached })
             }
             // The old one still works: a token server that is away must not stop a pull before it has to.
             Err(error) if error.is_retryable() => match &slot.kept {
@@ -210,11 +202,7 @@ enum AtHand {
 
 impl Kept {
     fn cached(&self) -> Cached {
-        Cached {
-            value: self.value.clone(),
-            number: self.number,
-            is_fresh: false,
-        }
+        Cached { value: self.value.clone(), number: self.number, is_fresh: false }
     }
 }
 
@@ -231,17 +219,11 @@ mod tests {
     const LIFE: Duration = Duration::from_mins(5);
 
     fn denied() -> UpstreamError {
-        UpstreamError::Denied {
-            host: "r".into(),
-            source: Cause::new("no"),
-        }
+        UpstreamError::Denied { host: "r".into(), source: Cause::new("no") }
     }
 
     fn away() -> UpstreamError {
-        UpstreamError::Unavailable {
-            host: "r".into(),
-            status: 503,
-        }
+        UpstreamError::Unavailable { host: "r".into(), status: 503 }
     }
 
     struct Counted(Arc<AtomicUsize>);
@@ -259,10 +241,7 @@ mod tests {
             async move {
                 let number = count.fetch_add(1, Ordering::SeqCst) + 1;
                 sleep(Duration::from_millis(100)).await;
-                outcome.map(|lifetime| Issued {
-                    value: Secret::new(format!("t{number}")),
-                    lifetime,
-                })
+                outcome.map(|lifetime| Issued { value: Secret::new(format!("t{number}")), lifetime })
             }
         }
 
@@ -273,20 +252,8 @@ mod tests {
 
     #[test]
     fn renews_in_time_but_uses_short_lived_tokens() {
-        for (lifetime, usable) in [
-            (3600, 2880),
-            (300, 240),
-            (100, 50),
-            (70, 35),
-            (60, 30),
-            (1, 5),
-            (0, 5),
-        ] {
-            assert_eq!(
-                usable_for(Duration::from_secs(lifetime)),
-                Duration::from_secs(usable),
-                "{lifetime}"
-            );
+        for (lifetime, usable) in [(3600, 2880), (300, 240), (100, 50), (70, 35), (60, 30), (1, 5), (0, 5)] {
+            assert_eq!(usable_for(Duration::from_secs(lifetime)), Duration::from_secs(usable), "{lifetime}");
         }
         assert!(usable_for(Duration::MAX) <= MAX_LIFETIME);
     }
@@ -299,13 +266,7 @@ mod tests {
             assert_eq!(cached.unwrap().value.expose(), "t1");
         }
         assert_eq!(counted.count(), 1);
-        assert!(
-            !cache
-                .get(&1, || counted.exchange(Ok(LIFE)))
-                .await
-                .unwrap()
-                .is_fresh
-        );
+        assert!(!cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap().is_fresh);
         advance(Duration::from_secs(241)).await;
         let renewed = cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap();
         assert_eq!((renewed.value.expose(), renewed.is_fresh), ("t2", true));
@@ -324,15 +285,7 @@ mod tests {
         let mut only = Box::pin(cache.get(&2, || counted.exchange(Ok(LIFE))));
         assert!(futures_util::poll!(&mut only).is_pending());
         drop(only);
-        assert_eq!(
-            cache
-                .get(&2, || counted.exchange(Ok(LIFE)))
-                .await
-                .unwrap()
-                .value
-                .expose(),
-            "t3"
-        );
+        assert_eq!(cache.get(&2, || counted.exchange(Ok(LIFE))).await.unwrap().value.expose(), "t3");
     }
 
     #[tokio::test(start_paused = true)]
@@ -342,33 +295,18 @@ mod tests {
         cache.forget(&1, &old);
         let new = cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap();
         cache.forget(&1, &old);
-        assert_eq!(
-            cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap().number,
-            new.number
-        );
+        assert_eq!(cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap().number, new.number);
         assert_eq!(counted.count(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_rejection_is_remembered_briefly_and_a_failure_is_not() {
         let (cache, counted) = (Cache::new(), Counted::new());
-        assert_eq!(
-            cache.get(&1, || counted.exchange(Err(away()))).await.unwrap_err(),
-            away()
-        );
-        assert_eq!(
-            cache
-                .get(&1, || counted.exchange(Err(denied())))
-                .await
-                .unwrap_err(),
-            denied()
-        );
+        assert_eq!(cache.get(&1, || counted.exchange(Err(away()))).await.unwrap_err(), away());
+        assert_eq!(cache.get(&1, || counted.exchange(Err(denied()))).await.unwrap_err(), denied());
         cache.reject(&1, &denied(), Duration::from_secs(10));
         for _ in 0..100 {
-            assert_eq!(
-                cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap_err(),
-                denied()
-            );
+            assert_eq!(cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap_err(), denied());
         }
         assert_eq!(counted.count(), 2);
         advance(Duration::from_secs(11)).await;
@@ -380,19 +318,8 @@ mod tests {
         let (cache, counted) = (Cache::new(), Counted::new());
         cache.get(&1, || counted.exchange(Ok(LIFE))).await.unwrap();
         advance(Duration::from_secs(250)).await;
-        assert_eq!(
-            cache
-                .get(&1, || counted.exchange(Err(away())))
-                .await
-                .unwrap()
-                .value
-                .expose(),
-            "t1"
-        );
+        assert_eq!(cache.get(&1, || counted.exchange(Err(away()))).await.unwrap().value.expose(), "t1");
         advance(Duration::from_mins(1)).await;
-        assert_eq!(
-            cache.get(&1, || counted.exchange(Err(away()))).await.unwrap_err(),
-            away()
-        );
+        assert_eq!(cache.get(&1, || counted.exchange(Err(away()))).await.unwrap_err(), away());
     }
 }

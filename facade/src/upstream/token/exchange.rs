@@ -33,12 +33,7 @@ pub(super) struct Exchanger {
 
 impl Exchanger {
     pub(super) async fn login(&self) -> Result<(Login, Option<Cached>), UpstreamError> {
-        self.source
-            .login()
-            .await?
-            .ok_or_else(|| UpstreamError::Unauthenticated {
-                host: self.host.clone(),
-            })
+        self.source.login().await?.ok_or_else(|| UpstreamError::Unauthenticated { host: self.host.clone() })
     }
 
     /// Exchanges the connection's credential for a token.
@@ -65,12 +60,12 @@ impl Exchanger {
             };
         }
         match self.get(wanted, Some(login)).await {
-            Err(UpstreamError::Unavailable {
-                status: 404 | 405, ..
-            }) => match self.post(wanted, login, Grant::Password).await? {
-                Posted::Issued(issued) => Ok(issued),
-                Posted::Unsupported => Err(bad(&wanted.realm, "its token server issues no tokens")),
-            },
+            Err(UpstreamError::Unavailable { status: 404 | 405, .. }) => {
+                match self.post(wanted, login, Grant::Password).await? {
+                    Posted::Issued(issued) => Ok(issued),
+                    Posted::Unsupported => Err(bad(&wanted.realm, "its token server issues no tokens")),
+                }
+            }
             outcome => outcome,
         }
     }
@@ -81,20 +76,11 @@ impl Exchanger {
         if let Some(service) = &wanted.service {
             query.push(("service", service.as_str()));
         }
-        query.extend(
-            wanted
-                .scope
-                .split_ascii_whitespace()
-                .map(|scope| ("scope", scope)),
-        );
+        query.extend(wanted.scope.split_ascii_whitespace().map(|scope| ("scope", scope)));
         if login.is_some() {
             query.push(("client_id", CLIENT_ID));
         }
-        let target = if query.is_empty() {
-            wanted.realm.clone()
-        } else {
-            wanted.realm.with_query(query)
-        };
+        let target = if query.is_empty() { wanted.realm.clone() } else { wanted.realm.with_query(query) };
         let authorization = login.map(basic);
         let answer = self.client.get(&target, &json(), authorization.as_ref()).await?;
         self.issued(answer, login.is_some()).await
@@ -117,10 +103,7 @@ impl Exchanger {
         }
         let body = form(pairs).into();
         let secrets = vec![login.password.clone()];
-        let answer = self
-            .client
-            .post(&wanted.realm, json(), FORM, body, secrets)
-            .await?;
+        let answer = self.client.post(&wanted.realm, json(), FORM, body, secrets).await?;
         // 404 Google, 401 Artifactory, 400 Azure, 405 elsewhere: not necessarily about the credentials.
         if matches!(answer.status.as_u16(), 400 | 401 | 404 | 405) {
             return Ok(Posted::Unsupported);
@@ -137,9 +120,7 @@ impl Exchanger {
                 return Err(UpstreamError::Denied { host, source });
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(UpstreamError::Unauthenticated {
-                    host: self.host.clone(),
-                });
+                return Err(UpstreamError::Unauthenticated { host: self.host.clone() });
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 return Err(UpstreamError::RateLimited {
@@ -148,10 +129,7 @@ impl Exchanger {
                 });
             }
             status => {
-                return Err(UpstreamError::Unavailable {
-                    host,
-                    status: status.as_u16(),
-                });
+                return Err(UpstreamError::Unavailable { host, status: status.as_u16() });
             }
         }
         let target = answer.target;
@@ -180,9 +158,7 @@ pub(in crate::upstream) fn read_token(body: &[u8]) -> Option<Issued> {
     let lifetime = document.get("expires_in").and_then(serde_json::Value::as_u64);
     printable.then(|| Issued {
         value: Secret::new(token.to_owned()),
-        lifetime: lifetime
-            .filter(|seconds| *seconds > 0)
-            .map_or(DEFAULT_LIFETIME, Duration::from_secs),
+        lifetime: lifetime.filter(|seconds| *seconds > 0).map_or(DEFAULT_LIFETIME, Duration::from_secs),
     })
 }
 
@@ -199,14 +175,8 @@ mod tests {
         for (body, expected) in [
             (r#"{"token":"a","expires_in":300}"#, Some(("a", 300))),
             (r#"{"access_token":"b"}"#, Some(("b", 60))),
-            (
-                r#"{"token":"a","access_token":"b","expires_in":0}"#,
-                Some(("a", 60)),
-            ),
-            (
-                r#"{"token":"","access_token":"b","expires_in":-5}"#,
-                Some(("b", 60)),
-            ),
+            (r#"{"token":"a","access_token":"b","expires_in":0}"#, Some(("a", 60))),
+            (r#"{"token":"","access_token":"b","expires_in":-5}"#, Some(("b", 60))),
             (r#"{"token":"a","expires_in":"soon"}"#, Some(("a", 60))),
             (r#"{"token":"a\r\nX: y"}"#, None),
             (r#"{"token":null}"#, None),
@@ -215,9 +185,7 @@ mod tests {
             ("", None),
         ] {
             let read = read_token(body.as_bytes());
-            let read = read
-                .as_ref()
-                .map(|issued| (issued.value.expose(), issued.lifetime.as_secs()));
+            let read = read.as_ref().map(|issued| (issued.value.expose(), issued.lifetime.as_secs()));
             assert_eq!(read, expected, "{body}");
         }
     }

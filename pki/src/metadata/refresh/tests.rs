@@ -29,18 +29,12 @@ fn versions(client: &Client) -> [u64; 4] {
 fn rotate(repository: &mut Repository, role: &str, seed: u8) {
     let new = key(seed);
     let (keys, signers) = match role {
-        "timestamp" => (
-            &mut repository.root.roles.timestamp,
-            &mut repository.timestamp_keys,
-        ),
+        "timestamp" => (&mut repository.root.roles.timestamp, &mut repository.timestamp_keys),
         "snapshot" => (&mut repository.root.roles.snapshot, &mut repository.snapshot_keys),
         _ => panic!("{role} is not rotated in these tests"),
     };
     *keys = RoleKeys::new(&[new.public()], 1);
-    repository
-        .root
-        .keys
-        .insert(new.public().id(), new.public().clone());
+    repository.root.keys.insert(new.public().id(), new.public().clone());
     *signers = vec![new];
     repository.root.version += 1;
     repository.publish_root();
@@ -55,9 +49,7 @@ fn next_root(repository: &mut Repository) {
 fn tamper(repository: &mut Repository, file: &str, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&repository.files[file]).unwrap();
     change(&mut value);
-    repository
-        .files
-        .insert(file.to_owned(), serde_json::to_vec(&value).unwrap());
+    repository.files.insert(file.to_owned(), serde_json::to_vec(&value).unwrap());
 }
 
 #[test]
@@ -65,15 +57,7 @@ fn first_refresh_asks_for_each_file_once_and_in_order() {
     let repository = Repository::new();
     let mut client = Client::new(&repository);
     client.refresh(&repository).unwrap();
-    assert_eq!(
-        client.requests,
-        [
-            "2.root.json",
-            "timestamp.json",
-            "1.snapshot.json",
-            "1.targets.json"
-        ]
-    );
+    assert_eq!(client.requests, ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"]);
     assert_eq!(versions(&client), [1, 1, 1, 1]);
 }
 
@@ -98,26 +82,16 @@ fn asks_for_plain_names_where_the_root_says_no_consistent_snapshot() {
     }
     let mut client = Client::new(&repository);
     client.refresh(&repository).unwrap();
-    assert_eq!(
-        client.requests[2..],
-        ["timestamp.json", "snapshot.json", "targets.json"]
-    );
+    assert_eq!(client.requests[2..], ["timestamp.json", "snapshot.json", "targets.json"]);
 }
 
 #[test]
 fn stores_bytes_as_received() {
     let mut repository = Repository::new();
-    repository
-        .files
-        .get_mut("timestamp.json")
-        .unwrap()
-        .extend_from_slice(b" \n");
+    repository.files.get_mut("timestamp.json").unwrap().extend_from_slice(b" \n");
     let mut client = Client::new(&repository);
     client.refresh(&repository).unwrap();
-    assert_eq!(
-        client.stored.timestamp.as_ref(),
-        repository.files.get("timestamp.json")
-    );
+    assert_eq!(client.stored.timestamp.as_ref(), repository.files.get("timestamp.json"));
 }
 
 #[test]
@@ -140,14 +114,7 @@ fn rejects_a_stored_root_that_does_not_hold_by_itself() {
     repository.publish_root();
     let stored = repository.stored();
     let refused = Refresh::new(stored, time(NOW), Limits::default()).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::UnmetThreshold {
-            valid: 0,
-            threshold: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refused, MetadataError::UnmetThreshold { valid: 0, threshold: 1, .. }));
 }
 
 #[test]
@@ -155,10 +122,7 @@ fn rejects_root_signed_below_the_old_threshold() {
     let mut repository = Repository::new();
     let new = key(9);
     repository.root.roles.root = RoleKeys::new(&[new.public()], 1);
-    repository
-        .root
-        .keys
-        .insert(new.public().id(), new.public().clone());
+    repository.root.keys.insert(new.public().id(), new.public().clone());
     repository.root_keys = vec![new];
     let mut client = Client::new(&repository);
     next_root(&mut repository);
@@ -174,10 +138,7 @@ fn rejects_root_signed_below_its_own_threshold() {
     let mut repository = Repository::new();
     let new = key(9);
     repository.root.roles.root = RoleKeys::new(&[new.public()], 1);
-    repository
-        .root
-        .keys
-        .insert(new.public().id(), new.public().clone());
+    repository.root.keys.insert(new.public().id(), new.public().clone());
     let mut client = Client::new(&repository);
     next_root(&mut repository);
     let refused = client.refresh(&repository).unwrap_err();
@@ -197,10 +158,7 @@ fn rejects_root_that_is_not_the_next_version() {
         let mut repository = Repository::new();
         let mut client = Client::new(&repository);
         repository.root.version = version;
-        repository.files.insert(
-            "2.root.json".into(),
-            signed(&repository.root, &repository.root_keys),
-        );
+        repository.files.insert("2.root.json".into(), signed(&repository.root, &repository.root_keys));
         let refused = client.refresh(&repository).unwrap_err();
         assert!(matches!(refused, MetadataError::RootVersion { trusted: 1, found } if found == version));
         assert_eq!(client.stored.root, repository.stored().root);
@@ -226,17 +184,10 @@ fn walks_fifty_rotations_through_expired_roots() {
     for seed in 100..150 {
         let (old, new) = (repository.root_keys.remove(0), key(seed));
         repository.root.roles.root = RoleKeys::new(&[new.public()], 1);
-        repository
-            .root
-            .keys
-            .insert(new.public().id(), new.public().clone());
-        repository.root = repository
-            .root
-            .successor(time(if seed == 149 { LATER } else { PAST }));
+        repository.root.keys.insert(new.public().id(), new.public().clone());
+        repository.root = repository.root.successor(time(if seed == 149 { LATER } else { PAST }));
         let by_both = signed(&repository.root, &[old, key(seed)]);
-        repository
-            .files
-            .insert(format!("{}.root.json", repository.root.version), by_both);
+        repository.files.insert(format!("{}.root.json", repository.root.version), by_both);
         repository.root_keys = vec![new];
     }
     client.refresh(&repository).unwrap();
@@ -250,10 +201,7 @@ fn follows_no_more_roots_than_its_limit_and_goes_on_the_next_time() {
     for _ in 0..5 {
         next_root(&mut repository);
     }
-    let limits = Limits {
-        root_rotations: 3,
-        ..Limits::default()
-    };
+    let limits = Limits { root_rotations: 3, ..Limits::default() };
     let mut refresh = Refresh::new(client.stored.clone(), time(NOW), limits).unwrap();
     let mut roots = 0;
     loop {
@@ -280,14 +228,7 @@ fn rejects_timestamp_rollback() {
     client.refresh(&repository).unwrap();
     repository.files.insert("timestamp.json".into(), old);
     let refused = client.refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::Rollback {
-            trusted: 2,
-            found: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refused, MetadataError::Rollback { trusted: 2, found: 1, .. }));
     assert_eq!(versions(&client)[1], 2);
 }
 
@@ -303,14 +244,8 @@ fn does_not_store_a_timestamp_that_lists_an_older_snapshot() {
     repository.timestamp.version = 9;
     repository.put_timestamp();
     let refused = client.refresh(&repository).unwrap_err();
-    let expected = matches!(
-        refused,
-        MetadataError::SnapshotListedRollback {
-            timestamp: 9,
-            trusted: 2,
-            found: 1
-        }
-    );
+    let expected =
+        matches!(refused, MetadataError::SnapshotListedRollback { timestamp: 9, trusted: 2, found: 1 });
     assert!(expected, "{refused:?}");
     assert_eq!(client.requests, ["2.root.json", "timestamp.json"]);
     repository.timestamp = honest;
@@ -321,11 +256,7 @@ fn does_not_store_a_timestamp_that_lists_an_older_snapshot() {
 
 #[test]
 fn rejects_expired_metadata_and_stores_nothing_of_it() {
-    for (role, kept) in [
-        ("timestamp", [1, 0, 0, 0]),
-        ("snapshot", [1, 2, 0, 0]),
-        ("targets", [1, 2, 2, 0]),
-    ] {
+    for (role, kept) in [("timestamp", [1, 0, 0, 0]), ("snapshot", [1, 2, 0, 0]), ("targets", [1, 2, 2, 0])] {
         let mut repository = Repository::new();
         match role {
             "timestamp" => repository.timestamp.expires = time(NOW),
@@ -355,9 +286,7 @@ fn notices_a_freeze_when_the_same_timestamp_outlives_its_expiry() {
     frozen.publish_timestamp();
     let mut client = Client::new(&frozen);
     client.refresh(&frozen).unwrap();
-    let refused = client
-        .refresh_at(&frozen.files, time("2026-12-01T00:00:00Z"))
-        .unwrap_err();
+    let refused = client.refresh_at(&frozen.files, time("2026-12-01T00:00:00Z")).unwrap_err();
     assert!(matches!(&refused, MetadataError::Expired { role, .. } if role == "timestamp"));
 }
 
@@ -379,14 +308,7 @@ fn expired_stored_metadata_still_shows_what_newer_metadata_may_not_go_below() {
     let later = time("2026-12-24T00:00:00Z");
     let refused = client.refresh_at(&repository.files, later).unwrap_err();
     assert!(
-        matches!(
-            refused,
-            MetadataError::TargetsListedRollback {
-                trusted: 2,
-                found: 1,
-                ..
-            }
-        ),
+        matches!(refused, MetadataError::TargetsListedRollback { trusted: 2, found: 1, .. }),
         "{refused:?}"
     );
     repository.snapshot.meta.get_mut("targets.json").unwrap().version = 2;
@@ -442,10 +364,7 @@ fn adding_an_online_key_or_raising_its_threshold_forgets_nothing() {
     let mut client = Client::new(&repository);
     client.refresh(&repository).unwrap();
     let more = key(77);
-    repository
-        .root
-        .keys
-        .insert(more.public().id(), more.public().clone());
+    repository.root.keys.insert(more.public().id(), more.public().clone());
     repository.root.roles.snapshot = RoleKeys::new(&[key(3).public(), more.public()], 1);
     next_root(&mut repository);
     client.refresh(&repository).unwrap();
@@ -453,10 +372,7 @@ fn adding_an_online_key_or_raising_its_threshold_forgets_nothing() {
     repository.root.roles.snapshot.threshold = 6;
     next_root(&mut repository);
     let refused = client.refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::UnmetThreshold { threshold: 6, .. }
-    ));
+    assert!(matches!(refused, MetadataError::UnmetThreshold { threshold: 6, .. }));
     assert_eq!(versions(&client), [3, 2, 2, 2]);
 }
 
@@ -489,13 +405,7 @@ fn rejects_files_with_other_bytes_than_listed() {
         *other.last_mut().unwrap() = b' ';
         repository.files.insert(file.clone(), other);
         let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-        let differs = matches!(
-            &refused,
-            MetadataError::Hashes {
-                source: HashMismatch::Differs(_),
-                ..
-            }
-        );
+        let differs = matches!(&refused, MetadataError::Hashes { source: HashMismatch::Differs(_), .. });
         assert!(differs, "{refused:?}");
         let shorter = honest[..honest.len() - 1].to_vec();
         repository.files.insert(file.clone(), shorter);
@@ -516,23 +426,13 @@ fn rejects_hashes_of_which_none_is_known() {
     meta.hashes = Some(serde_json::from_value(json!({"blake2b-256": "00"})).unwrap());
     repository.publish_snapshot();
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::Hashes {
-            source: HashMismatch::NoneKnown,
-            ..
-        }
-    ));
+    assert!(matches!(refused, MetadataError::Hashes { source: HashMismatch::NoneKnown, .. }));
 }
 
 #[test]
 fn takes_files_listed_without_length_and_hashes() {
     let mut repository = Repository::new();
-    let bare = |version| FileMeta {
-        length: None,
-        hashes: None,
-        ..FileMeta::of(version, b"")
-    };
+    let bare = |version| FileMeta { length: None, hashes: None, ..FileMeta::of(version, b"") };
     repository.snapshot.meta.insert("targets.json".into(), bare(1));
     repository.snapshot.version = 2;
     repository.put_snapshot();
@@ -545,39 +445,18 @@ fn takes_files_listed_without_length_and_hashes() {
 fn rejects_parts_of_two_repository_states() {
     let mut repository = Repository::new();
     repository.publish();
-    let bare = |version| FileMeta {
-        length: None,
-        hashes: None,
-        ..FileMeta::of(version, b"")
-    };
+    let bare = |version| FileMeta { length: None, hashes: None, ..FileMeta::of(version, b"") };
     let old_targets = repository.files["1.targets.json"].clone();
     repository.snapshot.meta.insert("targets.json".into(), bare(2));
     repository.publish_snapshot();
     repository.files.insert("2.targets.json".into(), old_targets);
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::MixAndMatch {
-            listed: 2,
-            found: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refused, MetadataError::MixAndMatch { listed: 2, found: 1, .. }));
     repository.timestamp.meta.snapshot = bare(3);
     repository.publish_timestamp();
-    repository.files.insert(
-        "3.snapshot.json".into(),
-        repository.files["1.snapshot.json"].clone(),
-    );
+    repository.files.insert("3.snapshot.json".into(), repository.files["1.snapshot.json"].clone());
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::MixAndMatch {
-            listed: 3,
-            found: 1,
-            ..
-        }
-    ));
+    assert!(matches!(refused, MetadataError::MixAndMatch { listed: 3, found: 1, .. }));
 }
 
 #[test]
@@ -598,10 +477,7 @@ fn rejects_metadata_that_is_missing_or_too_long() {
         assert!(matches!(&refused, MetadataError::Missing { file: missing } if missing == file));
     }
     let limits = Limits::default();
-    for (file, limit) in [
-        ("2.root.json", limits.root_bytes),
-        ("timestamp.json", limits.timestamp_bytes),
-    ] {
+    for (file, limit) in [("2.root.json", limits.root_bytes), ("timestamp.json", limits.timestamp_bytes)] {
         let mut repository = Repository::new();
         let mut bytes = repository.files["timestamp.json"].clone();
         bytes.resize(usize::try_from(limit).unwrap() + 1, b' ');
@@ -624,13 +500,9 @@ fn a_listed_length_never_raises_the_limit() {
                 assert_eq!(max_bytes, Limits::default().snapshot_bytes);
                 break;
             }
-            Step::Fetch { file, .. } => refresh.answer(
-                repository
-                    .files
-                    .get(&file)
-                    .cloned()
-                    .map_or(Fetched::Absent, Fetched::Bytes),
-            ),
+            Step::Fetch { file, .. } => {
+                refresh.answer(repository.files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes))
+            }
             Step::Store { .. } | Step::Remove { .. } | Step::Done => {}
         }
     }
@@ -641,10 +513,7 @@ fn rejects_metadata_of_another_type() {
     let mut repository = Repository::new();
     repository.root.roles.timestamp = repository.root.roles.targets.clone();
     next_root(&mut repository);
-    repository.files.insert(
-        "timestamp.json".into(),
-        repository.files["1.targets.json"].clone(),
-    );
+    repository.files.insert("timestamp.json".into(), repository.files["1.targets.json"].clone());
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
     assert!(
         matches!(&refused, MetadataError::WrongType { expected: "timestamp", found, .. } if found == "targets")
@@ -685,10 +554,7 @@ fn rejects_more_signatures_than_it_is_willing_to_check() {
         file["signatures"].as_array_mut().unwrap().extend(more);
     });
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-    assert!(matches!(
-        refused,
-        MetadataError::TooManySignatures { limit: 64, .. }
-    ));
+    assert!(matches!(refused, MetadataError::TooManySignatures { limit: 64, .. }));
 }
 
 #[test]
@@ -697,10 +563,7 @@ fn signatures_that_do_not_verify_count_for_nothing_and_against_nothing() {
         let mut repository = Repository::new();
         let other = key(3).public().id().to_string();
         tamper(&mut repository, "timestamp.json", |file| {
-            let more = [
-                json!({"keyid": other, "sig": sig}),
-                json!({"keyid": "no id", "sig": sig}),
-            ];
+            let more = [json!({"keyid": other, "sig": sig}), json!({"keyid": "no id", "sig": sig})];
             file["signatures"].as_array_mut().unwrap().extend(more);
         });
         Client::new(&repository).refresh(&repository).unwrap();
@@ -723,17 +586,7 @@ fn one_key_under_two_ids_counts_once() {
         file["signatures"].as_array_mut().unwrap().push(more);
     });
     let refused = Client::new(&repository).refresh(&repository).unwrap_err();
-    assert!(
-        matches!(
-            refused,
-            MetadataError::UnmetThreshold {
-                valid: 1,
-                threshold: 2,
-                ..
-            }
-        ),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, MetadataError::UnmetThreshold { valid: 1, threshold: 2, .. }), "{refused:?}");
 }
 
 #[test]
@@ -769,9 +622,7 @@ fn refused_root(change: impl FnOnce(&mut Value)) -> MetadataError {
 fn rejects_roots_that_no_root_may_be() {
     let flaw = |change: &dyn Fn(&mut Value)| {
         let refused = refused_root(change);
-        let MetadataError::Flawed { source, .. } = refused else {
-            panic!("{refused:?}")
-        };
+        let MetadataError::Flawed { source, .. } = refused else { panic!("{refused:?}") };
         source
     };
     for role in ["root", "timestamp", "snapshot", "targets"] {
@@ -779,10 +630,7 @@ fn rejects_roots_that_no_root_may_be() {
         assert_eq!(found, Flaw::Threshold(role.to_owned()));
         let found = flaw(&|signed| {
             let keyid = signed["roles"][role]["keyids"][0].clone();
-            signed["roles"][role]["keyids"]
-                .as_array_mut()
-                .unwrap()
-                .push(keyid);
+            signed["roles"][role]["keyids"].as_array_mut().unwrap().push(keyid);
         });
         assert!(matches!(found, Flaw::RepeatedKey { .. }));
     }
@@ -799,10 +647,7 @@ fn rejects_roots_that_no_root_may_be() {
 fn rejects_thresholds_that_are_not_natural_numbers() {
     for threshold in [json!(-1), json!(null), json!("1"), json!([1]), json!(true)] {
         let refused = refused_root(|signed| signed["roles"]["root"]["threshold"] = threshold.clone());
-        assert!(
-            matches!(refused, MetadataError::Unreadable { .. }),
-            "{threshold}: {refused:?}"
-        );
+        assert!(matches!(refused, MetadataError::Unreadable { .. }), "{threshold}: {refused:?}");
     }
     let refused = refused_root(|signed| signed["roles"]["root"]["threshold"] = 1.0.into());
     assert!(matches!(refused, MetadataError::NotCanonical { .. }));
@@ -853,13 +698,7 @@ fn interrupted_after(client: &mut Client, repository: &Repository, steps: usize)
     for _ in 0..steps {
         match refresh.step().unwrap() {
             Step::Fetch { file, .. } => {
-                refresh.answer(
-                    repository
-                        .files
-                        .get(&file)
-                        .cloned()
-                        .map_or(Fetched::Absent, Fetched::Bytes),
-                );
+                refresh.answer(repository.files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes));
             }
             Step::Done => return,
             step @ (Step::Store { .. } | Step::Remove { .. }) => client.keep(step),
@@ -880,10 +719,7 @@ fn an_interruption_anywhere_leaves_a_state_that_the_next_refresh_brings_up_to_da
         client.refresh(&repository).unwrap();
         assert_eq!(versions(&client), [2, 2, 2, 2]);
         assert!(
-            before
-                .iter()
-                .zip([2, 2, 2, 2])
-                .all(|(before, after)| *before <= after),
+            before.iter().zip([2, 2, 2, 2]).all(|(before, after)| *before <= after),
             "after {steps} steps"
         );
     }
@@ -895,12 +731,7 @@ fn served(repository: &Repository, file: &str, bytes: Vec<u8>) -> Result<Trusted
     Client::new(repository).refresh_at(&files, time(NOW))
 }
 
-const SERVED: [&str; 4] = [
-    "2.root.json",
-    "timestamp.json",
-    "1.snapshot.json",
-    "1.targets.json",
-];
+const SERVED: [&str; 4] = ["2.root.json", "timestamp.json", "1.snapshot.json", "1.targets.json"];
 
 /// A repository with something in every kind of document.
 fn full_repository() -> Repository {
@@ -932,10 +763,7 @@ fn rejects_every_bit_flip_in_a_signature() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[position] ^= 1 << bit;
-                assert!(
-                    served(&repository, file, flipped).is_err(),
-                    "{file} byte {position} bit {bit}"
-                );
+                assert!(served(&repository, file, flipped).is_err(), "{file} byte {position} bit {bit}");
             }
         }
     }
@@ -964,15 +792,10 @@ fn wrong_values() -> Vec<Value> {
 
 fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     let children: Vec<(String, &Value)> = match value {
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| (key.replace('~', "~0").replace('/', "~1"), value))
-            .collect(),
-        Value::Array(items) => items
-            .iter()
-            .enumerate()
-            .map(|(at, value)| (at.to_string(), value))
-            .collect(),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.replace('~', "~0").replace('/', "~1"), value)).collect()
+        }
+        Value::Array(items) => items.iter().enumerate().map(|(at, value)| (at.to_string(), value)).collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     };
     for (name, child) in children {
@@ -1036,17 +859,9 @@ proptest! {
 #[test]
 fn signing_again_keeps_fields_of_later_versions() {
     let mut repository = Repository::new();
-    repository
-        .root
-        .extra
-        .insert("x-note".into(), json!({"a": [1, "é"]}));
+    repository.root.extra.insert("x-note".into(), json!({"a": [1, "é"]}));
     repository.root.roles.extra.insert("mirrors".into(), json!(null));
-    repository
-        .root
-        .roles
-        .root
-        .extra
-        .insert("x-owner".into(), json!("@someone"));
+    repository.root.roles.root.extra.insert("x-owner".into(), json!("@someone"));
     next_root(&mut repository);
     let mut client = Client::new(&repository);
     let set = client.refresh(&repository).unwrap();

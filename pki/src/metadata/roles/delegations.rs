@@ -29,10 +29,7 @@ impl Delegations {
     pub(super) fn check(&self) -> Result<(), Flaw> {
         check_keys(&self.keys)?;
         if self.roles.len() > MAX_DELEGATIONS {
-            return Err(Flaw::TooMany {
-                what: "delegations",
-                limit: MAX_DELEGATIONS,
-            });
+            return Err(Flaw::TooMany { what: "delegations", limit: MAX_DELEGATIONS });
         }
         let mut names = BTreeSet::new();
         for role in &self.roles {
@@ -80,9 +77,7 @@ impl Scope {
     /// Whether `path` is in scope.
     pub fn covers(&self, path: &TargetPath) -> bool {
         match self {
-            Self::Paths(patterns) => patterns
-                .iter()
-                .any(|pattern| matches_path(pattern, path.as_str())),
+            Self::Paths(patterns) => patterns.iter().any(|pattern| matches_path(pattern, path.as_str())),
             Self::PathHashPrefixes(prefixes) => {
                 let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(path.as_str().as_bytes()));
                 prefixes.iter().any(|prefix| hash.starts_with(prefix))
@@ -204,23 +199,14 @@ mod tests {
     fn rejects_delegations_that_no_document_may_have() {
         assert_eq!(delegation(|_| {}).unwrap(), Ok(()));
         let flaw = |change: &dyn Fn(&mut Value)| delegation(change).unwrap().unwrap_err();
-        assert_eq!(
-            flaw(&|roles| roles[0]["threshold"] = 0.into()),
-            Flaw::Threshold("a".into())
-        );
+        assert_eq!(flaw(&|roles| roles[0]["threshold"] = 0.into()), Flaw::Threshold("a".into()));
         let twice = |value: &mut Value| {
             let first = value[0].clone();
             value.as_array_mut().unwrap().push(first);
         };
         assert!(matches!(flaw(&twice), Flaw::RepeatedRole(_)));
-        assert!(matches!(
-            flaw(&|roles| twice(&mut roles[0]["keyids"])),
-            Flaw::RepeatedKey { .. }
-        ));
-        assert!(matches!(
-            flaw(&|roles| roles[0]["path_hash_prefixes"] = json!(["0"])),
-            Flaw::TwoScopes(_)
-        ));
+        assert!(matches!(flaw(&|roles| twice(&mut roles[0]["keyids"])), Flaw::RepeatedKey { .. }));
+        assert!(matches!(flaw(&|roles| roles[0]["path_hash_prefixes"] = json!(["0"])), Flaw::TwoScopes(_)));
         let upper = |roles: &mut Value| {
             roles[0].as_object_mut().unwrap().remove("paths");
             roles[0]["path_hash_prefixes"] = json!(["A"]);
@@ -235,20 +221,8 @@ mod tests {
 
     #[test]
     fn rejects_names_of_delegated_roles_that_could_take_another_file() {
-        for name in [
-            "root",
-            "timestamp",
-            "snapshot",
-            "targets",
-            "",
-            "a\u{0}b",
-            "a\nb",
-            "é",
-        ] {
-            assert!(
-                delegation(|roles| roles[0]["name"] = name.into()).is_err(),
-                "{name:?}"
-            );
+        for name in ["root", "timestamp", "snapshot", "targets", "", "a\u{0}b", "a\nb", "é"] {
+            assert!(delegation(|roles| roles[0]["name"] = name.into()).is_err(), "{name:?}");
         }
         assert!(delegation(|roles| roles[0]["name"] = "x".repeat(129).into()).is_err());
         assert!(delegation(|roles| roles[0]["name"] = "/".repeat(100).into()).is_err());

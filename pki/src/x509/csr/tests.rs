@@ -16,11 +16,7 @@ fn request(edit: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
 fn with_attribute(oid: &'static [u64], values: Vec<u8>) -> Vec<u8> {
     let key = KeyPair::generate().unwrap();
     let attributes = vec![Attribute { oid, values }];
-    CertificateParams::default()
-        .serialize_request_with_attributes(&key, attributes)
-        .unwrap()
-        .der()
-        .to_vec()
+    CertificateParams::default().serialize_request_with_attributes(&key, attributes).unwrap().der().to_vec()
 }
 
 fn names_refused(names: Vec<SanType>) -> bool {
@@ -84,9 +80,7 @@ fn rejects_bytes_that_are_not_one_request() {
 fn rejects_a_subject_of_twenty_kilobytes_and_one_of_two() {
     let with_name = |length: usize| {
         request(|params| {
-            params
-                .distinguished_name
-                .push(DnType::CommonName, "x".repeat(length));
+            params.distinguished_name.push(DnType::CommonName, "x".repeat(length));
         })
     };
     assert_eq!(Csr::parse(&with_name(20_000)), Err(CsrError::TooLong));
@@ -147,12 +141,8 @@ fn rejects_a_renewal_that_changes_the_subject() {
     let device: DeviceId = "pump-7".parse().unwrap();
     let refused = |der: &[u8]| Csr::parse(der).unwrap().check_subject(&device).is_err();
     assert!(!refused(P256));
-    assert!(!refused(&request(
-        |params| params.distinguished_name = rcgen::DistinguishedName::new()
-    )));
-    assert!(refused(&request(|params| params
-        .distinguished_name
-        .push(DnType::CommonName, "other"))));
+    assert!(!refused(&request(|params| params.distinguished_name = rcgen::DistinguishedName::new())));
+    assert!(refused(&request(|params| params.distinguished_name.push(DnType::CommonName, "other"))));
     assert!(refused(&request(|params| {
         params.distinguished_name.push(DnType::CommonName, "pump-7");
         params.distinguished_name.push(DnType::OrganizationName, "pumps");

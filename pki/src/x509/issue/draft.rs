@@ -74,10 +74,7 @@ impl Draft {
         self.params.not_before = epoch + std::time::Duration::from_secs(seconds(self.not_before)?);
         self.params.not_after = epoch + std::time::Duration::from_secs(seconds(self.not_after)?);
         self.describe_key(key);
-        let certificate = self
-            .params
-            .signed_by(key, issuer)
-            .map_err(|source| self.failed(source))?;
+        let certificate = self.params.signed_by(key, issuer).map_err(|source| self.failed(source))?;
         Ok(Issued {
             der: certificate.der().to_vec(),
             serial: self.serial,
@@ -88,12 +85,8 @@ impl Draft {
 
     fn describe_key(&mut self, key: &impl PublicKeyData) {
         let hash = Fingerprint::of(key.der_bytes());
-        let identifier: Vec<u8> = hash
-            .as_bytes()
-            .iter()
-            .copied()
-            .take(usize::from(KEY_IDENTIFIER_BYTES))
-            .collect();
+        let identifier: Vec<u8> =
+            hash.as_bytes().iter().copied().take(usize::from(KEY_IDENTIFIER_BYTES)).collect();
         if self.params.is_ca == IsCa::NoCa {
             // RFC 5280 4.2.1.2: a leaf should have one too; rcgen writes it for authorities only. An OCTET STRING.
             let content = [vec![0x04, KEY_IDENTIFIER_BYTES], identifier].concat();
@@ -101,19 +94,14 @@ impl Draft {
             // An empty SEQUENCE: `cA` is FALSE by default, and DER forbids to write a default (X.690 11.5), as rcgen does.
             let mut no_authority = CustomExtension::from_oid_content(BASIC_CONSTRAINTS, vec![0x30, 0x00]);
             no_authority.set_criticality(true);
-            self.params
-                .custom_extensions
-                .extend([no_authority, key_extension]);
+            self.params.custom_extensions.extend([no_authority, key_extension]);
         } else {
             self.params.key_identifier_method = KeyIdMethod::PreSpecified(identifier);
         }
     }
 
     fn failed(&self, source: rcgen::Error) -> IssueError {
-        IssueError::Write {
-            subject: self.subject.clone(),
-            source,
-        }
+        IssueError::Write { subject: self.subject.clone(), source }
     }
 }
 

@@ -21,12 +21,7 @@ fn parts() -> Parts {
     let (root_key, issuing_key) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let root = Authority::new_root(&root_key, now()).unwrap();
     let issuing = Authority::new_issuing(&root.der, &root_key, &issuing_key, now()).unwrap();
-    Parts {
-        root,
-        root_key,
-        issuing,
-        issuing_key,
-    }
+    Parts { root, root_key, issuing, issuing_key }
 }
 
 fn authority() -> Authority {
@@ -43,18 +38,13 @@ fn device() -> DeviceId {
 }
 
 fn issue(authority: &Authority, csr: &Csr) -> Issued {
-    authority
-        .issue_device(csr, &device(), &TrustDomain::default(), now(), DEVICE_LIFETIME)
-        .unwrap()
+    authority.issue_device(csr, &device(), &TrustDomain::default(), now(), DEVICE_LIFETIME).unwrap()
 }
 
 /// Runs openssl in a directory; what it prints, if it agrees.
 fn openssl(directory: &Path, arguments: &str) -> Result<String, String> {
-    let output = Command::new("openssl")
-        .args(arguments.split_whitespace())
-        .current_dir(directory)
-        .output()
-        .unwrap();
+    let output =
+        Command::new("openssl").args(arguments.split_whitespace()).current_dir(directory).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {
         Ok(text(&output.stdout))
@@ -121,28 +111,14 @@ fn openssl_verifies_device_certificates_of_every_kind_of_key() {
 fn openssl_verifies_the_server_certificate_for_each_name() {
     let authority = authority();
     let key = PrivateKey::generate().unwrap();
-    let names: Vec<ServerName> = ["facade.example.com", "127.0.0.1", "::1"]
-        .iter()
-        .map(|name| name.parse().unwrap())
-        .collect();
+    let names: Vec<ServerName> =
+        ["facade.example.com", "127.0.0.1", "::1"].iter().map(|name| name.parse().unwrap()).collect();
     let leaf = authority.issue_server(&names, &key, now()).unwrap();
     let directory = directory_with(&authority, &leaf);
-    for check in [
-        "-verify_hostname facade.example.com",
-        "-verify_ip 127.0.0.1",
-        "-verify_ip ::1",
-    ] {
-        openssl(
-            directory.path(),
-            &format!("{VERIFY} -purpose sslserver {check} leaf.pem"),
-        )
-        .unwrap();
+    for check in ["-verify_hostname facade.example.com", "-verify_ip 127.0.0.1", "-verify_ip ::1"] {
+        openssl(directory.path(), &format!("{VERIFY} -purpose sslserver {check} leaf.pem")).unwrap();
     }
-    openssl(
-        directory.path(),
-        &format!("{VERIFY} -verify_hostname other.example.com leaf.pem"),
-    )
-    .unwrap_err();
+    openssl(directory.path(), &format!("{VERIFY} -verify_hostname other.example.com leaf.pem")).unwrap_err();
     assert!(Identity::from_certificate(&leaf.der, &TrustDomain::default()).is_err());
 }
 
@@ -154,10 +130,7 @@ fn openssl_reads_our_pkcs7_and_we_read_its() {
     let message = pkcs7::encode([authority.root(), authority.issuing()]);
     std::fs::write(directory.path().join("ours.p7"), &message).unwrap();
     let printed = openssl(directory.path(), "pkcs7 -inform DER -in ours.p7 -print_certs").unwrap();
-    assert_eq!(
-        pem::certificates(&printed).unwrap(),
-        [authority.root(), authority.issuing()]
-    );
+    assert_eq!(pem::certificates(&printed).unwrap(), [authority.root(), authority.issuing()]);
     openssl(
         directory.path(),
         "crl2pkcs7 -nocrl -certfile root.pem -certfile issuing.pem -outform DER -out theirs.p7",
@@ -173,11 +146,7 @@ fn openssl_reads_the_keys() {
     let key = PrivateKey::generate().unwrap();
     std::fs::write(directory.path().join("key.pem"), key.to_pem().as_bytes()).unwrap();
     openssl(directory.path(), "pkey -in key.pem -noout -check").unwrap();
-    std::fs::write(
-        directory.path().join("tuf.pem"),
-        pem::ed25519_key(&[7; 32]).as_bytes(),
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("tuf.pem"), pem::ed25519_key(&[7; 32]).as_bytes()).unwrap();
     openssl(directory.path(), "pkey -in tuf.pem -noout").unwrap();
     openssl(directory.path(), "genpkey -algorithm ed25519 -out theirs.pem").unwrap();
     let theirs = std::fs::read_to_string(directory.path().join("theirs.pem")).unwrap();
@@ -190,9 +159,7 @@ fn rejects_a_request_for_another_devices_name() {
     let mut params = rcgen::CertificateParams::default();
     let uri = "spiffe://drayage.internal/device/other";
     params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-    let request = params
-        .serialize_request(&rcgen::KeyPair::generate().unwrap())
-        .unwrap();
+    let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap();
     let csr = Csr::parse(request.der()).unwrap();
     let refused = authority().issue_device(&csr, &device(), &TrustDomain::default(), now(), DEVICE_LIFETIME);
     assert!(matches!(refused, Err(IssueError::Request(CsrError::ForeignName(name))) if name == uri));
@@ -209,10 +176,7 @@ fn rejects_issuing_when_the_authority_is_not_valid() {
             time.parse().unwrap(),
             DEVICE_LIFETIME,
         );
-        assert!(
-            matches!(refused, Err(IssueError::AuthorityNotValid { .. })),
-            "{time}"
-        );
+        assert!(matches!(refused, Err(IssueError::AuthorityNotValid { .. })), "{time}");
     }
 }
 
@@ -220,9 +184,7 @@ fn rejects_issuing_when_the_authority_is_not_valid() {
 fn lets_no_certificate_outlive_its_issuer() {
     let authority = authority();
     let long = SignedDuration::from_hours(24 * 365 * 50);
-    let issued = authority
-        .issue_device(&csr(), &device(), &TrustDomain::default(), now(), long)
-        .unwrap();
+    let issued = authority.issue_device(&csr(), &device(), &TrustDomain::default(), now(), long).unwrap();
     assert_eq!(issued.not_after, authority.not_after);
 }
 
@@ -237,10 +199,7 @@ fn rejects_lifetimes_that_are_not_positive() {
 #[test]
 fn rejects_a_server_certificate_without_names() {
     let key = PrivateKey::generate().unwrap();
-    assert!(matches!(
-        authority().issue_server(&[], &key, now()),
-        Err(IssueError::NoName)
-    ));
+    assert!(matches!(authority().issue_server(&[], &key, now()), Err(IssueError::NoName)));
 }
 
 #[test]
@@ -249,23 +208,15 @@ fn rejects_parts_that_do_not_belong_together() {
     let load = |root: &Issued, issuing: &Issued, key: PrivateKey| {
         Authority::load(root.der.clone(), issuing.der.clone(), key)
     };
-    assert!(matches!(
-        load(&one.root, &two.issuing, two.issuing_key),
-        Err(IssueError::ChainMismatch)
-    ));
+    assert!(matches!(load(&one.root, &two.issuing, two.issuing_key), Err(IssueError::ChainMismatch)));
     assert!(matches!(
         load(&one.root, &one.issuing, PrivateKey::generate().unwrap()),
         Err(IssueError::KeyMismatch("issuing"))
     ));
     let leaf_key = PrivateKey::generate().unwrap();
     let authority = load(&one.root, &one.issuing, one.issuing_key).unwrap();
-    let leaf = authority
-        .issue_server(&["localhost".parse().unwrap()], &leaf_key, now())
-        .unwrap();
-    assert!(matches!(
-        load(&one.root, &leaf, leaf_key),
-        Err(IssueError::NotAnAuthority("issuing"))
-    ));
+    let leaf = authority.issue_server(&["localhost".parse().unwrap()], &leaf_key, now()).unwrap();
+    assert!(matches!(load(&one.root, &leaf, leaf_key), Err(IssueError::NotAnAuthority("issuing"))));
     assert!(matches!(
         Authority::new_issuing(&one.root.der, &two.root_key, &one.root_key, now()),
         Err(IssueError::KeyMismatch("root"))

@@ -1,0 +1,50 @@
+//! The console in a real browser, with a real registry and devices that are enrolled, one of them hostile.
+
+use std::process::Command;
+
+use harness::process::Outcome;
+use harness::{Device, Facade, Image, Registry};
+
+const HOSTILE: &str = "<script>document.title='owned'</script><img src=x onerror=alert(1)>";
+
+/// Sends a report as a device whose software is somebody else's.
+fn report_as(device: &Device, facade: &Facade, reason: &str) {
+    let body = serde_json::json!({
+        "version": 1, "device": device.id(), "counter": 1_000_000, "boot_id": "0b0c2f3e-5d4a-4a0b-9a37-8d5a3b1d8f11",
+        "agent_version": reason, "platform": {"os": "linux", "architecture": "amd64"}, "state": "idle",
+        "refused": [{"metadata": "director/timestamp.json", "code": "expired", "reason": reason}],
+    });
+    let identity = device.identity();
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--fail-with-body", "--request", "PUT"]);
+    curl.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
+    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert);
+    curl.arg("--key").arg(&identity.key);
+    curl.arg(format!("{}/v1/report", facade.device_url()));
+    Outcome::of(&mut curl, b"").expect_success();
+}
+
+#[test]
+#[ignore = "needs node and Chromium: tests/install console, then tests/run console"]
+fn each_page_does_its_main_job_in_a_browser() {
+    let facade = Facade::start();
+    let registry = Registry::with_password();
+    let app = registry.push("team/app", "v1.0", &Image::hello("one"));
+    registry.push("team/app", "v1.1", &Image::hello("two"));
+    let device = Device::enrolled("board-1", &facade);
+    let hostile = Device::enrolled("hostile-1", &facade);
+    report_as(&hostile, &facade, HOSTILE);
+    let here = env!("CARGO_MANIFEST_DIR");
+    let mut node = Command::new("node");
+    node.arg(format!("{here}/console/console.mjs"))
+        .env("CONSOLE_URL", format!("http://{}", facade.operator_authority()))
+        .env("CONSOLE_TOKEN_FILE", facade.admin_token_file())
+        .env("CONSOLE_REGISTRY", registry.host())
+        .env("CONSOLE_REGISTRY_USER", harness::registry::USER)
+        .env("CONSOLE_REGISTRY_PASSWORD", harness::registry::PASSWORD)
+        .env("CONSOLE_SCREENSHOTS", format!("{here}/../target/console-screenshots"));
+    Outcome::of(&mut node, b"").expect_success();
+    // What was assigned in the browser arrives.
+    device.sync().expect_success();
+    assert!(facade.ok(&["device", "show", "board-1"]).to_string().contains(&app.repository));
+}
