@@ -1,5 +1,8 @@
 //! The measurements of `tests/bench`, a file for each.
 
+#![expect(clippy::expect_used, reason = "a measurement stops where its scene cannot be set")]
+#![expect(clippy::cast_precision_loss, reason = "figures are printed with a digit or two")]
+
 #[path = "bench/load.rs"]
 mod load;
 #[path = "bench/measure.rs"]

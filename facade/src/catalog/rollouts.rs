@@ -190,8 +190,8 @@ impl Rollouts {
                 old.target == assignment.target
                     && old.artifact.repository() == assignment.artifact.repository()
             };
-            let replaces = replaced.iter().find(takes_place_of).map(|old| old.artifact.clone());
-            changes.push(Change { assignment, replaces });
+            let before = replaced.iter().find(takes_place_of).map(|old| old.artifact.clone());
+            changes.push(Change { assignment, replaces: before });
         }
         let targets = changes.iter().map(|change| change.assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);

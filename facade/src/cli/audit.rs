@@ -29,7 +29,7 @@ impl Verb {
                 let records: Vec<AuditRecord> = client.all("/api/v1/audit").await?;
                 for record in records {
                     let line = serde_json::to_string(&record);
-                    output.line(&line.map_err(|error| CliError::from_error(&error))?);
+                    super::output::line(&line.map_err(|error| CliError::from_error(&error))?);
                 }
             }
             Self::Verify => {

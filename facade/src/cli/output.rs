@@ -38,11 +38,6 @@ impl Output {
         write_out(text.trim_end());
     }
 
-    /// Prints one line of a result that is lines, whatever the format.
-    pub(super) fn line(&mut self, text: &str) {
-        write_out(text);
-    }
-
     /// Tells people something beside the result.
     pub(super) fn note(&mut self, text: &str) {
         if !self.quiet {
@@ -61,6 +56,11 @@ impl Output {
         let label = if self.colours { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
         write_err(&format!("{label} {text}"));
     }
+}
+
+/// Prints one line of a result that is lines, whatever the format.
+pub(super) fn line(text: &str) {
+    write_out(text);
 }
 
 /// Prints the completions for a shell.

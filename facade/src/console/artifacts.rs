@@ -15,6 +15,7 @@ const LOOKED_THROUGH: usize = 1000;
 
 #[derive(Template)]
 #[template(path = "console/artifacts.html")]
+#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
 struct Artifacts {
     frame: Frame,
     repository: String,

@@ -13,6 +13,7 @@ const HERE: &str = "/console/assignments";
 
 #[derive(Template)]
 #[template(path = "console/assignments.html")]
+#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
 struct Assignments {
     frame: Frame,
     assignments: Page<Assignment>,

@@ -19,6 +19,7 @@ const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "
 
 #[derive(Template)]
 #[template(path = "console/devices.html")]
+#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
 struct Devices {
     frame: Frame,
     group: String,

@@ -143,7 +143,7 @@ pub(super) async fn read(body: axum::body::Body) -> Result<Fields, Failure> {
 /// Refuses a form that another site's page sent (cross-site request forgery). Browsers say where a form comes from.
 pub(super) fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
+    let site = headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"same-origin") {
         return Err(foreign());
     }

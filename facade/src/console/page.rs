@@ -43,6 +43,7 @@ pub(super) struct Frame {
 
 impl Frame {
     /// The menu: address, name.
+    #[expect(clippy::unused_self, reason = "templates call methods")]
     pub(super) fn menu(&self) -> &'static [(&'static str, &'static str)] {
         &[
             ("/console", "Overview"),
@@ -55,6 +56,7 @@ impl Frame {
         ]
     }
 
+    #[expect(clippy::unused_self, reason = "templates call methods")]
     pub(super) fn version(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")
     }
@@ -65,6 +67,7 @@ impl Frame {
     }
 
     /// The same, where there may be none.
+    #[expect(clippy::ref_option, reason = "templates pass fields by reference")]
     pub(super) fn maybe(&self, at: &Option<String>) -> When {
         self.when(at.as_deref().unwrap_or_default())
     }
@@ -103,6 +106,7 @@ fn told(seconds: i64) -> String {
 }
 
 /// A size in bytes, as a person tells it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "templates pass fields by reference")]
 pub(super) fn size(bytes: &u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let (mut whole, mut tenths, mut unit) = (*bytes, 0, "B");
@@ -196,6 +200,7 @@ pub(super) async fn nowhere() -> Failure {
 /// Gives a request its id and a response its headers, and writes the error page.
 pub(super) async fn dress(mut request: Request, next: Next) -> Response {
     let id = session::request_id();
+    #[expect(clippy::case_sensitive_file_extension_comparisons, reason = "these are our own paths")]
     let asset = request.uri().path().ends_with(".css") || request.uri().path().ends_with(".js");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));

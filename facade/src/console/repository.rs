@@ -16,6 +16,7 @@ const SHOWN: usize = 500;
 
 #[derive(Template)]
 #[template(path = "console/repository.html")]
+#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
 struct Repository {
     frame: Frame,
     repository: String,

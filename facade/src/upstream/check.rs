@@ -188,7 +188,7 @@ fn budget(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failur
             return Err((Step::RateLimit, error));
         }
         Some(budget) => {
-            push(steps, Step::RateLimit, Outcome::Ok, &format!("{} requests left", budget.remaining))
+            push(steps, Step::RateLimit, Outcome::Ok, &format!("{} requests left", budget.remaining));
         }
     }
     Ok(())
