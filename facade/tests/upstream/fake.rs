@@ -128,7 +128,7 @@ impl Fake {
                 thread::spawn(move || match tls {
                     None => talk(tcp, &script, &log),
                     Some(tls) => {
-                        talk(StreamOwned::new(ServerConnection::new(tls).unwrap(), tcp), &script, &log)
+                        talk(StreamOwned::new(ServerConnection::new(tls).unwrap(), tcp), &script, &log);
                     }
                 });
             }

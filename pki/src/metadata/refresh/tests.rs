@@ -501,7 +501,7 @@ fn a_listed_length_never_raises_the_limit() {
                 break;
             }
             Step::Fetch { file, .. } => {
-                refresh.answer(repository.files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes))
+                refresh.answer(repository.files.get(&file).cloned().map_or(Fetched::Absent, Fetched::Bytes));
             }
             Step::Store { .. } | Step::Remove { .. } | Step::Done => {}
         }
