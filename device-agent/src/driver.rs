@@ -127,6 +127,8 @@ impl Agent {
     /// The agent with this place for images.
     pub fn with_runtime(config: Config, clock: Clock, dir: StateDir, runtime: Box<dyn Runtime>) -> Self {
         let platform = config.platform.clone().unwrap_or_else(crate::platform::detect);
+        // A facade that was restored from an older copy learns from the first report what was seen before.
+        let versions = crate::refresh::stored_versions(&dir);
         Self {
             config,
             clock,
@@ -137,7 +139,7 @@ impl Agent {
             shared: Mutex::new(Shared {
                 state: State::default(),
                 session: None,
-                versions: MetadataVersions::default(),
+                versions,
                 expires: None,
                 last_error: None,
                 waiting: None,

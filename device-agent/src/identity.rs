@@ -20,6 +20,7 @@ use crate::config::Proxy;
 use crate::facade_client::{ClientError, Credentials, FacadeClient, TlsSettings};
 use crate::state_file::{StateDir, StateError};
 
+pub mod anchors;
 pub mod certificate;
 pub mod enroll;
 mod est;

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use pki::metadata::lookup::TrustedTarget;
+use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
 use pki::metadata::{Limits, MetadataError, TrustedSet};
@@ -107,7 +109,12 @@ pub struct Agreed {
     pub versions: MetadataVersions,
     /// When the first of that metadata ends being believed.
     pub expires: Timestamp,
+    /// The CA certificates that the facade is to be trusted by, as PEM, where images says.
+    pub anchors: Option<String>,
 }
+
+/// The target of images that holds the CA certificates of the facade, its content in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
 
 /// Refreshes both repositories.
 pub struct Refresher<'a> {
@@ -127,26 +134,7 @@ impl Refresher<'_> {
         let mut images = self.refresh(Repository::Images).await?;
         let mut found = Vec::new();
         for path in assigned.paths() {
-            let mut lookup = images.lookup(path.clone());
-            let mut asked = None;
-            loop {
-                let step = lookup.step().map_err(|source| RefreshError::Metadata {
-                    repository: Repository::Images,
-                    file: asked.clone(),
-                    source,
-                })?;
-                match self.carry(Repository::Images, step, &mut asked).await? {
-                    Carried::Answer(fetched) => lookup.answer(fetched),
-                    Carried::Kept => {}
-                    Carried::Done => break,
-                }
-            }
-            let target = lookup.into_target().map_err(|source| RefreshError::Metadata {
-                repository: Repository::Images,
-                file: asked,
-                source,
-            })?;
-            found.extend(target);
+            found.extend(self.find(&mut images, path.clone()).await?);
         }
         let agreed = assigned.agree(&found).map_err(RefreshError::Disagree)?;
         let release = Release::new(agreed.into_iter().map(|target| Assigned {
@@ -161,7 +149,42 @@ impl Refresher<'_> {
                 director: versions(&director),
             },
             expires: expires(&images).min(expires(&director)),
+            anchors: self.anchors(&mut images).await,
         })
+    }
+
+    /// What images says of one target.
+    async fn find(
+        &self,
+        images: &mut TrustedSet,
+        path: TargetPath,
+    ) -> Result<Option<TrustedTarget>, RefreshError> {
+        let refused = |source, file: &Option<String>| RefreshError::Metadata {
+            repository: Repository::Images,
+            file: file.clone(),
+            source,
+        };
+        let mut lookup = images.lookup(path);
+        let mut asked = None;
+        loop {
+            let step = lookup.step().map_err(|source| refused(source, &asked))?;
+            match self.carry(Repository::Images, step, &mut asked).await? {
+                Carried::Answer(fetched) => lookup.answer(fetched),
+                Carried::Kept => {}
+                Carried::Done => break,
+            }
+        }
+        lookup.into_target().map_err(|source| refused(source, &asked))
+    }
+
+    /// The CA certificates that images names; nothing where it names none, or contradicts itself. A release does not
+    /// wait for them.
+    async fn anchors(&self, images: &mut TrustedSet) -> Option<String> {
+        let found = self.find(images, TRUST.parse().ok()?).await.ok().flatten()?;
+        let target = found.target();
+        let pem = target.custom.as_ref()?.get("pem")?.as_str()?;
+        let whole = target.length == pem.len() as u64 && target.hashes.verify(pem.as_bytes()).is_ok();
+        whole.then(|| pem.to_owned())
     }
 
     async fn refresh(&self, repository: Repository) -> Result<TrustedSet, RefreshError> {
@@ -274,6 +297,25 @@ fn stored(state: &StateDir, repository: Repository) -> Result<Stored, RefreshErr
 }
 
 const TOP_LEVEL: [&str; 4] = ["root.json", "timestamp.json", "snapshot.json", "targets.json"];
+
+/// The versions of what lies on disk, which was verified when it was stored; 0 for what is not there or is damaged.
+pub fn stored_versions(state: &StateDir) -> MetadataVersions {
+    let version = |repository: Repository, role: &str| {
+        let bytes = state.read(&format!("{}/{role}.json", repository.directory()));
+        let value = serde_json::from_slice::<serde_json::Value>(&bytes.ok().flatten()?).ok()?;
+        value.get("signed")?.get("version")?.as_u64()
+    };
+    let versions = |repository| RepositoryVersions {
+        root: version(repository, "root").unwrap_or_default(),
+        timestamp: version(repository, "timestamp").unwrap_or_default(),
+        snapshot: version(repository, "snapshot").unwrap_or_default(),
+        targets: version(repository, "targets").unwrap_or_default(),
+    };
+    MetadataVersions {
+        images: versions(Repository::Images),
+        director: versions(Repository::Director),
+    }
+}
 
 fn versions(trusted: &TrustedSet) -> RepositoryVersions {
     RepositoryVersions {

@@ -12,9 +12,15 @@ pub mod types;
 
 mod artifacts;
 mod assignments;
+mod cache;
+mod audit;
 mod connections;
 mod devices;
+pub(crate) mod gate;
+mod groups;
 mod imports;
+mod keys;
+mod operators;
 mod rekey;
 mod status;
 mod tags;
@@ -27,6 +33,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Ref, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -82,17 +89,66 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(devices::restore))
         .routes(routes!(devices::list_tokens, devices::make_token))
         .routes(routes!(devices::revoke_token))
+        .routes(routes!(keys::list))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::ceremony))
+        .routes(routes!(keys::renew))
+        .routes(routes!(keys::recover))
+        .routes(routes!(keys::request))
+        .routes(routes!(keys::sign))
+        .routes(routes!(keys::drop_request))
+        .routes(routes!(cache::usage))
+        .routes(routes!(cache::list))
+        .routes(routes!(cache::prune))
+        .routes(routes!(cache::verify))
+        .routes(routes!(groups::join, groups::leave))
+        .routes(routes!(operators::list, operators::create))
+        .routes(routes!(operators::revoke))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::verify))
         .routes(routes!(status::status))
 }
 
 /// The OpenAPI document, generated from the handlers.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    documented().into_openapi()
+    let mut document = documented().into_openapi();
+    describe_gate(&mut document);
+    document
+}
+
+/// What the gate answers before any handler is reached is said once, for every operation.
+fn describe_gate(document: &mut utoipa::openapi::OpenApi) {
+    let refusals = [
+        ("403", "The token's role does not allow this"),
+        ("429", "Too many requests without a valid token"),
+    ];
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            for (status, description) in refusals {
+                let answer = || gate_refusal(description).into();
+                operation
+                    .responses
+                    .responses
+                    .entry(status.to_owned())
+                    .or_insert_with(answer);
+            }
+        }
+    }
+}
+
+fn gate_refusal(description: &str) -> utoipa::openapi::Response {
+    let problem = Ref::from_schema_name("Problem");
+    ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", Content::new(Some(problem)))
+        .build()
 }
 
 /// Everything behind the operator door.
 pub fn router(facade: Arc<Facade>) -> Router {
-    let (router, document) = documented().split_for_parts();
+    let (router, mut document) = documented().split_for_parts();
+    describe_gate(&mut document);
     let document = document.to_json().unwrap_or_default();
     router
         .route(
@@ -104,6 +160,7 @@ pub fn router(facade: Arc<Facade>) -> Router {
         .route("/metrics", get(status::metrics))
         .fallback(|| async { Problem::not_found("there is nothing at this path; see /api/openapi.json") })
         .method_not_allowed_fallback(|| async { Problem::method() })
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&facade), gate::gate))
         .with_state(facade)
 }
 
@@ -117,7 +174,9 @@ mod tests {
         for (path, operations) in paths {
             for (method, operation) in operations.as_object().unwrap() {
                 let answers = operation["responses"].as_object().unwrap();
-                assert!(answers.contains_key("401"), "{method} {path}");
+                for status in ["401", "403", "429"] {
+                    assert!(answers.contains_key(status), "{method} {path} {status}");
+                }
                 assert!(operation["summary"].is_string(), "{method} {path}");
             }
         }

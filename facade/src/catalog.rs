@@ -2,10 +2,12 @@
 
 pub mod access;
 pub mod artifacts;
+pub mod audit;
 pub mod closure;
 pub mod devices;
 pub mod imports;
 pub mod keyring;
+pub mod operators;
 pub mod pins;
 pub mod registries;
 pub mod rollouts;

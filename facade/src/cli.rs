@@ -2,11 +2,16 @@
 
 mod artifact;
 mod assign;
+mod audit;
+mod ca;
+mod cache;
 mod client;
 mod connection;
 mod device;
 mod docker_config;
 mod import;
+mod keys;
+mod operator;
 mod output;
 mod provision;
 mod rekey;
@@ -77,6 +82,9 @@ enum Verb {
     Init(server::Init),
     /// Run the server
     Serve(server::Serve),
+    /// Change the certificate authority, on the facade's own machine
+    #[command(subcommand)]
+    Ca(ca::Verb),
     /// Connect registries
     #[command(subcommand)]
     Connection(connection::Verb),
@@ -98,8 +106,20 @@ enum Verb {
     Device(device::Verb),
     /// Seal every secret anew under another key, while the server serves
     Rekey(rekey::Rekey),
+    /// Look after the keys that sign metadata
+    #[command(subcommand)]
+    Keys(keys::Verb),
+    /// Say who may use the facade
+    #[command(subcommand)]
+    Operator(operator::Verb),
+    /// Look at and check the log of what was changed
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Say on one screen whether all is well
     Status(status::Status),
+    /// Look after the cache of pulled content
+    #[command(subcommand)]
+    Cache(cache::Verb),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -132,6 +152,15 @@ pub enum CliError {
         /// Why.
         cause: String,
     },
+    /// What was to be signed is not what it should be.
+    #[error("not signed: {0}")]
+    Verification(String),
+    /// Content is not what it was.
+    #[error("{0}")]
+    Damaged(String),
+    /// What is stored is not what was written.
+    #[error("{0}")]
+    Tampered(String),
     /// The server refuses this caller.
     #[error("{0}")]
     NotAllowed(String),
@@ -145,6 +174,7 @@ impl CliError {
             Self::Partly { .. } => 3,
             Self::Unreachable { .. } => 4,
             Self::NotAllowed(_) => 5,
+            Self::Verification(_) | Self::Damaged(_) | Self::Tampered(_) => 6,
         }
     }
 
@@ -182,11 +212,13 @@ impl Cli {
         let mut output = Output::new(self.global.output, self.global.quiet);
         let result = match self.verb {
             Verb::Init(verb) => verb.run(&mut output),
+            Verb::Ca(verb) => verb.run(&mut output),
             Verb::Serve(verb) => verb.run(),
             Verb::Completions { shell } => {
                 output::completions(shell, &mut Self::definition());
                 Ok(())
             }
+            Verb::Keys(verb) if verb.is_local() => verb.run_local(&mut output),
             verb @ (Verb::Connection(_)
             | Verb::Tags(_)
             | Verb::Import(_)
@@ -196,7 +228,11 @@ impl Cli {
             | Verb::Assignments(_)
             | Verb::Device(_)
             | Verb::Rekey(_)
-            | Verb::Status(_)) => talk(&self.global, verb, &mut output),
+            | Verb::Keys(_)
+            | Verb::Operator(_)
+            | Verb::Audit(_)
+            | Verb::Status(_)
+            | Verb::Cache(_)) => talk(&self.global, verb, &mut output),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -229,8 +265,12 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Assignments(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
             Verb::Rekey(verb) => verb.run(&client, output).await,
+            Verb::Keys(verb) => verb.run(&client, output).await,
+            Verb::Operator(verb) => verb.run(&client, output).await,
+            Verb::Audit(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
-            Verb::Init(_) | Verb::Serve(_) | Verb::Completions { .. } => {
+            Verb::Cache(verb) => verb.run(&client, output).await,
+            Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {
                 Err(CliError::Usage("this verb needs no server".to_owned()))
             }
         }

@@ -51,6 +51,8 @@ pub struct Config {
     pub cache_max_age: Option<Duration>,
     /// Bytes that stay free on the cache's filesystem.
     pub cache_min_free_bytes: u64,
+    /// How long a registry that served wrong bytes for some content is not asked for it again.
+    pub wrong_content_memory: Duration,
     /// Most connections at the device door.
     pub max_connections: usize,
     /// Most connections from one address at the device door.
@@ -107,6 +109,7 @@ impl Config {
             cache_max_size_bytes: None,
             cache_max_age: None,
             cache_min_free_bytes: 512 * 1024 * 1024,
+            wrong_content_memory: Duration::from_mins(1),
             max_connections: 20_000,
             max_connections_per_address: 2_000,
             device_bandwidth_bytes: None,
@@ -170,6 +173,7 @@ settings! {
     cache_max_size_bytes: some_size, "most bytes in the cache, for example 50GiB (unlimited)";
     cache_max_age: some_duration, "how long unused content stays, for example 90d (unlimited)";
     cache_min_free_bytes: size, "bytes that stay free on the cache's disk (512MiB)";
+    wrong_content_memory: duration, "how long a registry that served wrong bytes of something is not asked for it again (1m)";
     max_connections: count, "most device connections (20000)";
     max_connections_per_address: count, "most device connections from one address (2000)";
     device_bandwidth_bytes: some_size, "bytes a second to one device (unlimited)";

@@ -36,7 +36,6 @@ use crate::facade::Facade;
 use crate::secret::Secret;
 use crate::store::StoreError;
 use session::Sessions;
-pub(crate) use sign_in::PeerAddress;
 
 /// Whether browsers reach the console over TLS of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +65,10 @@ pub fn with_api(facade: &Arc<Facade>, api: Router, transport: Transport) -> Rout
     let facade = Arc::clone(facade);
     let who: Who = Arc::new(move |token| {
         let facade = Arc::clone(&facade);
-        Box::pin(async move { facade.tokens.caller(token.expose(), facade.clock.now()).await })
+        Box::pin(async move {
+            let found = facade.tokens.find(token.expose(), facade.clock.now()).await?;
+            Ok(found.map(|(name, role)| Caller::new(name, role)))
+        })
     });
     let console = Console {
         api: api.clone(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pki::wire::{FacadeUrl, RootPin};
+use pki::wire::FacadeUrl;
 use pki::x509::{DeviceId, Fingerprint, ServerName};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::auth::Tokens;
+use crate::api::enroll::limit::Limit;
 use crate::api::enroll::{self, Est};
 use crate::api::{device_door, problem::chain};
 use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
 use crate::catalog::artifacts::Artifacts;
+use crate::catalog::audit::Audit;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
@@ -31,11 +33,12 @@ use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::console;
-use crate::init::{self, DataDir, InitError};
+use crate::init::{self, DataDir, InitError, Vault};
 use crate::metrics::Metrics;
 use crate::operator_door::OperatorDoor;
-use crate::publish::director::{self, Director};
+use crate::publish::director::Director;
 use crate::publish::images::{self, Images};
+use crate::publish::witness::Witness;
 use crate::publish::{Lifetimes, PublishingError};
 use crate::pull::evict::Policy;
 use crate::pull::{self, Parts, PullError, Puller, Wanted};
@@ -47,6 +50,9 @@ use crate::upstream::{self, Upstreams};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// Devices walk through expired roots to newer ones; the end is announced long before.
+const ROOT_LIFETIME: Duration = Duration::from_hours(24 * 365 * 5);
 
 /// How many records are read at a time when the facade starts.
 const STEP: usize = 1000;
@@ -100,15 +106,6 @@ pub enum StartError {
     PublicUrl(String),
 }
 
-/// Which root metadata new devices begin with.
-#[derive(Clone, Debug)]
-pub struct Roots {
-    /// Of the images repository.
-    pub images: RootPin,
-    /// Of the director repository.
-    pub director: RootPin,
-}
-
 /// Where the sealing key is kept.
 #[derive(Clone, Debug)]
 pub(crate) struct SealKeyPlace {
@@ -122,8 +119,10 @@ pub(crate) struct SealKeyPlace {
 pub struct Facade {
     pub(crate) access: Arc<Access>,
     pub(crate) artifacts: Artifacts,
+    pub(crate) audit: Audit,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ca_fingerprint: Fingerprint,
+    ca_roots: Vec<Vec<u8>>,
     pub(crate) clock: Clock,
     pub(crate) devices: Devices,
     pub(crate) director: Director,
@@ -133,9 +132,9 @@ pub struct Facade {
     pub(crate) public_url: FacadeUrl,
     pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
+    pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
     pub(crate) rollouts: Rollouts,
-    pub(crate) roots: Roots,
     pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
@@ -244,6 +243,10 @@ pub struct Running {
 impl Running {
     /// Opens everything; nothing is served yet.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        // Before anything is served: a facade that was off for months must not begin with an expired certificate.
+        if let Err(error) = init::renew_server_certificate(&config.data_dir, clock.now()) {
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
+        }
         let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
         let (sled, opened) = SledStore::open(&config.data_dir.join("store"), &dumps(&config))?;
         if let Opened::Restored { moved_to, dump } = &opened {
@@ -344,16 +347,19 @@ fn limits(config: &Config) -> server::Limits {
         connections: config.max_connections,
         connections_per_address: config.max_connections_per_address,
         drain: config.drain_timeout,
+        bandwidth: config.total_bandwidth_bytes,
+        bandwidth_per_device: config.device_bandwidth_bytes,
         ..server::Limits::default()
     }
 }
 
 fn tls_identity(data: &DataDir, config: &Config) -> TlsIdentity {
-    let authorities = [data.authority.root(), data.authority.issuing()];
+    // Devices come with certificates of former authorities until they have renewed.
+    let authorities = data.roots.iter().chain(&data.issuing);
     TlsIdentity {
         chain: data.server_chain.clone(),
         key: data.server_key.clone_key(),
-        device_roots: authorities.map(|der| CertificateDer::from(der.to_vec())).to_vec(),
+        device_roots: authorities.map(|der| CertificateDer::from(der.clone())).collect(),
         domain: data.trust_domain.clone(),
         expired_grace: config.device_certificate_grace,
     }
@@ -380,41 +386,22 @@ async fn assemble(
         timestamp: config.timestamp_lifetime,
         snapshot: config.snapshot_lifetime,
         targets: config.targets_lifetime,
+        root: ROOT_LIFETIME,
     };
     let metrics = Metrics::new();
     let access = Arc::new(Access::new());
     let artifacts = Artifacts::new(Arc::clone(&store));
-    let keys = images::Keys {
-        targets: data.images.targets,
-        snapshot: data.images.snapshot,
-        timestamp: data.images.timestamp,
-    };
-    let images = Images::open(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
+    let vault = Vault::new(&config.data_dir);
+    let parts = images::Parts {
+        store: Arc::clone(&store),
+        artifacts: artifacts.clone(),
         lifetimes,
-        clock.clone(),
-    )
-    .await?;
-    images
-        .put_root(data.images_root.pin.version.get(), &data.images_root.bytes)
-        .await?;
-    let keys = director::Keys {
-        targets: data.director.targets,
-        snapshot: data.director.snapshot,
-        timestamp: data.director.timestamp,
+        clock: clock.clone(),
+        witness: Arc::new(Witness::open(vault.clone())?),
+        vault,
     };
-    let director = Director::new(
-        Arc::clone(&store),
-        artifacts.clone(),
-        keys,
-        lifetimes,
-        clock.clone(),
-    );
-    director
-        .put_root(data.director_root.pin.version.get(), &data.director_root.bytes)
-        .await?;
+    let images = Images::open(parts.clone(), data.images, data.first_targets).await?;
+    let director = Director::open(parts, data.director).await?;
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
@@ -432,7 +419,7 @@ async fn assemble(
                 kept
             }),
             events: Arc::new(|event| {
-                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept")
+                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
             }),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -445,13 +432,13 @@ async fn assemble(
         lifetime: signed(config.device_certificate_lifetime),
         grace: signed(config.device_certificate_grace),
     };
-    let est = Est::new(Arc::new(data.authority), devices.clone(), policy);
+    let ca_roots = data.roots.clone();
+    let authorities = [data.roots, data.issuing, data.links].concat();
+    let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
         rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
-        roots: Roots {
-            images: data.images_root.pin,
-            director: data.director_root.pin,
-        },
+        audit: Audit::open(Arc::clone(&store)).await?,
+        refusals: Limit::default(),
         tokens: Tokens::new(store, data.admin_token_hash),
         seal_key: SealKeyPlace {
             data_dir: config.data_dir.clone(),
@@ -464,6 +451,7 @@ async fn assemble(
         artifacts,
         blobs,
         ca_fingerprint,
+        ca_roots,
         devices,
         director,
         est,
@@ -509,6 +497,7 @@ fn pull_settings(config: &Config) -> pull::Settings {
     pull::Settings {
         cache: config.cache_enabled,
         policy,
+        distrust: config.wrong_content_memory,
         ..pull::Settings::default()
     }
 }
@@ -522,11 +511,11 @@ async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
         Ok(Ok(true)) => match reload_certificates(tls, config, now) {
             Ok(()) => tracing::info!("the server certificate was renewed"),
             Err(error) => {
-                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used")
+                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used");
             }
         },
         Ok(Err(error)) => {
-            tracing::error!(error = %chain(&error), "the server certificate could not be renewed")
+            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
         }
         Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
     }
@@ -567,6 +556,9 @@ async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: C
     loop {
         if let Err(error) = facade.images.resign().await {
             tracing::error!(error = %chain(&error), "metadata could not be signed again");
+        }
+        if let Err(error) = facade.images.set_trust(&facade.ca_roots).await {
+            tracing::error!(error = %chain(&error), "the CA certificates that devices trust could not be signed");
         }
         if let Err(error) = facade.puller.evict().await {
             tracing::error!(error = %chain(&error), "the cache could not be tidied");

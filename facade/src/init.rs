@@ -5,10 +5,13 @@
 
 mod files;
 mod load;
+mod offline;
 mod rekey;
 mod renew;
+mod roll;
 #[cfg(test)]
 mod tests;
+mod vault;
 
 use std::path::{Path, PathBuf};
 
@@ -23,13 +26,18 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use self::files::Files;
-pub use self::load::{DataDir, FirstRoot, RepositoryKeys};
+pub use self::load::DataDir;
+pub use self::offline::Offline;
 pub use self::rekey::{RekeyError, next_keyring};
 pub use self::renew::renew_server_certificate;
+pub use self::roll::{Rolled, retire, roll};
+pub use self::vault::Vault;
 
 const TRUST_DOMAIN: &str = "trust-domain";
 const ROOT_KEY: &str = "ca/root.key";
 const ROOT: &str = "ca/root.pem";
+/// What former roots say of those that followed them, the newest first.
+const LINKS: &str = "ca/links.pem";
 const ISSUING_KEY: &str = "ca/issuing.key";
 const ISSUING: &str = "ca/issuing.pem";
 const SERVER_KEY: &str = "tls/server.key";
@@ -37,6 +45,7 @@ const SERVER: &str = "tls/server.pem";
 const SEAL_KEY: &str = "keys/seal.key";
 const ADMIN_TOKEN: &str = "admin.token";
 const ADMIN_HASH: &str = "admin.token.hash";
+const FIRST_TARGETS: &str = "tuf/images/1.targets.json";
 
 const REPOSITORIES: [&str; 2] = ["images", "director"];
 const ROLES: [&str; 4] = ["root", "targets", "snapshot", "timestamp"];
@@ -53,6 +62,9 @@ pub struct Options {
     pub hostnames: Vec<String>,
     /// The trust domain of device identities; otherwise the one in use, or the default one.
     pub trust_domain: Option<String>,
+    /// Where root keys, and the targets key of the images repository, are left with the operator; otherwise they are made
+    /// in the data directory.
+    pub offline: Option<Offline>,
     /// The time.
     pub now: Timestamp,
 }
@@ -165,6 +177,18 @@ pub enum InitError {
         /// The domain asked for.
         wanted: TrustDomain,
     },
+    /// An offline key cannot be made or opened.
+    #[error("cannot use the offline key {path}")]
+    OfflineKey {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: crate::keyfile::KeyFileError,
+    },
+    /// Offline keys would be in the data directory, and in each of its backups.
+    #[error("{0} is in the data directory; offline keys belong where the server cannot read them")]
+    NotOffline(PathBuf),
     /// It could not be generated.
     #[error("cannot make {file}")]
     Generate {
@@ -206,6 +230,7 @@ pub fn init(options: &Options) -> Result<Outcome, InitError> {
     let wanted = wanted.map_err(InitError::TrustDomain)?;
     let mut making = Making {
         files: Files::create(&options.data_dir)?,
+        offline: options.offline.clone(),
         now: options.now,
         created: Vec::new(),
     };
@@ -226,6 +251,7 @@ pub fn init(options: &Options) -> Result<Outcome, InitError> {
 /// One run of `init`.
 struct Making {
     files: Files,
+    offline: Option<Offline>,
     now: Timestamp,
     created: Vec<String>,
 }
@@ -295,23 +321,37 @@ impl Making {
     }
 
     fn repository(&mut self, repository: &str) -> Result<(), InitError> {
-        let root_file = root_file(repository);
-        let signed = self.files.find(&root_file)?.is_some();
+        let root_file = root_file(repository, 1);
+        // Once a root has vouched for them, keys are rotated, taken offline, or restored; never made again under it.
+        if self.files.find(&root_file)?.is_some() {
+            return Ok(());
+        }
         let mut keys = Vec::new();
         for role in ROLES {
-            // A root key that is gone once it has signed was taken offline, as it should be.
-            if !(signed && role == "root") {
-                keys.push(self.signing_key(&key_file(repository, role))?);
-            }
-        }
-        if signed {
-            return Ok(());
+            keys.push(self.role_key(repository, role)?);
         }
         let [root, targets, snapshot, timestamp] = keys.as_slice() else {
             return Ok(());
         };
+        if repository == "images" && self.offline.is_some() && self.files.find(FIRST_TARGETS)?.is_none() {
+            let empty = offline::empty_targets(self.now, targets)?;
+            self.publish(FIRST_TARGETS, &empty)?;
+        }
         let bytes = self.first_root(&root_file, [root, targets, snapshot, timestamp])?;
-        self.publish(&root_file, &bytes)
+        self.publish(&root_file, &bytes)?;
+        match &self.offline {
+            Some(offline) => offline.leave_root(repository, &bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn role_key(&mut self, repository: &str, role: &str) -> Result<SigningKey, InitError> {
+        match &self.offline {
+            Some(offline) if role == "root" || (repository, role) == ("images", "targets") => {
+                offline.key(&self.files, repository, role)
+            }
+            _ => self.signing_key(&key_file(repository, role)),
+        }
     }
 
     fn first_root(&self, file: &str, keys: [&SigningKey; 4]) -> Result<Vec<u8>, InitError> {
@@ -400,6 +440,6 @@ fn key_file(repository: &str, role: &str) -> String {
     format!("keys/{repository}-{role}.key")
 }
 
-fn root_file(repository: &str) -> String {
-    format!("tuf/{repository}/1.root.json")
+fn root_file(repository: &str, version: u64) -> String {
+    format!("tuf/{repository}/{version}.root.json")
 }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod console;
 pub mod facade;
 pub mod init;
+pub mod keyfile;
 pub mod metrics;
 mod operator_door;
 pub mod publish;

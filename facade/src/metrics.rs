@@ -19,6 +19,13 @@ pub struct AnswerLabels {
     pub status: u16,
 }
 
+/// Which metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RoleLabels {
+    /// Repository and role, as in `images/targets`.
+    pub role: String,
+}
+
 /// Everything that is counted. Clones count together.
 #[derive(Clone, Default)]
 pub struct Metrics {
@@ -54,6 +61,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Answers on the device door.
     pub answers: Family<AnswerLabels, Counter>,
+    /// When metadata ends, in seconds since 1970.
+    pub metadata_expires: Family<RoleLabels, Gauge>,
     registry: Arc<Register>,
 }
 
@@ -143,6 +152,11 @@ impl Metrics {
             self.connections.clone(),
         );
         registry.register("streams", "Open streams of content", self.streams.clone());
+        registry.register(
+            "metadata_expires_timestamp_seconds",
+            "When signed metadata ends",
+            self.metadata_expires.clone(),
+        );
         registry.register("answers", "Answers on the device door", self.answers.clone());
     }
 
@@ -167,6 +181,29 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each metric of the text as the documentation names it.
+    fn names(text: &str) -> Vec<String> {
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names = types.filter_map(|line| {
+            let (name, kind) = line.split_once(' ')?;
+            let total = if kind == "counter" { "_total" } else { "" };
+            Some(format!("{name}{total}"))
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn the_documentation_names_every_metric_and_no_other() {
+        let page = include_str!("../docs/metrics.md");
+        let documented = page.lines().filter_map(|line| line.strip_prefix("| `facade_"));
+        let documented = documented.filter_map(|line| Some(format!("facade_{}", line.split_once('`')?.0)));
+        let mut documented: Vec<String> = documented.collect();
+        let mut counted = names(&Metrics::new().text());
+        documented.sort();
+        counted.sort();
+        assert_eq!(documented, counted);
+    }
 
     #[test]
     fn tells_what_was_counted() {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,9 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
+use tower_service::Service;
 
+use crate::api::gate::Peer;
 use crate::config::Config;
-use crate::console::PeerAddress;
 use crate::facade::StartError;
 
 /// Most connections at a time: people, pipelines and a console, not a fleet.
@@ -79,9 +81,17 @@ impl OperatorDoor {
                 continue;
             };
             let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
-            let router = router.layer(axum::Extension(PeerAddress(peer)));
             tasks.spawn(async move {
-                connection(tcp, tls, router, watcher).await;
+                connection(
+                    tcp,
+                    tls,
+                    Routes {
+                        router,
+                        peer: Peer(peer.ip()),
+                    },
+                    watcher,
+                )
+                .await;
                 drop(place);
             });
         }
@@ -95,7 +105,13 @@ impl OperatorDoor {
     }
 }
 
-async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Router, watcher: Watcher) {
+/// The routes as one connection sees them.
+struct Routes {
+    router: Router,
+    peer: Peer,
+}
+
+async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Routes, watcher: Watcher) {
     let Some(tls) = tls else {
         return serve(tcp, router, watcher).await;
     };
@@ -108,7 +124,7 @@ async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Router, wa
 
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    routes: Routes,
     watcher: Watcher,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
@@ -120,7 +136,11 @@ async fn serve(
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30));
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(routes.peer);
+        routes.router.clone().call(request)
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection.into_owned()).await {
         tracing::debug!(%error, "operator connection ended");
     }

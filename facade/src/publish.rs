@@ -3,18 +3,29 @@
 //! [`images`] says which artifacts exist, [`director`] what one device should have. A file is served exactly as it was
 //! signed and stored; metadata and the record it speaks of are written in one batch.
 
+pub mod bins;
 pub mod director;
 pub mod images;
+pub mod request;
+pub mod review;
+#[cfg(test)]
+mod tests;
+pub mod trust;
+pub mod witness;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pki::metadata::publish::PublishError;
-use pki::metadata::roles::Document;
+use pki::key::{KeyError, KeyId};
+use pki::metadata::MetadataError;
+use pki::metadata::publish::{PublishError, sign};
+use pki::metadata::roles::{Document, RoleKeys};
 use pki::metadata::verify::Signed;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use self::trust::{KeyRing, RootChangeError};
+use crate::init::InitError;
 use crate::store::StoreError;
 
 /// How long signed metadata lives.
@@ -26,6 +37,8 @@ pub struct Lifetimes {
     pub snapshot: Duration,
     /// The targets of the images repository.
     pub targets: Duration,
+    /// Roots.
+    pub root: Duration,
 }
 
 /// Why metadata could not be published.
@@ -49,6 +62,67 @@ pub enum PublishingError {
         /// The file.
         file: String,
     },
+    /// The data directory cannot be written.
+    #[error(transparent)]
+    Vault(#[from] InitError),
+    /// Metadata is not what devices would accept.
+    #[error("metadata was refused")]
+    Refused(#[source] MetadataError),
+    /// A signature does not verify.
+    #[error("the signature was refused")]
+    Signature(#[source] PublishError),
+    /// The key has no part in the file.
+    #[error("key {keyid} does not sign {role} here")]
+    NoSigner {
+        /// The key.
+        keyid: KeyId,
+        /// The file's role.
+        role: String,
+    },
+    /// The request has no such file.
+    #[error("the signing request has no file of {0}")]
+    NotInRequest(String),
+    /// The request was changed or published meanwhile.
+    #[error("there is no such signing request any more (facade keys pending)")]
+    NoRequest,
+    /// The keys of a role cannot be changed so.
+    #[error("the keys cannot be changed")]
+    Change(#[from] RootChangeError),
+    /// The director signs by itself.
+    #[error(
+        "the director signs for every device when it asks; its keys for anything but roots have to be here"
+    )]
+    OnlineOnly,
+    /// A change of keys waits for signatures; nothing else may come between.
+    #[error("a change of keys waits for signatures (facade keys pending); sign it, or drop it, first")]
+    Waiting,
+    /// Somebody has seen more than we remember.
+    #[error(
+        "the {repository} repository is behind what was published before (timestamp {own}, seen {seen}): the database \
+         was restored from an older copy; nothing is signed until an operator says so (facade keys recover {repository})"
+    )]
+    Behind {
+        /// Which repository.
+        repository: &'static str,
+        /// Our version of its timestamp.
+        own: u64,
+        /// The version that was seen.
+        seen: u64,
+    },
+    /// Devices trust a root that is not here.
+    #[error(
+        "root version {seen} of {repository} was published and is not here: restore tuf/ and keys/ of the data directory \
+         from a newer backup"
+    )]
+    RootLost {
+        /// Which repository.
+        repository: &'static str,
+        /// The version that was seen.
+        seen: u64,
+    },
+    /// A new key could not be made.
+    #[error("no key could be made")]
+    Key(#[source] KeyError),
     /// An artifact's name cannot be a target.
     #[error("{0} cannot be the name of a target")]
     Name(String),
@@ -88,8 +162,21 @@ fn signed_at(now: Timestamp) -> Map<String, Value> {
     Map::from_iter([("signed_at".to_owned(), now.to_string().into())])
 }
 
-/// Whether more than half of a document's life is over: time to sign it again, long before a device would refuse it.
-fn is_ageing(document: &impl Document, now: Timestamp, lifetime: Duration) -> bool {
-    let left = document.expires().as_second().saturating_sub(now.as_second());
+/// Whether more than half of a life is over: time to sign again, long before a device would refuse it.
+fn is_ageing(expires: Timestamp, now: Timestamp, lifetime: Duration) -> bool {
+    let left = expires.as_second().saturating_sub(now.as_second());
     left < i64::try_from(lifetime.as_secs() / 2).unwrap_or(i64::MAX)
+}
+
+/// Signs a document with the keys of its role that are here, be they enough or not.
+fn sign_with<T: Document>(
+    document: &T,
+    role: &str,
+    keys: &RoleKeys,
+    ring: &KeyRing,
+) -> Result<Vec<u8>, PublishingError> {
+    sign(document, &ring.signers(keys)).map_err(|source| PublishingError::Sign {
+        file: versioned(document.version(), role),
+        source,
+    })
 }

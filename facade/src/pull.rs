@@ -59,6 +59,8 @@ pub struct Settings {
     pub patience: Duration,
     /// How long a flight waits for the next bytes of its registry.
     pub stall: Duration,
+    /// How long a registry that served wrong bytes is not asked for the same content again, however often devices retry.
+    pub distrust: Duration,
     /// How many flights may be under way.
     pub max_flights: usize,
 }
@@ -70,6 +72,7 @@ impl Default for Settings {
             policy: Policy::default(),
             patience: Duration::from_secs(25),
             stall: Duration::from_secs(45),
+            distrust: Duration::from_mins(1),
             max_flights: 64,
         }
     }
@@ -196,6 +199,7 @@ struct Shared {
     flights: Arc<Flights>,
     slots: tokio::sync::Semaphore,
     cooldowns: source::Cooldowns,
+    distrusted: source::Distrusted,
     tasks: TaskTracker,
     stop: CancellationToken,
     last_eviction: std::sync::Mutex<Option<Instant>>,
@@ -230,6 +234,7 @@ impl Puller {
             flights: Arc::new(Flights::default()),
             slots: tokio::sync::Semaphore::new(settings.max_flights.max(1)),
             cooldowns: source::Cooldowns::default(),
+            distrusted: source::Distrusted::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             last_eviction: std::sync::Mutex::new(None),

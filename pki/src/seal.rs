@@ -16,7 +16,8 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
-const KEY_PREFIX: &str = "drayage-seal-key.1.";
+/// What the text form of a key begins with.
+pub const KEY_PREFIX: &str = "drayage-seal-key.1.";
 const SEALED_PREFIX: &str = "sealed.1.";
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;

@@ -16,13 +16,7 @@ fn report_as(device: &Device, facade: &Facade, reason: &str) {
     });
     let identity = device.identity();
     let mut curl = Command::new("curl");
-    curl.args([
-        "--silent",
-        "--show-error",
-        "--fail-with-body",
-        "--request",
-        "PUT",
-    ]);
+    curl.args(["--silent", "--show-error", "--fail-with-body", "--request", "PUT"]);
     curl.args([
         "--header",
         "content-type: application/json",

@@ -1,7 +1,8 @@
 //! A tag becomes a signed artifact: resolved once, checked, frozen; a bad tag never spoils a good one.
 
-use harness::{Device, Facade, Image, ImageBuilder, Proxy, Registry};
-use serde_json::json;
+use harness::http::{self, Server, answer, read_request};
+use harness::{Device, Facade, Image, ImageBuilder, Proxy, Registry, poll};
+use serde_json::{Value, json};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -126,6 +127,40 @@ fn rejects_manifests_changed_on_the_registry() {
 }
 
 #[test]
+fn says_with_exit_code_6_that_bytes_are_not_those_that_were_named() {
+    let registry = Registry::open();
+    let image = small();
+    let pushed = registry.push("team/app", "v1", &image);
+    let manifest: serde_json::Value = serde_json::from_slice(&image.root.bytes).unwrap();
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    registry.corrupt(&config.parse().unwrap(), 5);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    facade.cli(&["import", &pushed.repository, "v1"]).expect_code(6);
+    assert!(!artifacts(&facade).contains("sha256:"));
+}
+
+#[test]
+fn rejects_layers_longer_than_anything_that_exists() {
+    let registry = Registry::open();
+    let image = small();
+    registry.push("team/app", "v1", &image);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.root.bytes).unwrap();
+    manifest["layers"][0]["size"] = json!(1_u64 << 62);
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    assert_eq!(
+        registry.put_raw_manifest("team/app", "huge", media_type, &bytes),
+        201
+    );
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let repository = format!("{}/team/app", registry.host());
+    facade.cli(&["import", &repository, "huge"]).expect_code(1);
+    assert!(!artifacts(&facade).contains("sha256:"));
+}
+
+#[test]
 fn rejects_malformed_references_as_wrong_use() {
     let facade = Facade::start();
     for repository in [
@@ -153,4 +188,221 @@ fn revoked_artifact_is_neither_served_nor_kept_in_the_metadata() {
     facade.ok(&["artifact", "revoke", &pushed.artifact()]);
     drop(device.sync());
     assert!(device.delivered().is_empty());
+}
+
+/// A registry that answers each path in a certain way: status, content type, body.
+fn fake(answers: Vec<(&'static str, u16, &'static str, Vec<u8>)>) -> Server {
+    Server::start(move |stream| {
+        let Ok((head, _)) = read_request(&stream) else {
+            return;
+        };
+        let path = head.target.split('?').next().unwrap_or_default();
+        match answers.iter().find(|(end, ..)| path.ends_with(end)) {
+            Some((_, status, kind, body)) => answer(&stream, *status, &[("Content-Type", kind)], body),
+            None => answer(&stream, 404, &[], b"{}"),
+        }
+    })
+}
+
+fn connect(facade: &Facade, host: &str) {
+    facade.ok(&["connection", "add", host, "--plain-http"]);
+}
+
+fn outcomes(report: &Value) -> Vec<(String, String)> {
+    let results = report.get("results").and_then(Value::as_array);
+    let text = |result: &Value, field: &str| {
+        let text = result.get(field).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
+    };
+    let results = results.into_iter().flatten();
+    results
+        .map(|result| (text(result, "tag"), text(result, "outcome")))
+        .collect()
+}
+
+/// A manifest whose one layer has this media type and digest.
+fn manifest(layer_type: &str, digest: &str) -> Vec<u8> {
+    let config = format!("sha256:{}", "0".repeat(64));
+    json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2},
+        "layers": [{"mediaType": layer_type, "digest": digest, "size": 10}],
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[test]
+fn says_of_each_tag_what_became_of_it() {
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+    const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let short = format!("sha256:{}", "1".repeat(64));
+    let long = format!("sha512:{}", "1".repeat(128));
+    let registry = fake(vec![
+        ("/manifests/good", 200, MANIFEST, manifest(LAYER, &short)),
+        ("/manifests/sha512", 200, MANIFEST, manifest(LAYER, &long)),
+        ("/manifests/foreign", 200, MANIFEST, manifest(FOREIGN, &short)),
+        (
+            "/manifests/schema1",
+            200,
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            br#"{"schemaVersion": 1}"#.to_vec(),
+        ),
+        ("/manifests/html", 200, "text/html", b"<html>".to_vec()),
+        ("/manifests/huge", 200, MANIFEST, vec![b' '; 5 * 1024 * 1024]),
+        ("/manifests/forbidden", 403, "application/json", b"{}".to_vec()),
+        ("/manifests/broken", 500, "application/json", b"{}".to_vec()),
+        ("/manifests/busy", 429, "application/json", b"{}".to_vec()),
+    ]);
+    let facade = Facade::start();
+    connect(&facade, &registry.authority());
+    let repository = format!("{}/team/app", registry.authority());
+    let tags = [
+        ("good", "imported"),
+        ("gone", "missing"),
+        ("sha512", "unsupported"),
+        ("foreign", "unsupported"),
+        ("schema1", "unsupported"),
+        ("html", "unsupported"),
+        ("huge", "too-large"),
+        ("forbidden", "denied"),
+        ("broken", "failed"),
+        ("busy", "rate-limited"),
+    ];
+    let names = tags.map(|(tag, _)| tag);
+    let run = || {
+        facade
+            .cli(&[&["import", &repository], &names[..]].concat())
+            .expect_code(3)
+            .json()
+    };
+    let report = run();
+    let expected = tags.map(|(tag, outcome)| (tag.to_owned(), outcome.to_owned()));
+    assert_eq!(outcomes(&report), expected);
+    for (tag, why) in [(2, "containerd"), (3, "foreign"), (4, "schema 1")] {
+        let reason = report["results"][tag]["reason"].to_string();
+        assert!(reason.contains(why), "{reason}");
+    }
+    // Once more: what is done is not done again.
+    assert_eq!(run()["results"][0]["outcome"], "unchanged");
+}
+
+#[test]
+fn moved_tag_is_shown_with_where_it_pointed() {
+    let registry = Registry::open();
+    let first = registry.push("team/app", "v1", &small());
+    let facade = Facade::start();
+    facade.connect(&registry);
+    facade.import(&first);
+    let second = registry.push("team/app", "v1", &small());
+    let report = facade.ok(&["import", &second.repository, "v1"]);
+    let result = &report["results"][0];
+    assert_eq!(result["outcome"], "moved");
+    assert_eq!(result["moved_from"], first.artifact());
+    assert_eq!(result["artifact"], second.artifact());
+    // What was revoked is not signed again, whatever tag leads to it.
+    facade.ok(&["artifact", "revoke", &second.artifact()]);
+    let path = format!("/v2/team/app/manifests/{}", second.digest);
+    let manifest = http::request(&registry.host(), "GET", &path, &[("Accept", MANIFEST)], b"").unwrap();
+    registry.put_raw_manifest("team/app", "v2", MANIFEST, &manifest.body);
+    let refused = facade.cli(&["import", &second.repository, "v2"]).expect_code(1);
+    assert_eq!(
+        outcomes(&refused.json()),
+        [("v2".to_owned(), "denied".to_owned())]
+    );
+    assert!(refused.text().contains("revoked"), "{}", refused.text());
+}
+
+#[test]
+fn refuses_what_no_device_it_is_for_can_run() {
+    let registry = Registry::open();
+    let runs = registry.push("team/app", "v1", &small());
+    registry.push(
+        "team/app",
+        "mainframe",
+        &ImageBuilder::new().platform("linux/s390x").build(),
+    );
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let token = facade.ok(&["device", "token", "--device", "board-1", "--group", "kitchen"]);
+    let device = Device::new("board-1");
+    device.enroll(token["token"].as_str().unwrap()).expect_success();
+    facade.deliver(&runs, "board-1");
+    device.sync().expect_success();
+    for target in [["--for-device", "board-1"], ["--for-group", "kitchen"]] {
+        let import = ["import", &runs.repository, "v1", "mainframe"];
+        let report = facade.cli(&[&import[..], &target].concat()).expect_code(3);
+        let expected = [("v1", "unchanged"), ("mainframe", "no-platform")];
+        let expected = expected.map(|(tag, outcome)| (tag.to_owned(), outcome.to_owned()));
+        assert_eq!(outcomes(&report.json()), expected);
+        assert!(report.text().contains("linux/s390x"), "{}", report.text());
+    }
+    let report = facade.ok(&["import", &runs.repository, "mainframe"]);
+    assert_eq!(report["results"][0]["platforms"], json!(["linux/s390x"]));
+    // Signed is signed: naming a device warns.
+    let report = facade.ok(&["import", &runs.repository, "mainframe", "--for-device", "board-1"]);
+    assert!(
+        report["results"][0]["warning"].to_string().contains("board-1"),
+        "{report}"
+    );
+    facade
+        .cli(&["import", &runs.repository, "v1", "--for-device", "nobody"])
+        .expect_code(2);
+}
+
+#[test]
+fn ten_thousand_tags_are_listed_pleasantly() {
+    let tags: Vec<String> = (0..10_000)
+        .map(|number| format!("1.{}.{}", number / 100, number % 100))
+        .collect();
+    let hidden = format!("sha256-{}.sig", "a".repeat(64));
+    let all: Vec<&str> = tags.iter().map(String::as_str).chain([hidden.as_str()]).collect();
+    let page = json!({"name": "team/app", "tags": all}).to_string().into_bytes();
+    let registry = fake(vec![("/tags/list", 200, "application/json", page)]);
+    let facade = Facade::start();
+    connect(&facade, &registry.authority());
+    let repository = format!("{}/team/app", registry.authority());
+    let begun = std::time::Instant::now();
+    let listed = facade.ok(&["tags", &repository, "--limit", "20000"]);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    let shown = listed["tags"].as_array().unwrap();
+    assert_eq!(
+        (shown.len(), &shown[0], &shown[9999]),
+        (10_000, &json!("1.99.99"), &json!("1.0.0"))
+    );
+    assert_eq!(listed["hidden"], json!([hidden]));
+    assert_eq!(listed["clipped"], Value::Null);
+    let clipped = facade.ok(&["tags", &repository, "--limit", "100"]);
+    assert!(clipped["clipped"].to_string().contains("100 tags"), "{clipped}");
+}
+
+#[test]
+fn pinned_artifact_outlives_the_eviction_of_others() {
+    let registry = Registry::open();
+    let build = || ImageBuilder::new().random_layer(600_000).build();
+    let (kept, other) = (
+        registry.push("team/kept", "v1", &build()),
+        registry.push("team/other", "v1", &build()),
+    );
+    let mut facade = Facade::start_with(&[("FACADE_CACHE_MAX_SIZE_BYTES", "1MiB")]);
+    facade.connect(&registry);
+    facade.ok(&["import", &kept.repository, "v1", "--pin"]);
+    facade.import(&other);
+    facade.ok(&["artifact", "pin", &other.artifact()]);
+    facade.ok(&["artifact", "unpin", &other.artifact()]);
+    // A restart begins with tidying the cache, and remembers what is pinned.
+    facade.start_again();
+    drop(registry);
+    facade.ok(&["artifact", "pin", &kept.artifact()]);
+    let gone = |facade: &Facade| facade.cli(&["artifact", "pin", &other.artifact()]).code != 0;
+    poll(
+        "the other artifact to be evicted",
+        std::time::Duration::from_secs(20),
+        || gone(&facade).then_some(()),
+    );
+    assert_eq!(facade.ok(&["artifact", "show", &kept.artifact()])["pinned"], true);
 }

@@ -23,7 +23,8 @@ fn serial(certificate: &Path) -> String {
 
 fn standing(facade: &Facade, device: &str) -> String {
     let shown = facade.ok(&["device", "show", device]);
-    shown["standing"].as_str().unwrap_or_default().to_owned()
+    let standing = shown.get("standing").and_then(Value::as_str);
+    standing.unwrap_or_default().to_owned()
 }
 
 #[test]
@@ -39,12 +40,10 @@ fn renews_with_a_new_key_while_the_old_one_still_works() {
     assert_eq!(standing(&facade, "board-1"), "active");
 }
 
-/// Every call by which an agent changes its disk or speaks to the network.
-const STEPS: [&str; 3] = ["renameat", "fsync", "writev"];
-
 /// Kills a verb at every occurrence of a system call in turn, until it gets through; what is left must work.
 fn walk(call: &str, mut begin: impl FnMut() -> (Device, Vec<String>), after: impl Fn(&Device, &[String])) {
-    for number in 1..60 {
+    for number in 1.. {
+        assert!(number < 60, "{call} has no end");
         let (device, verb) = begin();
         let words: Vec<&str> = verb.iter().map(String::as_str).collect();
         let cut = device.killed_at(&words, &format!("{call}:when={number}"));
@@ -54,51 +53,91 @@ fn walk(call: &str, mut begin: impl FnMut() -> (Device, Vec<String>), after: imp
             return;
         }
     }
-    panic!("{call} has no end");
 }
 
-#[test]
-fn a_power_cut_at_any_step_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+/// Walks an enrollment; the same token must finish what was cut.
+fn walk_enrollment(call: &str) {
     let facade = Facade::start();
     let mut number = 0;
-    for call in STEPS {
-        let begin = || {
-            number += 1;
-            let device = Device::new(&format!("board-{number}"));
-            let token = facade.token(device.id());
-            (device, vec!["enroll".to_owned(), token])
-        };
-        walk(call, begin, |device, verb| {
-            let again = device.enroll(&verb[1]);
-            // It is enrolled now, or was already.
-            assert!(again.text().contains("enrolled as"), "{call}: {}", again.text());
-            device.sync().expect_success();
-            assert_eq!(standing(&facade, device.id()), "active");
-        });
-    }
+    let begin = || {
+        number += 1;
+        let device = Device::new(&format!("board-{number}"));
+        let token = facade.token(device.id());
+        (device, vec!["enroll".to_owned(), token])
+    };
+    walk(call, begin, |device, verb| {
+        let token = verb.last().expect("a token");
+        let again = device.enroll(token);
+        // It is enrolled now, or was already.
+        assert!(again.text().contains("enrolled as"), "{call}: {}", again.text());
+        device.sync().expect_success();
+        assert_eq!(standing(&facade, device.id()), "active");
+    });
+}
+
+/// Walks a renewal; what is left must work, and must not be taken for a copy.
+fn walk_renewal(call: &str) {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let mut number = 0;
+    let begin = || {
+        number += 1;
+        let device = Device::enrolled(&format!("board-{number}"), &facade);
+        (device, vec!["sync".to_owned()])
+    };
+    walk(call, begin, |device, _| {
+        device.sync().expect_success();
+        assert_eq!(
+            standing(&facade, device.id()),
+            "active",
+            "{call}: a cut is no copy"
+        );
+    });
 }
 
 #[test]
-fn a_power_cut_at_any_step_of_renewal_leaves_an_identity_that_works() {
+fn a_power_cut_at_any_rename_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+    walk_enrollment("renameat");
+}
+
+#[test]
+fn a_power_cut_at_any_flush_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+    walk_enrollment("fsync");
+}
+
+#[test]
+fn a_power_cut_at_any_request_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+    walk_enrollment("writev");
+}
+
+#[test]
+fn a_power_cut_at_any_rename_of_renewal_leaves_an_identity_that_works() {
+    walk_renewal("renameat");
+}
+
+#[test]
+fn a_power_cut_at_any_flush_of_renewal_leaves_an_identity_that_works() {
+    walk_renewal("fsync");
+}
+
+#[test]
+fn a_power_cut_at_any_request_of_renewal_leaves_an_identity_that_works() {
+    walk_renewal("writev");
+}
+
+#[test]
+fn a_full_disk_at_any_step_of_renewal_leaves_the_identity_in_use() {
     let facade = Facade::start_with(&[ALWAYS_DUE]);
-    let mut number = 0;
-    for call in STEPS {
-        let begin = || {
-            number += 1;
-            (
-                Device::enrolled(&format!("board-{number}"), &facade),
-                vec!["sync".to_owned()],
-            )
-        };
-        walk(call, begin, |device, _| {
-            device.sync().expect_success();
-            device.sync().expect_success();
-            assert_eq!(
-                standing(&facade, device.id()),
-                "active",
-                "{call}: a cut is no copy"
-            );
-        });
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    for number in 1..12 {
+        let full = format!("fsync:error=ENOSPC:when={number}+");
+        device.with_faults(&["sync"], &full);
+        device.sync().expect_success();
+        assert_eq!(
+            standing(&facade, "board-1"),
+            "active",
+            "disk full from change {number} on"
+        );
     }
 }
 
@@ -303,4 +342,63 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
     assert!(shown().contains("the operator"));
     daemon.terminate();
     device.sync().expect_success();
+}
+
+fn roll_ca(facade: &mut Facade) {
+    let data = facade.data_dir().display().to_string();
+    facade.cli(&["ca", "roll", "--data-dir", &data]).expect_success();
+    facade.start_again();
+}
+
+fn anchors(device: &Device) -> usize {
+    let pem = fs::read_to_string(device.identity().ca).expect("read the anchors");
+    pem.matches("BEGIN CERTIFICATE").count()
+}
+
+#[test]
+fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
+    let mut facade = Facade::start();
+    let (awake, sleeper) = (
+        Device::enrolled("awake", &facade),
+        Device::enrolled("sleeper", &facade),
+    );
+    let first_root = fs::read_to_string(facade.ca_file()).unwrap();
+    let old_token = facade.token("boxed");
+    awake.sync().expect_success();
+    roll_ca(&mut facade);
+    // Old and new overlap: whoever is awake learns the new root from signed metadata, and renews under it.
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 2);
+    awake.sync().expect_success();
+    // A token that names the old root still enrolls, and so does a new one.
+    Device::new("boxed").enroll(&old_token).expect_success();
+    let new = Device::enrolled("new", &facade);
+    new.sync().expect_success();
+    // Again, and then the former roots are retired.
+    roll_ca(&mut facade);
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 3);
+    let data = facade.data_dir().display().to_string();
+    facade
+        .cli(&["ca", "retire", "--data-dir", &data])
+        .expect_success();
+    facade.start_again();
+    awake.sync().expect_success();
+    assert_eq!(anchors(&awake), 1);
+    awake.sync().expect_success();
+    // A device that slept through one change of the two, with a certificate that has expired meanwhile.
+    facade.start_again_in("+100d");
+    assert!(fs::read_to_string(new.identity().ca).unwrap() != first_root);
+    new.sync_in("+100d").expect_success();
+    assert_eq!(
+        fs::read(new.identity().ca).unwrap(),
+        fs::read(facade.ca_file()).unwrap()
+    );
+    // And one that slept through both.
+    sleeper.sync_in("+100d").expect_success();
+    assert_eq!(
+        fs::read(sleeper.identity().ca).unwrap(),
+        fs::read(facade.ca_file()).unwrap()
+    );
+    sleeper.sync_in("+100d").expect_success();
 }

@@ -5,15 +5,20 @@
 #![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
 
 mod authorization;
+mod cache;
+mod connections;
 mod console;
 mod credentials;
 mod enroll;
 mod est;
 mod faults;
 mod import;
+mod keys;
 mod life;
+mod operators;
 mod pull;
 mod rig;
+mod secrets;
 mod stock_clients;
 mod surroundings;
 mod tamper;

@@ -51,6 +51,22 @@ fn skopeo_copies_by_digest() {
     scene.skopeo_copy().expect_success();
 }
 
+/// A docker reference has no room for a second colon: `__` stands for it.
+#[test]
+fn skopeo_copies_from_a_registry_whose_host_has_a_port() {
+    let registry = Registry::open();
+    let image = ImageBuilder::new().random_layer(500_000).build();
+    let pushed = registry.push("team/app", "v1", &image);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    let into = TempDir::new().expect("make a directory");
+    let artifact = pushed.artifact().replacen(':', "__", 1);
+    let source = format!("{}/{artifact}", facade.device_authority());
+    skopeo_copy(&source, &device.identity(), &into.path().join("copy")).expect_success();
+}
+
 #[test]
 fn skopeo_is_refused_what_the_device_is_not_assigned() {
     let refused = Scene::set().skopeo_copy();

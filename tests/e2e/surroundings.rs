@@ -12,7 +12,7 @@ use tempfile::TempDir;
 fn finding(report: &Value, check: &str) -> Value {
     let findings = report["findings"].as_array().cloned().unwrap_or_default();
     let found = findings.into_iter().find(|finding| finding["check"] == check);
-    found.unwrap_or_else(|| panic!("no {check} in {report}"))
+    found.unwrap_or_default()
 }
 
 #[test]

@@ -151,12 +151,17 @@ impl Device {
 
     /// A verb that is killed at a call of the operating system, as `strace --inject` has it: `fsync:when=3`.
     pub fn killed_at(&self, verb: &[&str], call: &str) -> Outcome {
+        self.with_faults(verb, &format!("{call}:signal=SIGKILL"))
+    }
+
+    /// A verb whose calls of the operating system fail, as `strace --inject` has it: `fsync:error=ENOSPC`.
+    pub fn with_faults(&self, verb: &[&str], faults: &str) -> Outcome {
         let agent = self.command(verb);
         let mut command = process::in_clean_environment(Command::new("strace"));
         command.args([
             "--follow-forks",
             "--output=/dev/null",
-            &format!("--inject={call}:signal=SIGKILL"),
+            &format!("--inject={faults}"),
         ]);
         command.arg(agent.get_program()).args(agent.get_args());
         if verb == ["sync"] {

@@ -18,6 +18,7 @@ pub struct Facade {
     device_listen_port: u16,
     operator_port: u16,
     settings: Vec<(String, String)>,
+    init_args: Vec<String>,
 }
 
 impl Facade {
@@ -28,6 +29,19 @@ impl Facade {
 
     /// The same, with more settings (environment variables).
     pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::start_as(settings, &[])
+    }
+
+    /// The same, with root and targets keys left in `operator` under the passphrase in `passphrase_file`.
+    pub fn start_offline(operator: &Path, passphrase_file: &Path) -> Self {
+        let (operator, file) = (
+            operator.display().to_string(),
+            passphrase_file.display().to_string(),
+        );
+        Self::start_as(&[], &["--offline-keys", &operator, "--passphrase-file", &file])
+    }
+
+    fn start_as(settings: &[(&str, &str)], init_args: &[&str]) -> Self {
         let device_port = free_port();
         let mut facade = Self {
             directory: TempDir::new().expect("make a directory"),
@@ -38,6 +52,7 @@ impl Facade {
                 .iter()
                 .map(|(name, value)| ((*name).into(), (*value).into()))
                 .collect(),
+            init_args: init_args.iter().map(|arg| (*arg).into()).collect(),
             process: None,
         };
         facade.init().expect_success();
@@ -49,6 +64,7 @@ impl Facade {
     pub fn init(&self) -> Outcome {
         let mut command = process::command("facade");
         command.arg("init").arg("--data-dir").arg(self.data_dir());
+        command.args(&self.init_args);
         Outcome::of(
             command.args([
                 "--hostname",
@@ -114,6 +130,11 @@ impl Facade {
     /// Everything it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("facade.log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("a running facade").id()
     }
 
     /// The most memory it has had resident so far.

@@ -9,6 +9,7 @@
 //! - [`http`]: a plain HTTP/1.1 client, and the request reader both fake servers share
 //! - [`image`]: OCI and Docker images made on the spot
 //! - [`registry`], [`token`]: the real `docker-registry`, open or behind a password or a token service
+//! - [`tls_registry`]: `docker-registry` with TLS and client certificates
 //! - [`proxy`]: the faulty wire in front of a registry
 //! - [`containerd`]: a real containerd of the test's own
 //! - [`facade`], [`device`]: the two programs of Drayage
@@ -36,6 +37,7 @@ pub mod liar;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod tls_registry;
 pub mod token;
 pub mod tunnel;
 

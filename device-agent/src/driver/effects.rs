@@ -8,6 +8,7 @@ use super::news::{MAX_NEWS_BYTES, News};
 use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
 use crate::fetch::{FetchError, Fetcher, Limits};
 use crate::handover::{self, HandoverError};
+use crate::identity::anchors;
 use crate::identity::enroll::{Replace, Surroundings, enroll};
 use crate::identity::{DISOWNED_FILE, Identity, IdentityError};
 use crate::lifecycle::{Effect, Event, Fault, Release, State};
@@ -112,12 +113,30 @@ impl Agent {
         match refresher.check(session.identity.device()).await {
             Ok(agreed) => {
                 self.learn(self.clock.floor());
+                self.adopt_anchors(&session.identity, agreed.anchors.as_deref())
+                    .await;
                 if self.note_agreement(&agreed) {
                     self.tidy().await;
                 }
                 Outcome::event(Event::Offered(agreed.release))
             }
             Err(error) => self.check_failed(error),
+        }
+    }
+
+    /// Trusts the facade by what the signed metadata says. What does not work is not taken, and tried again next time.
+    async fn adopt_anchors(&self, identity: &Identity, pem: Option<&str>) {
+        let Some(pem) = pem else { return };
+        match anchors::adopt(self.surroundings(), identity, pem).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!("the CA certificates of the facade have changed, as its signed metadata says");
+                self.shared().session = None;
+            }
+            Err(error) => tracing::warn!(
+                error = crate::error_chain(&error),
+                "the CA certificates that the signed metadata names are not used"
+            ),
         }
     }
 

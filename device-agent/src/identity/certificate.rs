@@ -27,24 +27,18 @@ pub fn trust_domain(der: &[u8]) -> Option<TrustDomain> {
     uri.strip_prefix("spiffe://")?.split('/').next()?.parse().ok()
 }
 
-/// The certificates between a leaf and a root, in order, out of a heap of them.
-pub fn intermediates(
+/// Whoever could have issued a leaf, out of a heap of certificates.
+pub fn issuers(
     leaf: &CertificateDer<'static>,
-    root: &CertificateDer<'static>,
     heap: &[CertificateDer<'static>],
 ) -> Vec<CertificateDer<'static>> {
-    let mut path: Vec<CertificateDer<'static>> = Vec::new();
-    while path.len() < MAX_INTERMEDIATES {
-        let below = path.last().unwrap_or(leaf);
-        let next = heap.iter().find(|candidate| {
-            *candidate != root && *candidate != below && !path.contains(candidate) && issued(candidate, below)
-        });
-        match next {
-            Some(next) => path.push(next.clone()),
-            None => break,
+    let mut found: Vec<CertificateDer<'static>> = Vec::new();
+    for candidate in heap {
+        if found.len() < MAX_ISSUERS && !found.contains(candidate) && issued(candidate, leaf) {
+            found.push(candidate.clone());
         }
     }
-    path
+    found
 }
 
 fn issued(issuer: &[u8], subject: &[u8]) -> bool {
@@ -61,4 +55,4 @@ fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     }
 }
 
-const MAX_INTERMEDIATES: usize = 3;
+const MAX_ISSUERS: usize = 4;

@@ -12,6 +12,7 @@ use pki::wire::{EnrollmentToken, RootPin, TokenId};
 use pki::x509::{Fingerprint, Identity as Leaf, PrivateKey};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
@@ -171,8 +172,9 @@ fn check_issued(
             .is_some_and(|leaf| leaf.key() == key.fingerprint())
     });
     let leaf = ours.ok_or(IdentityError::Answer("no certificate for our key"))?;
-    let path = certificate::intermediates(leaf, root, &heap);
-    verify_chain(leaf, &path, root, clock)?;
+    let path = certificate::issuers(leaf, &heap);
+    // The token may name a root that others have followed: what leads from one to the next is in the heap too.
+    verify_chain(leaf, &heap, root, clock)?;
     Ok(std::iter::once(leaf.clone()).chain(path).collect())
 }
 
@@ -277,8 +279,7 @@ fn place_root(state: &StateDir, repository: &str) -> Result<(), IdentityError> {
     }
     let current = format!("metadata/{repository}/root.json");
     // While this runs the anchors in place are still the old ones, or already the same as the staged ones.
-    let anchors = state.read(ANCHORS_FILE)?;
-    let same = anchors.is_some() && anchors == state.read(STAGED_ANCHORS)?;
+    let same = shares_anchor(state)?;
     if same && root_version(state, &current)? >= root_version(state, &staged)? {
         return Ok(state.remove(&staged)?);
     }
@@ -288,6 +289,19 @@ fn place_root(state: &StateDir, repository: &str) -> Result<(), IdentityError> {
         }
     }
     Ok(state.rename(&staged, &current)?)
+}
+
+/// Whether the facade of the staged enrollment is the one the device already belongs to: they have a root in common. A
+/// device that has seen the CA change knows more roots than a token names.
+fn shares_anchor(state: &StateDir) -> Result<bool, IdentityError> {
+    let read = |file: &str| -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let pem = state.read(file)?.unwrap_or_default();
+        Ok(CertificateDer::pem_slice_iter(&pem)
+            .filter_map(Result::ok)
+            .collect())
+    };
+    let (known, staged) = (read(ANCHORS_FILE)?, read(STAGED_ANCHORS)?);
+    Ok(staged.iter().any(|anchor| known.contains(anchor)))
 }
 
 /// The version that root metadata says it has; 0 for none.

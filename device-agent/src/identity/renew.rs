@@ -11,8 +11,7 @@ use rustls_pki_types::CertificateDer;
 use super::enroll::Surroundings;
 use super::est::{self, Issued};
 use super::{
-    ANCHORS_FILE, CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key,
-    to_pem,
+    CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key, to_pem,
 };
 use crate::facade_client::FacadeClient;
 use crate::state_file::StateDir;
@@ -45,7 +44,9 @@ pub async fn renew(
             Issued::Certificates(issued) => issued,
             Issued::Later(wait) => return Ok(Renewal::Later(wait)),
         };
-        let chain = check(identity, &issued, &key)?;
+        // The CA may have changed since; what is wrong with these shows when the new pair is tried out.
+        let authorities = est::ca_certificates(client).await?;
+        let chain = check(identity, &issued, &authorities, &key)?;
         state.write(NEXT_CERTIFICATE, to_pem(&chain).as_bytes())?;
     }
     let next = match Identity::read_pair(state, identity.facade().clone(), NEXT_KEY, NEXT_CERTIFICATE) {
@@ -81,6 +82,7 @@ fn next_key(state: &StateDir) -> Result<PrivateKey, IdentityError> {
 fn check(
     identity: &Identity,
     issued: &[CertificateDer<'static>],
+    authorities: &[CertificateDer<'static>],
     key: &PrivateKey,
 ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let domain = &identity.facade().trust_domain;
@@ -89,12 +91,13 @@ fn check(
             .is_ok_and(|leaf| leaf.key() == key.fingerprint() && leaf.id() == identity.device())
     });
     let leaf = ours.ok_or(IdentityError::Answer("no certificate for our key and name"))?;
-    let anchor = identity
-        .anchors
-        .first()
-        .ok_or(IdentityError::Damaged { file: ANCHORS_FILE })?;
-    let heap: Vec<_> = issued.iter().chain(&identity.chain).cloned().collect();
-    let path = certificate::intermediates(leaf, anchor, &heap);
+    let heap: Vec<_> = authorities
+        .iter()
+        .chain(issued)
+        .chain(&identity.chain)
+        .cloned()
+        .collect();
+    let path = certificate::issuers(leaf, &heap);
     Ok(std::iter::once(leaf.clone()).chain(path).collect())
 }
 

@@ -43,7 +43,24 @@ impl From<ArtifactsError> for Problem {
 
 impl From<PublishingError> for Problem {
     fn from(error: PublishingError) -> Self {
-        Self::internal(&error)
+        match &error {
+            PublishingError::Behind { .. } | PublishingError::RootLost { .. } | PublishingError::Waiting => {
+                Self::conflict(error.to_string())
+            }
+            PublishingError::NoRequest => Self::not_found(error.to_string()),
+            PublishingError::Change(_)
+            | PublishingError::OnlineOnly
+            | PublishingError::Signature(_)
+            | PublishingError::NoSigner { .. }
+            | PublishingError::NotInRequest(_) => Self::invalid("keys", super::problem::chain(&error)),
+            PublishingError::Store(_)
+            | PublishingError::Sign { .. }
+            | PublishingError::Unreadable { .. }
+            | PublishingError::Vault(_)
+            | PublishingError::Refused(_)
+            | PublishingError::Key(_)
+            | PublishingError::Name(_) => Self::internal(&error),
+        }
     }
 }
 

@@ -12,22 +12,34 @@ use super::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest, Pa
 use super::{Answer, State};
 use crate::catalog::registries::{self, RegistriesError};
 use crate::secret::Secret;
-use crate::upstream::{AwsConfiguration, Definition, GoogleAccount, Outcome, Provider, Secrets};
+use crate::upstream::{
+    AwsConfiguration, AwsConfigurationError, Definition, DefinitionError, GoogleAccount, Outcome, Provider,
+    Secrets,
+};
 
 impl From<RegistriesError> for Problem {
     fn from(error: RegistriesError) -> Self {
         match &error {
             RegistriesError::NotConnected(_) => Self::not_found(error.to_string()),
-            RegistriesError::Definition(wrong) => {
-                let text = wrong.to_string();
-                match text.split_once(": ") {
-                    Some((field, detail)) => Self::invalid(field, detail),
-                    None => Self::malformed(text),
-                }
-            }
+            RegistriesError::Definition(wrong) => definition_problem(wrong),
             RegistriesError::Reach(wrong) => Self::invalid("host", wrong.line()),
             RegistriesError::Seal { .. } | RegistriesError::Store(_) => Self::internal(&error),
         }
+    }
+}
+
+/// Says which field of the request is wrong: the text of a wrong definition begins with its name.
+fn definition_problem(wrong: &DefinitionError) -> Problem {
+    let text = wrong.to_string();
+    match (wrong, text.split_once(": ")) {
+        (DefinitionError::Aws(AwsConfigurationError::Host(_)), Some((_, detail))) => {
+            Problem::invalid("host", detail)
+        }
+        (DefinitionError::Aws(_) | DefinitionError::Google(_), Some((_, detail))) => {
+            Problem::invalid("config", detail)
+        }
+        (_, Some((field, detail))) => Problem::invalid(field, detail),
+        (_, None) => Problem::malformed(text),
     }
 }
 
@@ -124,6 +136,7 @@ pub(super) async fn test(
             .and_then(|step| step.as_str().map(str::to_owned))
             .unwrap_or_default(),
         ok: !matches!(step.outcome, Outcome::Failed),
+        skipped: matches!(step.outcome, Outcome::Skipped),
         detail: step.detail.clone(),
     });
     Ok(Json(ConnectionCheck {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode, header};
+use pki::digest::Digest;
 use pki::wire::{MAX_REPORT_BYTES, Report, WaitAnswer};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         (Action::CsrAttrs, _) => est(facade, facade.est.csrattrs()),
         (Action::Enroll | Action::Reenroll, _) => enroll(facade, request).await,
         (Action::Metadata { repository, file }, Some(device)) => {
-            metadata(facade, device, *repository, file).await
+            metadata(facade, device, *repository, file, &request.headers).await
         }
         (Action::Wait { since }, Some(device)) => wait(facade, device, *since).await,
         (Action::Report, Some(_)) => report(facade, request).await,
@@ -96,12 +97,21 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     if let Some(device) = &answer.changed {
         facade.rollouts.device_changed(device);
     }
-    let mut response = Response::new(Body::full(answer.body));
-    *response.status_mut() = answer.status;
-    let kind = answer
-        .content_type
-        .map(|kind| (header::CONTENT_TYPE, kind.to_owned()));
-    for (name, value) in kind.into_iter().chain(answer.headers) {
+    let mut response = if answer.status.is_client_error() || answer.status.is_server_error() {
+        // RFC 7030 leaves the type of an error open; on this door it is what it is everywhere outside /v2/.
+        let reason = String::from_utf8_lossy(&answer.body);
+        Dialect::Problem.error(answer.status, est_code(answer.status), reason.trim_end())
+    } else {
+        let mut response = Response::new(Body::full(answer.body));
+        *response.status_mut() = answer.status;
+        if let Some(kind) = answer.content_type {
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        }
+        response
+    };
+    for (name, value) in answer.headers {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(name, value);
         }
@@ -109,11 +119,22 @@ fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     response
 }
 
+fn est_code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+        StatusCode::FORBIDDEN => "DENIED",
+        StatusCode::TOO_MANY_REQUESTS => "TOO_MANY_REQUESTS",
+        status if status.is_server_error() => "UNAVAILABLE",
+        _ => "MALFORMED_REQUEST",
+    }
+}
+
 async fn metadata(
     facade: &Facade,
     device: &Device,
     repository: MetadataRepository,
     file: &str,
+    headers: &http::HeaderMap,
 ) -> Response<Body> {
     let found = match repository {
         MetadataRepository::Images => facade.images.file(file).await,
@@ -124,7 +145,20 @@ async fn metadata(
     };
     match found {
         Ok(Some(bytes)) => {
-            let mut response = respond::bytes("application/json", Body::full(bytes));
+            let tag = format!("\"{}\"", Digest::sha256(&bytes));
+            let known = headers
+                .get(header::IF_NONE_MATCH)
+                .and_then(|known| known.to_str().ok());
+            let mut response = if known == Some(&tag) {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                response
+            } else {
+                respond::bytes("application/json", Body::full(bytes))
+            };
+            if let Ok(tag) = HeaderValue::try_from(tag) {
+                response.headers_mut().insert(header::ETAG, tag);
+            }
             // A device must see the newest timestamp, whatever stands between it and us.
             response
                 .headers_mut()
@@ -200,6 +234,12 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     }
     for refusal in &report.refused {
         tracing::warn!(device.id = %device.id(), subject = ?refusal.subject, code = %refusal.code, reason = %refusal.reason, "device refused");
+    }
+    let seen = report.metadata;
+    let observed = facade.images.observe(device.id(), seen.images).await;
+    let observed = observed.and(facade.director.observe(device.id(), seen.director).await);
+    if let Err(error) = observed {
+        tracing::error!(error = %chain(&error), "what a device has seen could not be kept");
     }
     let now = facade.clock.now();
     // The first report under a new certificate shows that the device has it: the one before is refused from here on.

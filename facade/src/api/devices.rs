@@ -28,7 +28,9 @@ impl From<DevicesError> for Problem {
             DevicesError::Uses(_) | DevicesError::UsesOfOne(_) => Self::invalid("uses", error.to_string()),
             DevicesError::Expiry(_) => Self::invalid("ttl_seconds", error.to_string()),
             DevicesError::Store(error) => error.into(),
-            DevicesError::Standing { .. } => Self::conflict(error.to_string()),
+            DevicesError::Standing { .. } | DevicesError::TooManyGroups(_) => {
+                Self::conflict(error.to_string())
+            }
             DevicesError::NoRandomness => Self::internal(&error),
         }
     }
@@ -155,7 +157,7 @@ pub(super) async fn restore(state: State, caller: Caller, Path(id): Path<String>
     changed(&state, &caller, device).await
 }
 
-async fn changed(state: &State, caller: &Caller, device: devices::Device) -> Answer<Device> {
+pub(super) async fn changed(state: &State, caller: &Caller, device: devices::Device) -> Answer<Device> {
     // Open streams of a device that is turned away are cut here.
     state.rollouts.device_changed(&device);
     tracing::warn!(device.id = %device.id, standing = %device.standing, by = %caller.name, "device standing changed");
@@ -207,8 +209,8 @@ pub(super) async fn make_token(
     let token = Token {
         url: state.public_url.clone(),
         ca: state.ca_fingerprint,
-        images_root: state.roots.images,
-        director_root: state.roots.director,
+        images_root: state.images.root_pin().await,
+        director_root: state.director.root_pin().await,
         id: record.id,
         secret,
     };

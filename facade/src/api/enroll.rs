@@ -65,6 +65,8 @@ pub struct Request<'a> {
 /// The operations.
 pub struct Est {
     authority: Arc<Authority>,
+    /// What `cacerts` says: roots, then issuing authorities, the present ones first.
+    authorities: Vec<Vec<u8>>,
     devices: Devices,
     policy: Policy,
     limit: Limit,
@@ -72,18 +74,24 @@ pub struct Est {
 
 impl Est {
     /// Over an authority and the records of devices.
-    pub fn new(authority: Arc<Authority>, devices: Devices, policy: Policy) -> Self {
+    pub fn new(
+        authority: Arc<Authority>,
+        authorities: Vec<Vec<u8>>,
+        devices: Devices,
+        policy: Policy,
+    ) -> Self {
         Self {
             authority,
+            authorities,
             devices,
             policy,
             limit: Limit::default(),
         }
     }
 
-    /// `GET cacerts`: the root and the issuing certificate.
+    /// `GET cacerts`: every root and issuing certificate that is in use.
     pub fn cacerts(&self) -> Answer {
-        let message = pkcs7::encode([self.authority.root(), self.authority.issuing()]);
+        let message = pkcs7::encode(self.authorities.iter().map(Vec::as_slice));
         Answer::certificates(est::PKCS7, &message)
     }
 

@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use super::problem::Problem;
 
 /// Largest body of a request in bytes.
-const MAX_BODY_BYTES: usize = 1024 * 1024;
+pub(super) const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// Most items of one page.
 const MAX_PAGE: usize = 1000;

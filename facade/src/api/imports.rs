@@ -64,7 +64,10 @@ async fn audience(state: &State, request: &ImportRequest) -> Result<Vec<(DeviceI
     if let Some(device) = &request.for_device {
         let device: DeviceId = field("for_device", device)?;
         if state.devices.get(&device).await?.is_none() {
-            return Err(Problem::invalid("for_device", format!("there is no device {device}")));
+            return Err(Problem::invalid(
+                "for_device",
+                format!("there is no device {device}"),
+            ));
         }
         members.push(device);
     }
@@ -137,9 +140,16 @@ impl Import<'_> {
             }
         };
         let signed = self.state.images.add(&artifact, tag).await;
-        let signed = signed.map_err(|error| internal(&error))?;
-        self.state.access.set_artifact(&artifact.closure);
+        let signed = signed.map_err(|error| Failure {
+            outcome: ImportOutcome::Failed,
+            reason: Problem::from(error).detail,
+        })?;
+        if signed != Outcome::Pending {
+            // Nobody is served what the operators have not signed.
+            self.state.access.set_artifact(&artifact.closure);
+        }
         let outcome = match (signed, &before) {
+            (Outcome::Pending, _) => ImportOutcome::Pending,
             (_, Some(_)) => ImportOutcome::Moved,
             (Outcome::Unchanged, None) => ImportOutcome::Unchanged,
             (Outcome::Signed, None) => ImportOutcome::Imported,
@@ -156,7 +166,11 @@ impl Import<'_> {
             warning: self.unsuited(&artifact.platforms),
             reason: None,
         };
-        if self.pin { Ok(self.pinned(&artifact, result).await) } else { Ok(result) }
+        if self.pin {
+            Ok(self.pinned(&artifact, result).await)
+        } else {
+            Ok(result)
+        }
     }
 
     async fn pinned(&self, artifact: &Artifact, result: ImportResult) -> ImportResult {
@@ -192,7 +206,11 @@ impl Import<'_> {
         }
         let reason = format!(
             "it is for {}, and {}",
-            platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            platforms
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
             describe(&lacking)
         );
         Err(Failure {
@@ -210,7 +228,10 @@ impl Import<'_> {
     /// An artifact without platforms (a chart, a policy) is for every device.
     fn lacking(&self, platforms: &[Platform]) -> Vec<&(DeviceId, Platform)> {
         let suits = |device: &Platform| platforms.iter().any(|platform| platform.suits(device).is_some());
-        let lacking = self.audience.iter().filter(|(_, device)| !platforms.is_empty() && !suits(device));
+        let lacking = self
+            .audience
+            .iter()
+            .filter(|(_, device)| !platforms.is_empty() && !suits(device));
         lacking.collect()
     }
 }
@@ -242,7 +263,8 @@ impl From<ImportError> for Failure {
                 source: DocumentError::TooLarge | DocumentError::TooMany(_),
                 ..
             }
-            | ImportError::TooMany => ImportOutcome::TooLarge,
+            | ImportError::TooMany
+            | ImportError::TooLarge => ImportOutcome::TooLarge,
             ImportError::Document { .. }
             | ImportError::Size { .. }
             | ImportError::Type { .. }
@@ -266,6 +288,7 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
         | UpstreamError::Forbidden { .. } => ImportOutcome::Denied,
         UpstreamError::RateLimited { .. } => ImportOutcome::RateLimited,
         UpstreamError::TooLarge { .. } => ImportOutcome::TooLarge,
+        UpstreamError::DigestMismatch { .. } => ImportOutcome::Mismatch,
         UpstreamError::Timeout { .. }
         | UpstreamError::Stalled { .. }
         | UpstreamError::Interrupted { .. }
@@ -273,7 +296,6 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
         | UpstreamError::Tls { .. }
         | UpstreamError::Unavailable { .. }
         | UpstreamError::BadAnswer { .. }
-        | UpstreamError::DigestMismatch { .. }
         | UpstreamError::ForbiddenAddress { .. }
         | UpstreamError::ForbiddenTarget { .. } => ImportOutcome::Failed,
     }

@@ -61,6 +61,15 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "not-allowed", detail)
     }
 
+    /// Too many wrong tokens came from this address.
+    pub fn too_many() -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-attempts",
+            "too many requests without a valid token came from this address; wait a minute",
+        )
+    }
+
     /// There is no such thing.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", detail)

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 
 use super::auth::{Caller, Role};
 use super::problem::Problem;
 use super::types::Status;
 use super::{Answer, State};
 use crate::catalog::devices::Standing;
+use crate::metrics::RoleLabels;
 
 /// How many records one step of counting reads.
 const STEP: usize = 1000;
@@ -33,10 +35,17 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
         }
     }
     let (devices, up_to_date) = count_devices(&state, &mut warnings).await?;
-    let expires = state.images.expires().await;
+    warnings.extend(state.images.warnings().await);
+    warnings.extend(state.director.warnings().await);
+    let expires = metadata_expires(&state).await;
+    let now = state.clock.now();
+    let countdown = expires
+        .iter()
+        .map(|(role, at)| (role.clone(), at.as_second().saturating_sub(now.as_second())))
+        .collect();
     let expires = expires
         .into_iter()
-        .map(|(role, at)| (format!("images/{role}"), at.to_string()))
+        .map(|(role, at)| (role, at.to_string()))
         .collect();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,12 +57,25 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
         devices,
         devices_up_to_date: up_to_date,
         metadata_expires: expires,
+        metadata_expires_in_seconds: countdown,
         cache_bytes: state
             .cache_bytes()
             .await
             .map_err(|error| Problem::internal(&error))?,
         warnings,
     }))
+}
+
+/// When the metadata of each role ends; that of the director is signed for each device when it asks, but for the root.
+async fn metadata_expires(state: &State) -> BTreeMap<String, Timestamp> {
+    let images = state.images.expires().await.into_iter();
+    let mut expires: BTreeMap<_, _> = images.map(|(role, at)| (format!("images/{role}"), at)).collect();
+    let root = state
+        .director
+        .with_trust(|trust| trust.chain.current().expires)
+        .await;
+    expires.insert("director/root".to_owned(), root);
+    expires
 }
 
 async fn count_devices(
@@ -113,6 +135,13 @@ pub(super) async fn ready(state: State) -> Response {
 
 /// The counters, as Prometheus reads them.
 pub(super) async fn metrics(state: State) -> Response {
+    for (role, at) in metadata_expires(&state).await {
+        state
+            .metrics
+            .metadata_expires
+            .get_or_create(&RoleLabels { role })
+            .set(at.as_second());
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], state.metrics.text()).into_response()
 }

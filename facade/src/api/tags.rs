@@ -34,9 +34,10 @@ fn default_limit() -> usize {
 
 impl From<UpstreamError> for Problem {
     fn from(error: UpstreamError) -> Self {
-        match &error {
-            UpstreamError::NotFound { .. } => Self::not_found(error.line()),
-            _ => Self::upstream(error.line()),
+        if matches!(error, UpstreamError::NotFound { .. }) {
+            Self::not_found(error.line())
+        } else {
+            Self::upstream(error.line())
         }
     }
 }

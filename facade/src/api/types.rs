@@ -2,8 +2,16 @@
 //!
 //! Names and digests travel as text here and become types at once on either side.
 
+mod cache;
+mod keys;
+mod operators;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::cache::*;
+pub use self::keys::*;
+pub use self::operators::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -107,8 +115,11 @@ pub struct ConnectionCheck {
 pub struct CheckStep {
     /// What was tried: `name`, `tcp`, `tls`, `registry`, `credentials`, `permission`, `rate limit`.
     pub step: String,
-    /// Whether it worked.
+    /// Whether it worked, or was not tried.
     pub ok: bool,
+    /// It was not tried, because it does not apply.
+    #[serde(default)]
+    pub skipped: bool,
     /// What was seen.
     pub detail: String,
 }
@@ -206,6 +217,8 @@ pub enum ImportOutcome {
     Unchanged,
     /// There is an artifact; the tag pointed at another one when it was last imported.
     Moved,
+    /// It waits for the operators' signatures (`facade keys sign`); until then it does not exist.
+    Pending,
     /// The registry has no such tag, or a part of it is gone.
     Missing,
     /// The registry refuses.
@@ -218,14 +231,19 @@ pub enum ImportOutcome {
     NoPlatform,
     /// It is larger than devices take.
     TooLarge,
+    /// The bytes that came are not the bytes that were named.
+    Mismatch,
     /// Anything else.
     Failed,
 }
 
 impl ImportOutcome {
-    /// Whether there is an artifact now.
+    /// Whether there is an artifact now, or will be once it is signed.
     pub fn is_success(self) -> bool {
-        matches!(self, Self::Imported | Self::Unchanged | Self::Moved)
+        matches!(
+            self,
+            Self::Imported | Self::Unchanged | Self::Moved | Self::Pending
+        )
     }
 }
 
@@ -437,6 +455,9 @@ pub struct Status {
     pub devices_up_to_date: u64,
     /// When each role's metadata ends (RFC 3339).
     pub metadata_expires: std::collections::BTreeMap<String, String>,
+    /// Seconds until each role's metadata ends; negative once it has.
+    #[serde(default)]
+    pub metadata_expires_in_seconds: std::collections::BTreeMap<String, i64>,
     /// Bytes in the cache.
     pub cache_bytes: u64,
     /// Things that need somebody's attention.

@@ -7,6 +7,7 @@
 mod certificates;
 mod enrollment;
 mod group;
+mod membership;
 mod record;
 mod token;
 
@@ -63,6 +64,9 @@ pub enum DevicesError {
     /// A token for one device with more than one use.
     #[error("an enrollment token for the one device {0} is good for one use")]
     UsesOfOne(DeviceId),
+    /// More groups than one device needs.
+    #[error("device {0} is in as many groups as a device can be")]
+    TooManyGroups(DeviceId),
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for a token")]
     NoRandomness,

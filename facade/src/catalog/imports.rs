@@ -21,6 +21,12 @@ const MAX_DEPTH: usize = 3;
 /// Most manifests that one artifact may have.
 const MAX_DOCUMENTS: usize = 1024;
 
+/// Most bytes that the manifests of one artifact may have together: they are held in memory until all are there.
+const MAX_DOCUMENTS_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Longest artifact: numbers beyond this are not the same in every JSON reader, and cannot be signed.
+const MAX_ARTIFACT_BYTES: u64 = (1 << 53) - 1;
+
 /// Manifests of one artifact that are fetched at a time.
 const AT_A_TIME: usize = 8;
 
@@ -76,6 +82,9 @@ pub enum ImportError {
     /// Too many manifests.
     #[error("there are more than {MAX_DOCUMENTS} manifests")]
     TooMany,
+    /// Longer than anything that exists.
+    #[error("its manifests, or all its parts together, are larger than any real image")]
+    TooLarge,
     /// The image configuration is not one.
     #[error("the configuration {0} is not an image configuration")]
     Config(Digest),
@@ -117,6 +126,9 @@ pub async fn resolve(
         level = walk.read(level).await?;
         if level.is_empty() {
             check_digests(&walk.closure)?;
+            if walk.closure.size_bytes() > MAX_ARTIFACT_BYTES {
+                return Err(ImportError::TooLarge);
+            }
             return Ok(Resolved {
                 closure: walk.closure,
                 platforms: walk.platforms,
@@ -175,7 +187,10 @@ impl Walk<'_> {
                     self.note_platform(&descriptor, &manifest.config).await?;
                 }
                 Document::Index(index) => {
-                    let new = index.manifests.iter().filter(|child| self.seen.insert(child.digest));
+                    let new = index
+                        .manifests
+                        .iter()
+                        .filter(|child| self.seen.insert(child.digest));
                     children.extend(new.cloned());
                 }
             }
@@ -183,24 +198,27 @@ impl Walk<'_> {
         if self.closure.documents.len() + children.len() > MAX_DOCUMENTS {
             return Err(ImportError::TooMany);
         }
+        let held = self.closure.documents.iter().chain(&children);
+        let bytes = held.fold(0, |sum: u64, document| sum.saturating_add(document.size));
+        if bytes > MAX_DOCUMENTS_BYTES {
+            return Err(ImportError::TooLarge);
+        }
         let (registry, name) = (self.registry, self.repository.name());
         let fetch = |child: Descriptor| async move {
             let served = registry.manifest(name, child.digest).await?;
+            check_length(&child, &served)?;
             Ok((child, served))
         };
         // In order, so that the same artifact always has the same closure and platforms.
-        stream::iter(children).map(fetch).buffered(AT_A_TIME).try_collect().await
+        stream::iter(children)
+            .map(fetch)
+            .buffered(AT_A_TIME)
+            .try_collect()
+            .await
     }
 
     fn take(&mut self, descriptor: Descriptor, served: &Served) -> Result<Document, ImportError> {
-        let found = served.bytes.len() as u64;
-        if found != descriptor.size {
-            return Err(ImportError::Size {
-                digest: descriptor.digest,
-                expected: descriptor.size,
-                found,
-            });
-        }
+        check_length(&descriptor, served)?;
         if served.media_type != descriptor.media_type {
             return Err(ImportError::Type {
                 digest: descriptor.digest,
@@ -258,10 +276,25 @@ impl Walk<'_> {
                 return Err(wrong());
             }
         }
-        digest::verify(config.digest, &bytes).map_err(|_| wrong())?;
+        digest::verify(config.digest, &bytes).map_err(|source| UpstreamError::DigestMismatch {
+            host: self.repository.host().as_str().into(),
+            source,
+        })?;
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
         Ok(serde_json::from_value(value).ok())
     }
+}
+
+fn check_length(descriptor: &Descriptor, served: &Served) -> Result<(), ImportError> {
+    let found = served.bytes.len() as u64;
+    if found == descriptor.size {
+        return Ok(());
+    }
+    Err(ImportError::Size {
+        digest: descriptor.digest,
+        expected: descriptor.size,
+        found,
+    })
 }
 
 /// Only what a closure needs: type, digest, length.

@@ -48,6 +48,7 @@ impl Keyring {
     }
 
     /// Another key in front; of the older ones only the one before stays.
+    #[must_use]
     pub fn followed_by(&self, next: SealingKey) -> Self {
         Self {
             current: next,
@@ -107,7 +108,10 @@ mod tests {
         let third = first
             .followed_by(SealingKey::generate().unwrap())
             .followed_by(SealingKey::generate().unwrap());
-        assert!(matches!(third.open(&sealed, PLACE), Err(SealError::OtherKey { .. })));
+        assert!(matches!(
+            third.open(&sealed, PLACE),
+            Err(SealError::OtherKey { .. })
+        ));
     }
 
     #[test]
@@ -115,7 +119,11 @@ mod tests {
         let key = SealingKey::generate().unwrap();
         let broken = format!("{}not a key\n", key.to_text().as_str());
         for text in ["", "\n\n", "hunter2", broken.as_str()] {
-            assert_eq!(Keyring::from_text(text).unwrap_err(), SealError::NotAKey, "{text:?}");
+            assert_eq!(
+                Keyring::from_text(text).unwrap_err(),
+                SealError::NotAKey,
+                "{text:?}"
+            );
         }
     }
 }

@@ -94,7 +94,10 @@ impl Registries {
         };
         for (_, connection) in scan_json::<Connection>(&*registries.store, TABLE, Scan::ALL).await? {
             let secrets = open(&keys, &connection)?;
-            left_over |= connection.sealed.values().any(|sealed| sealed.key_id() != keys.id());
+            left_over |= connection
+                .sealed
+                .values()
+                .any(|sealed| sealed.key_id() != keys.id());
             let registry = registries.upstreams.connect(connection.definition, secrets)?;
             registries.put_live(registry);
         }
@@ -188,12 +191,16 @@ impl Registries {
     pub async fn keep_health(&self) -> Result<(), StoreError> {
         let live: Vec<(RegistryHost, Health)> = {
             let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-            live.iter().map(|(host, registry)| (host.clone(), registry.health())).collect()
+            live.iter()
+                .map(|(host, registry)| (host.clone(), registry.health()))
+                .collect()
         };
         let mut batch = Batch::new();
         let changed: HashMap<RegistryHost, Health> = {
             let kept = self.kept_health.lock().unwrap_or_else(PoisonError::into_inner);
-            live.into_iter().filter(|(host, health)| kept.get(host) != Some(health)).collect()
+            live.into_iter()
+                .filter(|(host, health)| kept.get(host) != Some(health))
+                .collect()
         };
         if changed.is_empty() {
             return Ok(());
@@ -202,7 +209,10 @@ impl Registries {
             batch.put_json(HEALTH, host.as_str(), health)?;
         }
         self.store.commit(batch).await?;
-        self.kept_health.lock().unwrap_or_else(PoisonError::into_inner).extend(changed);
+        self.kept_health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(changed);
         Ok(())
     }
 

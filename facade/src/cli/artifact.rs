@@ -111,7 +111,14 @@ fn show(artifact: &Artifact) -> String {
             "imported",
             format!("{} by {}", artifact.imported_at, artifact.imported_by),
         ),
-        ("pinned", if artifact.pinned { "yes".to_owned() } else { String::new() }),
+        (
+            "pinned",
+            if artifact.pinned {
+                "yes".to_owned()
+            } else {
+                String::new()
+            },
+        ),
         ("revoked", artifact.revoked_at.clone().unwrap_or_default()),
     ]);
     let rows = artifact.content.iter().map(

@@ -75,6 +75,10 @@ impl Client {
         self.ask(Method::POST, path, Some(body)).await
     }
 
+    pub(super) async fn put<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.ask(Method::PUT, path, None::<&()>).await
+    }
+
     pub(super) async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.ask(Method::DELETE, path, None::<&()>).await
     }

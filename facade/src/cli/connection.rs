@@ -11,7 +11,7 @@ use super::CliError;
 use super::client::{Client, encode};
 use super::docker_config;
 use super::output::{Output, fields, table};
-use crate::api::types::{Connection, ConnectionCheck, ConnectionRequest};
+use crate::api::types::{CheckStep, Connection, ConnectionCheck, ConnectionRequest};
 use crate::secret::Secret;
 
 /// Verbs on registry connections.
@@ -44,7 +44,7 @@ pub(super) enum Verb {
 /// How a registry is authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Provider {
-    /// User name and token: GHCR, Quay, Harbor, JFrog, ACR, Docker Hub
+    /// User name and token: GHCR, Quay, Harbor, Artifactory, ACR, Docker Hub
     Static,
     /// No credentials: public registries
     Anonymous,
@@ -91,7 +91,7 @@ pub(super) struct Add {
     /// Take the credentials of HOST, or of every host, from a docker config.json or podman auth.json [default: where they
     /// keep it]
     #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["provider", "username", "password_stdin", "password_file", "config_file"])]
-    from_docker_config: Option<Option<PathBuf>>,
+    from_docker_config: Option<Vec<PathBuf>>,
     /// How it is authenticated [default: static with --username, otherwise anonymous]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -169,8 +169,8 @@ impl Add {
 
     /// Connects what a docker `config.json` has credentials for, each with its own outcome.
     async fn import(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let path = match self.from_docker_config.clone().flatten() {
-            Some(path) => path,
+        let path = match self.from_docker_config.iter().flatten().next() {
+            Some(path) => path.clone(),
             None => default_docker_config()?,
         };
         let text = Secret::new(read_file(&path)?);
@@ -188,12 +188,19 @@ impl Add {
         }
         if results.is_empty() {
             let what = wanted.unwrap_or_else(|| "any registry".to_owned());
-            return Err(CliError::Failed(format!("{} has no credentials for {what}", path.display())));
+            return Err(CliError::Failed(format!(
+                "{} has no credentials for {what}",
+                path.display()
+            )));
         }
         output.result(&results, |results| {
             let rows = results.iter().map(|taken| {
                 let what = taken.reason.clone().or_else(|| taken.username.clone());
-                [taken.host.clone(), taken.outcome.to_owned(), what.unwrap_or_default()]
+                [
+                    taken.host.clone(),
+                    taken.outcome.to_owned(),
+                    what.unwrap_or_default(),
+                ]
             });
             table(["host", "outcome", "username or reason"], rows)
         });
@@ -217,7 +224,9 @@ impl Add {
                 };
                 match client.post::<Connection>("/api/v1/connections", &request).await {
                     Ok(_) => (Some(login.username), None),
-                    Err(CliError::Failed(reason) | CliError::Usage(reason)) => (Some(login.username), Some(reason)),
+                    Err(CliError::Failed(reason) | CliError::Usage(reason)) => {
+                        (Some(login.username), Some(reason))
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -303,7 +312,10 @@ fn pasted(host: &str) -> Result<String, CliError> {
 }
 
 /// Where podman and docker keep it (containers-auth.json(5), docker's `DOCKER_CONFIG`): the first that is there.
-#[expect(clippy::disallowed_methods, reason = "these concern another program's file, not the configuration")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these concern another program's file, not the configuration"
+)]
 fn default_docker_config() -> Result<PathBuf, CliError> {
     let below = |name: &str, rest: &str| std::env::var_os(name).map(|base| PathBuf::from(base).join(rest));
     if let Some(file) = std::env::var_os("REGISTRY_AUTH_FILE") {
@@ -315,9 +327,16 @@ fn default_docker_config() -> Result<PathBuf, CliError> {
         below("HOME", ".docker/config.json"),
         below("HOME", ".config/containers/auth.json"),
     ];
-    places.into_iter().flatten().find(|path| path.exists()).ok_or_else(|| {
-        CliError::Usage("neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)".to_owned())
-    })
+    places
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            CliError::Usage(
+                "neither docker nor podman keeps credentials here; name the file (--from-docker-config FILE)"
+                    .to_owned(),
+            )
+        })
 }
 
 fn read_stdin() -> Result<String, CliError> {
@@ -345,19 +364,24 @@ async fn test(
         .unwrap_or_default();
     let check: ConnectionCheck = client.post(&format!("{}/test{query}", path(host)), &()).await?;
     output.result(&check, |check| {
-        let steps = check.steps.iter().map(|step| {
-            [
-                if step.ok { "ok" } else { "failed" }.to_owned(),
-                step.step.clone(),
-                step.detail.clone(),
-            ]
-        });
+        let steps = check
+            .steps
+            .iter()
+            .map(|step| [word(step).to_owned(), step.step.clone(), step.detail.clone()]);
         format!("{}\n{}", table(["", "step", "seen"], steps), check.verdict)
     });
     if check.ok {
         Ok(())
     } else {
         Err(CliError::Failed(check.verdict))
+    }
+}
+
+fn word(step: &CheckStep) -> &'static str {
+    match (step.ok, step.skipped) {
+        (false, _) => "failed",
+        (true, true) => "-",
+        (true, false) => "ok",
     }
 }
 
@@ -403,9 +427,15 @@ fn show(connection: &Connection) -> String {
             "last success",
             connection.last_success_at.clone().unwrap_or_default(),
         ),
-        ("last failure", connection.last_failure_at.clone().unwrap_or_default()),
+        (
+            "last failure",
+            connection.last_failure_at.clone().unwrap_or_default(),
+        ),
         ("last error", connection.last_error.clone().unwrap_or_default()),
-        ("left alone until", connection.retry_at.clone().unwrap_or_default()),
+        (
+            "left alone until",
+            connection.retry_at.clone().unwrap_or_default(),
+        ),
         ("budget", budget(connection)),
     ])
 }

@@ -53,11 +53,46 @@ pub(super) enum Verb {
         /// The device's id
         id: String,
     },
+    /// Put devices in groups
+    #[command(subcommand)]
+    Group(GroupVerb),
     /// Forget a device
     Delete {
         /// The device's id
         id: String,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum GroupVerb {
+    /// Put a device in a group
+    Add {
+        /// The device's id
+        id: String,
+        /// The group
+        group: String,
+    },
+    /// Take a device out of a group
+    Remove {
+        /// The device's id
+        id: String,
+        /// The group
+        group: String,
+    },
+}
+
+impl GroupVerb {
+    async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
+        let at = |id: &str, group: &str| format!("{}/groups/{}", path(id), encode(group));
+        let device: Device = match self {
+            Self::Add { id, group } => client.put(&at(&id, &group)).await?,
+            Self::Remove { id, group } => client.delete(&at(&id, &group)).await?,
+        };
+        output.result(&device, |device| {
+            format!("{} is in: {}", device.id, device.groups.join(" "))
+        });
+        Ok(())
+    }
 }
 
 #[derive(Args, Debug)]
@@ -117,6 +152,7 @@ impl Verb {
             Self::Revoke { id } => change(client, output, &id, "revoke").await?,
             Self::Suspend { id } => change(client, output, &id, "suspend").await?,
             Self::Restore { id } => change(client, output, &id, "restore").await?,
+            Self::Group(verb) => verb.run(client, output).await?,
             Self::Delete { id } => {
                 let device: Device = client.delete(&path(&id)).await?;
                 output.result(&device, |device| format!("deleted {}", device.id));

@@ -42,8 +42,8 @@ struct File {
 
 #[derive(Default, Deserialize)]
 struct Auth {
-    #[serde(default)]
-    auth: String,
+    #[serde(default, rename = "auth")]
+    basic: String,
     #[serde(default)]
     username: String,
     #[serde(default)]
@@ -104,8 +104,8 @@ fn login(auth: Auth, helper: Option<&String>) -> Result<Login, String> {
             password: Secret::new(auth.identity_token),
         });
     }
-    if !auth.auth.is_empty() {
-        return decode(&auth.auth);
+    if !auth.basic.is_empty() {
+        return decode(&auth.basic);
     }
     if !auth.username.is_empty() && !auth.password.is_empty() {
         return Ok(Login {
@@ -150,10 +150,15 @@ fn kept_by(helper: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Vec<(String, Result<(String, String), String>)> {
+    type Shown = Result<(String, String), String>;
+
+    fn read(text: &str) -> Vec<(String, Shown)> {
         let shown = |login: Login| (login.username.clone(), login.password.expose().to_owned());
         let entries = entries(text.as_bytes()).unwrap();
-        entries.into_iter().map(|entry| (entry.host, entry.login.map(shown))).collect()
+        entries
+            .into_iter()
+            .map(|entry| (entry.host, entry.login.map(shown)))
+            .collect()
     }
 
     #[test]
@@ -166,7 +171,9 @@ mod tests {
                 "registry.example:5000": {"auth": "cm9ib3Q6c2VjcmV0"}
             }, "HttpHeaders": {"User-Agent": "Docker"}}"#,
         );
-        let login = |host: &str, user: &str, password: &str| (host.to_owned(), Ok((user.to_owned(), password.to_owned())));
+        let login = |host: &str, user: &str, password: &str| {
+            (host.to_owned(), Ok((user.to_owned(), password.to_owned())))
+        };
         assert_eq!(
             found,
             [
@@ -202,7 +209,7 @@ mod tests {
             let found = read(&format!(r#"{{"auths": {{"{key}": {auth}}}}}"#));
             assert!(found[0].1.is_err(), "{key} {auth}");
         }
-        assert!(entries(b"[]").is_err());
+        assert!(entries(b"7").is_err());
         assert!(entries(b"not json").is_err());
     }
 }

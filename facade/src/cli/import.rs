@@ -5,7 +5,7 @@ use clap::Args;
 use super::CliError;
 use super::client::Client;
 use super::output::{Output, size, table};
-use crate::api::types::{ImportReport, ImportRequest, ImportResult};
+use crate::api::types::{ImportOutcome, ImportReport, ImportRequest, ImportResult};
 
 /// Tags of one request.
 const BATCH: usize = 8;
@@ -47,8 +47,20 @@ impl Import {
             tell(result, output);
         }
         outcome?;
+        // Whatever else the batch brought: bytes that lie are never reported as anything milder.
+        let lies = report
+            .results
+            .iter()
+            .find(|result| result.outcome == ImportOutcome::Mismatch);
+        if let Some(lie) = lies {
+            let reason = lie.reason.as_deref().unwrap_or_default();
+            return Err(CliError::Verification(format!("{}: {reason}", lie.tag)));
+        }
         let total = report.results.len();
-        let failed = report.results.iter().filter(|result| !result.outcome.is_success());
+        let failed = report
+            .results
+            .iter()
+            .filter(|result| !result.outcome.is_success());
         match failed.count() {
             0 => Ok(()),
             failed if failed == total => Err(CliError::Failed("no tag was imported".to_owned())),
@@ -57,7 +69,12 @@ impl Import {
     }
 
     /// Asks for a few tags at a time, so that there is progress to show and no request takes for ever.
-    async fn import(&self, client: &Client, output: &mut Output, report: &mut ImportReport) -> Result<(), CliError> {
+    async fn import(
+        &self,
+        client: &Client,
+        output: &mut Output,
+        report: &mut ImportReport,
+    ) -> Result<(), CliError> {
         for tags in self.tags.chunks(BATCH) {
             output.progress(&format!("{} of {} tags", report.results.len(), self.tags.len()));
             let request = ImportRequest {

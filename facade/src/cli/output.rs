@@ -42,6 +42,11 @@ impl Output {
         write_out(text.trim_end());
     }
 
+    /// Prints one line of a result that is lines, whatever the format.
+    pub(super) fn line(&mut self, text: &str) {
+        write_out(text);
+    }
+
     /// Tells people something beside the result.
     pub(super) fn note(&mut self, text: &str) {
         if !self.quiet {
@@ -51,7 +56,7 @@ impl Output {
 
     /// Shows how far the work is, on one line of a terminal; nothing elsewhere. An empty text takes the line away.
     pub(super) fn progress(&mut self, text: &str) {
-        if io::stderr().is_terminal() {
+        if !self.quiet && io::stderr().is_terminal() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K{text}");
         }
     }

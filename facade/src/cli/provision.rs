@@ -149,14 +149,14 @@ fn numbered(prefix: &str, first: u32, count: u32) -> Vec<String> {
 
 /// RFC 4180. No field can hold a comma, a quote or a line end: ids, base64url and RFC 3339 have none.
 fn csv(rows: &[Row]) -> String {
-    let mut text = String::from("device,token,token_id,expires_at\n");
-    for row in rows {
-        text.push_str(&format!(
-            "{},{},{},{}\n",
-            row.device, row.token, row.token_id, row.expires_at
-        ));
-    }
-    text
+    let heading = "device,token,token_id,expires_at".to_owned();
+    let lines = rows
+        .iter()
+        .map(|row| [row.device.as_str(), &row.token, &row.token_id, &row.expires_at].join(","));
+    std::iter::once(heading)
+        .chain(lines)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

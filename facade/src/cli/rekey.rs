@@ -9,13 +9,12 @@ use crate::api::types::RekeyReport;
 
 /// Seal every secret anew under another key, while the server serves.
 ///
-/// With the key in the data directory the server makes a new one. A key that is kept elsewhere (seal_key_file) is yours to
+/// With the key in the data directory the server makes a new one. A key that is kept elsewhere (`seal_key_file`) is yours to
 /// make: put the new key on the first line of the file, leave the old one on the second, and run this.
 #[derive(Args, Debug)]
 pub(super) struct Rekey {}
 
 impl Rekey {
-    #[expect(clippy::unused_self, reason = "every verb is run in the same way")]
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
         let report: RekeyReport = client.post("/api/v1/rekey", &()).await?;
         output.result(&report, |report| {

@@ -23,6 +23,13 @@ pub(super) struct Init {
     /// Trust domain of device identities
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<String>,
+    /// Leave the root keys, and the key that signs which artifacts exist, in this directory instead of the data
+    /// directory, under a passphrase
+    #[arg(long, value_name = "DIR", requires = "passphrase_file")]
+    offline_keys: Option<PathBuf>,
+    /// File with the passphrase of offline keys
+    #[arg(long, env = "FACADE_KEY_PASSPHRASE_FILE", value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -35,10 +42,21 @@ struct Made {
 impl Init {
     pub(super) fn run(self, output: &mut Output) -> Result<(), CliError> {
         keep_to_ourselves();
+        let offline = match (self.offline_keys, &self.passphrase_file) {
+            (Some(directory), Some(file)) => {
+                let passphrase = super::keys::passphrase(file)?;
+                Some(init::Offline {
+                    directory,
+                    passphrase,
+                })
+            }
+            _ => None,
+        };
         let options = init::Options {
             data_dir: self.data_dir.clone(),
             hostnames: self.hostnames,
             trust_domain: self.trust_domain,
+            offline,
             now: Clock::system().now(),
         };
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::CliError;
 use super::client::Client;
+use super::keys::in_days;
 use super::output::{Output, fields, size};
 use crate::api::types;
 
@@ -21,9 +22,9 @@ impl Status {
                 .map(|(standing, count)| format!("{count} {standing}"))
                 .collect();
             let expires: Vec<String> = status
-                .metadata_expires
+                .metadata_expires_in_seconds
                 .iter()
-                .map(|(role, at)| format!("{role} {at}"))
+                .map(|(role, left)| format!("{role} {}", in_days(*left)))
                 .collect();
             let head = fields([
                 ("facade", status.version.clone()),
@@ -32,7 +33,7 @@ impl Status {
                 ("devices", devices.join(", ")),
                 ("up to date", status.devices_up_to_date.to_string()),
                 ("cache", size(status.cache_bytes)),
-                ("metadata until", expires.join(", ")),
+                ("metadata ends", expires.join(", ")),
             ]);
             let verdict = if status.warnings.is_empty() {
                 "all is well".to_owned()

@@ -15,7 +15,7 @@ const LOOKED_THROUGH: usize = 1000;
 
 #[derive(Template)]
 #[template(path = "console/artifacts.html")]
-struct Artifacts {
+struct Listing {
     frame: Frame,
     repository: String,
     artifacts: Page<Artifact>,
@@ -42,7 +42,7 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
         path = format!("{path}&repository={}", encoded(&repository));
     }
     let artifacts = visit.api.get(&path).await?;
-    Ok(page(&Artifacts {
+    Ok(page(&Listing {
         frame: visit.frame("Artifacts", "/console/artifacts"),
         repository,
         artifacts,

@@ -13,7 +13,7 @@ const HERE: &str = "/console/assignments";
 
 #[derive(Template)]
 #[template(path = "console/assignments.html")]
-struct Assignments {
+struct Listing {
     frame: Frame,
     assignments: Page<Assignment>,
     /// Artifacts that can be assigned, to be offered.
@@ -30,7 +30,7 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
         .await?;
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
-    Ok(page(&Assignments {
+    Ok(page(&Listing {
         frame: visit.frame("Assignments", HERE),
         assignments,
         artifacts: artifacts.items,

@@ -19,7 +19,7 @@ const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "
 
 #[derive(Template)]
 #[template(path = "console/devices.html")]
-struct Devices {
+struct Listing {
     frame: Frame,
     group: String,
     standing: String,
@@ -39,7 +39,7 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let group = visit.query.text("group").to_owned();
     let standing = visit.query.text("standing").to_owned();
     let (devices, next) = search(&visit, &group, &standing).await?;
-    Ok(page(&Devices {
+    Ok(page(&Listing {
         frame: visit.frame("Devices", "/console/devices"),
         group,
         standing,

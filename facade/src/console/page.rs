@@ -33,6 +33,19 @@ const HEADERS: [(HeaderName, &str); 6] = [
     ),
 ];
 
+/// The menu: address, name.
+pub(super) const MENU: [(&str, &str); 7] = [
+    ("/console", "Overview"),
+    ("/console/connections", "Connections"),
+    ("/console/repository", "Repositories"),
+    ("/console/artifacts", "Artifacts"),
+    ("/console/assignments", "Assignments"),
+    ("/console/devices", "Devices"),
+    ("/console/enrollment", "Enrollment"),
+];
+
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// What surrounds a page.
 pub(super) struct Frame {
     pub(super) title: String,
@@ -48,23 +61,6 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The menu: address, name.
-    pub(super) fn menu(&self) -> &'static [(&'static str, &'static str)] {
-        &[
-            ("/console", "Overview"),
-            ("/console/connections", "Connections"),
-            ("/console/repository", "Repositories"),
-            ("/console/artifacts", "Artifacts"),
-            ("/console/assignments", "Assignments"),
-            ("/console/devices", "Devices"),
-            ("/console/enrollment", "Enrollment"),
-        ]
-    }
-
-    pub(super) fn version(&self) -> &'static str {
-        env!("CARGO_PKG_VERSION")
-    }
-
     /// A time, told from now.
     pub(super) fn when(&self, at: &str) -> When {
         When {
@@ -74,6 +70,7 @@ impl Frame {
     }
 
     /// The same, where there may be none.
+    #[expect(clippy::ref_option, reason = "templates hand fields over by reference")]
     pub(super) fn maybe(&self, at: &Option<String>) -> When {
         self.when(at.as_deref().unwrap_or_default())
     }
@@ -116,6 +113,10 @@ fn told(seconds: i64) -> String {
 }
 
 /// A size in bytes, as a person tells it.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "templates hand fields over by reference"
+)]
 pub(super) fn size(bytes: &u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let (mut whole, mut tenths, mut unit) = (*bytes, 0, "B");
@@ -221,7 +222,6 @@ pub(super) async fn nowhere() -> Failure {
 /// Gives a request its id and a response its headers, and writes the error page.
 pub(super) async fn dress(mut request: Request, next: Next) -> Response {
     let id = session::request_id();
-    let asset = request.uri().path().ends_with(".css") || request.uri().path().ends_with(".js");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
@@ -232,9 +232,10 @@ pub(super) async fn dress(mut request: Request, next: Next) -> Response {
     for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if !asset {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
+    // Pages are for whoever is signed in; the files that are for everybody say so themselves.
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", id);
     }
@@ -247,7 +248,7 @@ fn refuse(problem: &Problem, id: &str, method: &Method, path: &str) -> Response 
     let written = page(&ErrorPage {
         problem,
         request_id: id,
-        version: env!("CARGO_PKG_VERSION"),
+        version: VERSION,
     });
     (status, written).into_response()
 }

@@ -16,7 +16,7 @@ const SHOWN: usize = 500;
 
 #[derive(Template)]
 #[template(path = "console/repository.html")]
-struct Repository {
+struct Browser {
     frame: Frame,
     repository: String,
     filter: String,
@@ -56,7 +56,7 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
         matching = found.tags.len();
         found.tags.truncate(SHOWN);
     }
-    Ok(page(&Repository {
+    Ok(page(&Browser {
         frame: visit.frame("Repositories", HERE),
         repository,
         filter,

@@ -35,7 +35,7 @@ fn console(revoked: Arc<AtomicBool>) -> Router {
     let who: Who = Arc::new(move |token| {
         let good = !revoked.load(Ordering::SeqCst);
         Box::pin(async move {
-            let caller = |role| Caller::named(token.expose(), role);
+            let caller = |role| Caller::new(token.expose().to_owned(), role);
             Ok(match token.expose() {
                 "operator" if good => Some(caller(Role::Operator)),
                 "viewer" if good => Some(caller(Role::Viewer)),

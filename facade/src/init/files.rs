@@ -80,6 +80,32 @@ impl Files {
         read_private(&path)
     }
 
+    /// The names of the files in a directory.
+    pub(super) fn list(&self, directory: &str) -> Result<Vec<String>, InitError> {
+        let path = self.path(directory);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        check_directory(&path)?;
+        let entries = fs::read_dir(&path).map_err(|source| failed("list", &path, source))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| failed("list", &path, source))?;
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a file, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<(), InitError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, source)),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a file in its place, where there must be none.
     pub(super) fn publish(&self, name: &str, content: &[u8]) -> Result<(), InitError> {
         self.put(name, content, RenameFlags::NOREPLACE)
@@ -206,19 +232,20 @@ fn check_private(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), I
 
 /// Root can read every file anyhow; what it owns may be readable for its group, but for nobody else.
 fn check_credential(path: &Path, found: &fs::Metadata, wanted: u32) -> Result<(), InitError> {
-    if found.uid() == 0 && found.mode() & 0o037 == 0 {
+    let mode = found.mode() & 0o777;
+    if found.uid() == 0 && mode | 0o740 == 0o740 {
         return Ok(());
     }
     check_private(path, found, wanted)
 }
 
-fn sync_directory(path: &Path) -> Result<(), InitError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), InitError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| failed("flush", path, source))
 }
 
-fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> InitError {
     InitError::Io {
         action,
         path: path.to_owned(),

@@ -1,14 +1,11 @@
 //! The data directory as `facade serve` needs it: every part read, and found to fit the others.
 
-use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pki::key::SigningKey;
-use pki::metadata::{Limits, trusted};
-use pki::wire::RootPin;
 use pki::x509::{Authority, Fingerprint, PrivateKey, ServerName, TrustDomain, pem};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -21,13 +18,23 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::files::{Files, read_elsewhere};
-use super::{ADMIN_HASH, ISSUING, ISSUING_KEY, InitError, ROOT, SEAL_KEY, SERVER, SERVER_KEY, TRUST_DOMAIN};
+use super::{
+    ADMIN_HASH, FIRST_TARGETS, ISSUING, ISSUING_KEY, InitError, LINKS, ROOT, SEAL_KEY, SERVER, SERVER_KEY,
+    TRUST_DOMAIN,
+};
 use crate::catalog::keyring::Keyring;
+use crate::publish::trust::{KeyRing, RootChain, Trust};
 
 /// Everything that a facade needs to be itself.
 pub struct DataDir {
     /// The device CA.
     pub authority: Authority,
+    /// What devices trust: the root of the CA, and former ones while devices may still know no other.
+    pub roots: Vec<Vec<u8>>,
+    /// The issuing certificate, then former ones.
+    pub issuing: Vec<Vec<u8>>,
+    /// What leads from former roots to the present one.
+    pub links: Vec<Vec<u8>>,
     /// The server certificate, then the issuing one.
     pub server_chain: Vec<CertificateDer<'static>>,
     /// The key of the server certificate.
@@ -36,39 +43,16 @@ pub struct DataDir {
     pub server_names: Vec<ServerName>,
     /// The domain of device identities.
     pub trust_domain: TrustDomain,
-    /// The keys of the images repository.
-    pub images: RepositoryKeys,
-    /// The keys of the director repository.
-    pub director: RepositoryKeys,
-    /// The first root of the images repository.
-    pub images_root: FirstRoot,
-    /// The first root of the director repository.
-    pub director_root: FirstRoot,
+    /// The keys and the roots of the images repository.
+    pub images: Trust,
+    /// The keys and the roots of the director repository.
+    pub director: Trust,
+    /// The targets of the images repository that were signed with offline keys before anything was served.
+    pub first_targets: Option<Vec<u8>>,
     /// The keys that seal secrets.
     pub sealing_keys: Keyring,
     /// The SHA-256 of the first admin token's text, in lower-case hexadecimal.
     pub admin_token_hash: String,
-}
-
-/// The keys of one TUF repository.
-pub struct RepositoryKeys {
-    /// Signs the next root; `None` where it was taken offline, as it should be.
-    pub root: Option<SigningKey>,
-    /// Signs the targets.
-    pub targets: SigningKey,
-    /// Signs which versions belong together.
-    pub snapshot: SigningKey,
-    /// Signs that this is the newest.
-    pub timestamp: SigningKey,
-}
-
-/// The root metadata that `init` signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FirstRoot {
-    /// What enrollment tokens say of it.
-    pub pin: RootPin,
-    /// The file as it is served.
-    pub bytes: Vec<u8>,
 }
 
 impl DataDir {
@@ -89,33 +73,18 @@ impl DataDir {
         let (server_chain, server_key) = server(files)?;
         Ok(Self {
             authority: authority(files)?,
+            roots: certificates(files, ROOT)?,
+            issuing: certificates(files, ISSUING)?,
+            links: links(files)?,
             server_names: server_names(files)?,
             server_chain,
             server_key,
             trust_domain: trust_domain(files)?,
-            images: RepositoryKeys::read(files, "images")?,
-            director: RepositoryKeys::read(files, "director")?,
-            images_root: first_root(files, "images")?,
-            director_root: first_root(files, "director")?,
+            images: trust(files, "images")?,
+            director: trust(files, "director")?,
+            first_targets: files.find(FIRST_TARGETS)?.map(|text| text.as_bytes().to_vec()),
             sealing_keys: sealing_keys(files, seal_key_file)?,
             admin_token_hash: admin_token_hash(files)?,
-        })
-    }
-}
-
-impl RepositoryKeys {
-    fn read(files: &Files, repository: &str) -> Result<Self, InitError> {
-        let key = |role| signing_key(files, &super::key_file(repository, role));
-        let root_file = super::key_file(repository, "root");
-        let root = match files.find(&root_file)? {
-            Some(_) => Some(signing_key(files, &root_file)?),
-            None => None,
-        };
-        Ok(Self {
-            root,
-            targets: key("targets")?,
-            snapshot: key("snapshot")?,
-            timestamp: key("timestamp")?,
         })
     }
 }
@@ -131,6 +100,19 @@ pub(super) fn authority(files: &Files) -> Result<Authority, InitError> {
     let (root, issuing) = (certificate(files, ROOT)?, certificate(files, ISSUING)?);
     Authority::load(root, issuing, private_key(files, ISSUING_KEY)?)
         .map_err(|error| InitError::unusable(&files.path("ca"), error))
+}
+
+/// The certificates of a file, at least one.
+pub(super) fn certificates(files: &Files, name: &str) -> Result<Vec<Vec<u8>>, InitError> {
+    pem::certificates(&files.read(name)?).map_err(|error| InitError::unusable(&files.path(name), error))
+}
+
+/// What leads from former roots to the present one; nothing where there are none.
+pub(super) fn links(files: &Files) -> Result<Vec<Vec<u8>>, InitError> {
+    if files.find(LINKS)?.is_none() {
+        return Ok(Vec::new());
+    }
+    certificates(files, LINKS)
 }
 
 /// The first certificate of a file.
@@ -231,20 +213,54 @@ fn server_name(name: &GeneralName<'_>) -> Option<ServerName> {
     }
 }
 
-fn first_root(files: &Files, repository: &str) -> Result<FirstRoot, InitError> {
-    let name = super::root_file(repository);
-    let bytes = files.read(&name)?.as_bytes().to_vec();
-    let root = trusted::first_root(&bytes, &Limits::default())
-        .map_err(|error| InitError::unusable(&files.path(&name), error))?;
-    let version =
-        NonZeroU64::new(root.version).ok_or_else(|| InitError::unusable(&files.path(&name), "version 0"))?;
-    Ok(FirstRoot {
-        pin: RootPin {
-            version,
-            sha256: Fingerprint::of(&bytes),
-        },
-        bytes,
-    })
+/// The roots of a repository, each held against the one before, and every key for it that is here.
+fn trust(files: &Files, repository: &'static str) -> Result<Trust, InitError> {
+    let mut ring = KeyRing::default();
+    for name in files.list("keys")? {
+        let ours = name
+            .strip_suffix(".key")
+            .is_some_and(|name| name.starts_with(&format!("{repository}-")));
+        if ours {
+            ring.insert(signing_key(files, &format!("keys/{name}"))?);
+        }
+    }
+    let first = super::root_file(repository, 1);
+    let bytes = files.read(&first)?;
+    let unusable = |name: &str, error: &dyn std::fmt::Display| InitError::unusable(&files.path(name), error);
+    let mut chain = RootChain::first(bytes.as_bytes()).map_err(|error| unusable(&first, &error))?;
+    loop {
+        let next = super::root_file(repository, chain.current().version.saturating_add(1));
+        let Some(bytes) = files.find(&next)? else { break };
+        chain
+            .push(bytes.as_bytes())
+            .map_err(|error| unusable(&next, &error))?;
+    }
+    demand_online(files, repository, &chain, &ring)?;
+    Ok(Trust { chain, ring })
+}
+
+/// What the facade signs by itself, many times a day, it needs the keys for. Roots, and which artifacts exist, may be
+/// signed elsewhere.
+fn demand_online(
+    files: &Files,
+    repository: &str,
+    chain: &RootChain,
+    ring: &KeyRing,
+) -> Result<(), InitError> {
+    let roles = &chain.current().roles;
+    let mut needed = vec![("snapshot", &roles.snapshot), ("timestamp", &roles.timestamp)];
+    if repository == "director" {
+        needed.push(("targets", &roles.targets));
+    }
+    for (name, role) in needed {
+        if !ring.suffices(role) {
+            return Err(InitError::Missing {
+                path: files.path(&super::key_file(repository, name)),
+                data_dir: files.root().to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn sealing_keys(files: &Files, elsewhere: Option<&Path>) -> Result<Keyring, InitError> {

@@ -21,6 +21,7 @@ fn rig() -> Rig {
             "::1".to_owned(),
         ],
         trust_domain: None,
+        offline: None,
         now: "2026-11-20T12:00:00.5Z".parse().unwrap(),
     };
     Rig { options, directory }
@@ -83,8 +84,8 @@ fn makes_everything_once_for_its_owner_alone_and_then_nothing() {
     assert_eq!(data.trust_domain, TrustDomain::default());
     assert_eq!(data.server_chain.len(), 2);
     assert_eq!(
-        data.images_root.pin.sha256,
-        Fingerprint::of(&data.images_root.bytes)
+        Some(data.images.chain.pin().sha256),
+        data.images.chain.file(1).map(Fingerprint::of)
     );
     let token = fs::read_to_string(rig.path(ADMIN_TOKEN)).unwrap();
     assert!(token.starts_with("drayage-admin."));
@@ -144,7 +145,8 @@ fn keys_that_were_taken_offline_do_not_come_back() {
         fs::remove_file(rig.path(name)).unwrap();
     }
     assert_eq!(rig.init().unwrap(), Outcome::default());
-    assert!(rig.open().unwrap().images.root.is_none());
+    let images = rig.open().unwrap().images;
+    assert!(!images.ring.suffices(&images.chain.current().roles.root));
 }
 
 #[test]
@@ -322,4 +324,42 @@ fn a_server_certificate_of_the_operators_own_is_left_alone() {
     let late = rig.options.now + SignedDuration::from_hours(24 * 365);
     assert!(!renew_server_certificate(&rig.options.data_dir, late).unwrap());
     assert_eq!(rig.open().unwrap().server_chain.len(), 1);
+}
+
+#[test]
+fn offline_keys_never_come_into_the_data_directory() {
+    let rig = rig();
+    let offline = Offline {
+        directory: rig.directory.path().join("operator"),
+        passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
+    };
+    let options = Options {
+        offline: Some(offline.clone()),
+        ..rig.options.clone()
+    };
+    init(&options).unwrap();
+    for name in ["images-root", "images-targets", "director-root"] {
+        assert!(offline.directory.join(format!("{name}.key")).exists(), "{name}");
+        assert!(!rig.path(&format!("keys/{name}.key")).exists(), "{name}");
+    }
+    let data = rig.open().unwrap();
+    assert!(data.first_targets.is_some());
+    let root = data.images.chain.current();
+    assert!(data.images.ring.signers(&root.roles.targets).is_empty());
+    assert!(data.images.ring.suffices(&root.roles.timestamp));
+    assert_eq!(init(&options).unwrap(), Outcome::default());
+}
+
+#[test]
+fn rejects_offline_keys_within_the_data_directory() {
+    let rig = rig();
+    let offline = Offline {
+        directory: rig.path("offline"),
+        passphrase: crate::secret::Secret::new("correct horse battery".to_owned()),
+    };
+    let options = Options {
+        offline: Some(offline),
+        ..rig.options.clone()
+    };
+    assert!(matches!(init(&options), Err(InitError::NotOffline(_))));
 }

@@ -4,49 +4,56 @@
 //! a large group costs nothing until its devices come. The root is one for all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use jiff::Timestamp as Time;
-use pki::key::SigningKey;
-use pki::metadata::publish::sign;
+use pki::key::{Signature, SigningKey};
 use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
 use pki::oci::ArtifactName;
+use pki::wire::{RepositoryVersions, RootPin};
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use tokio::sync::Mutex;
 
-use super::images::target_path;
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, signed_at, versioned};
-use crate::catalog::artifacts::Artifacts;
-use crate::clock::Clock;
-use crate::store::{Batch, Store, Table, get_json};
+use super::images::{Outcome, Parts, behind_warning, root_version, target_path};
+use super::request::{REQUESTS, Request, root_draft};
+use super::trust::{Role, RootChange, Trust};
+use super::witness::{Marks, Repository};
+use super::{PublishingError, TIMESTAMP_FILE, end_of, is_ageing, sign_with, signed_at, versioned};
+use crate::store::{Batch, Table, get_json};
 
-/// Signed files; the key is `DEVICE/FILE`, or `/FILE` for the roots, which all devices share.
+/// Signed files; the key is `DEVICE/FILE`. The roots, which all devices share, lie in the data directory.
 const FILES: Table = Table("director-metadata");
 
 /// What is signed for each device.
 const SIGNED: Table = Table("director-signed");
 
-/// The online keys of the director repository.
-pub struct Keys {
-    /// Signs what a device should have.
-    pub targets: SigningKey,
-    /// Signs which versions belong together.
-    pub snapshot: SigningKey,
-    /// Signs that this is the newest.
-    pub timestamp: SigningKey,
-}
+/// What counts for all devices.
+const COMMON: Table = Table("director-common");
+
+const NAME: &str = "director";
 
 /// The director repository.
 pub struct Director {
-    store: Arc<dyn Store>,
-    artifacts: Artifacts,
-    keys: Keys,
-    lifetimes: Lifetimes,
-    clock: Clock,
-    /// The turn to sign: two requests of one device must not sign one version twice.
-    turn: Mutex<()>,
+    parts: Parts,
+    /// Its lock is the turn to sign: two requests of one device must not sign one version twice.
+    state: Mutex<State>,
+}
+
+struct State {
+    trust: Trust,
+    pending: Option<Request>,
+    common: Common,
+}
+
+/// What counts for all devices.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Common {
+    /// How often anything was signed.
+    sequence: u64,
+    /// What no device's version may be below, since an operator said so.
+    floor: u64,
 }
 
 /// What is signed for one device.
@@ -60,32 +67,32 @@ struct Signed {
     snapshot: Option<FileMeta>,
     targets_expire: Time,
     timestamp_expires: Time,
+    /// The root under which it was signed.
+    #[serde(default)]
+    root: u64,
+    /// The floor that it is above.
+    #[serde(default)]
+    floor: u64,
 }
 
 impl Director {
-    /// The director over a store.
-    pub fn new(
-        store: Arc<dyn Store>,
-        artifacts: Artifacts,
-        keys: Keys,
-        lifetimes: Lifetimes,
-        clock: Clock,
-    ) -> Self {
-        Self {
-            store,
-            artifacts,
-            keys,
-            lifetimes,
-            clock,
-            turn: Mutex::new(()),
+    /// Opens the repository.
+    pub async fn open(parts: Parts, trust: Trust) -> Result<Self, PublishingError> {
+        let common = get_json(&*parts.store, COMMON, NAME).await?.unwrap_or_default();
+        let pending: Option<Request> = get_json(&*parts.store, REQUESTS, NAME).await?;
+        // What a crash left here after its root had come into force.
+        let current = trust.chain.current().version;
+        let pending = pending.filter(|request| request.files.iter().any(|draft| draft.version > current));
+        let state = Mutex::new(State {
+            trust,
+            pending,
+            common,
+        });
+        let director = Self { parts, state };
+        if let Some((error, _)) = director.behind().await {
+            tracing::error!(%error, "nothing is signed");
         }
-    }
-
-    /// Keeps a root that was signed elsewhere, to be served to devices.
-    pub async fn put_root(&self, version: u64, bytes: &[u8]) -> Result<(), PublishingError> {
-        let mut batch = Batch::new();
-        batch.put(FILES, &format!("/{}", versioned(version, "root")), bytes.to_vec());
-        Ok(self.store.commit(batch).await?)
+        Ok(director)
     }
 
     /// A file as it is served to a device that should have `wanted`.
@@ -95,13 +102,20 @@ impl Director {
         wanted: &BTreeSet<ArtifactName>,
         name: &str,
     ) -> Result<Option<Vec<u8>>, PublishingError> {
-        if name.ends_with(".root.json") {
-            return Ok(self.store.get(FILES, &format!("/{name}")).await?);
+        if let Some(version) = root_version(name) {
+            return Ok(self
+                .state
+                .lock()
+                .await
+                .trust
+                .chain
+                .file(version)
+                .map(<[u8]>::to_vec));
         }
         if name == TIMESTAMP_FILE {
             self.version(device, wanted).await?;
         }
-        Ok(self.store.get(FILES, &format!("{device}/{name}")).await?)
+        Ok(self.parts.store.get(FILES, &format!("{device}/{name}")).await?)
     }
 
     /// The version of what a device should have; it is signed first where it is not yet.
@@ -110,37 +124,258 @@ impl Director {
         device: &DeviceId,
         wanted: &BTreeSet<ArtifactName>,
     ) -> Result<u64, PublishingError> {
-        let _turn = self.turn.lock().await;
-        let now = self.clock.now();
-        let signed: Signed = get_json(&*self.store, SIGNED, device.as_str())
-            .await?
-            .unwrap_or_default();
-        let ageing = |expires: Time, lifetime: std::time::Duration| {
-            expires.as_second().saturating_sub(now.as_second())
-                < i64::try_from(lifetime.as_secs() / 2).unwrap_or(0)
-        };
+        let mut state = self.state.lock().await;
+        let now = self.parts.clock.now();
+        let signed = self.signed(device).await?;
+        if self.demand_not_behind(&state).is_err() || self.seen().claimed_by.contains(device) {
+            // What was signed is still there to be read; the device itself refuses to go back.
+            return Ok(signed.version);
+        }
+        let lifetimes = self.parts.lifetimes;
+        let root = state.trust.chain.current().version;
         let mut batch = Batch::new();
         let next = if signed.artifacts != *wanted
             || signed.snapshot.is_none()
-            || ageing(signed.targets_expire, self.lifetimes.snapshot)
+            || (signed.root, signed.floor) != (root, state.common.floor)
+            || is_ageing(signed.targets_expire, now, lifetimes.snapshot)
         {
-            self.sign_targets(device, wanted, signed, now, &mut batch).await?
-        } else if ageing(signed.timestamp_expires, self.lifetimes.timestamp) {
+            self.sign_targets(&state, device, wanted, signed, now, &mut batch)
+                .await?
+        } else if is_ageing(signed.timestamp_expires, now, lifetimes.timestamp) {
             signed
         } else {
             return Ok(signed.version);
         };
-        let next = self.sign_timestamp(device, next, now, &mut batch)?;
+        let next = self.sign_timestamp(&state, device, next, now, &mut batch)?;
         batch.put_json(SIGNED, device.as_str(), &next)?;
-        self.store.commit(batch).await?;
+        let common = Common {
+            sequence: state.common.sequence.saturating_add(1),
+            ..state.common.clone()
+        };
+        batch.put_json(COMMON, NAME, &common)?;
+        self.parts.store.commit(batch).await?;
+        state.common = common;
+        let marks = Marks {
+            timestamp: next.timestamp_version,
+            snapshot: next.version,
+            ..marks(&state)
+        };
+        self.parts.witness.published(Repository::Director, &marks)?;
         Ok(next.version)
+    }
+
+    async fn signed(&self, device: &DeviceId) -> Result<Signed, PublishingError> {
+        let signed = get_json(&*self.parts.store, SIGNED, device.as_str()).await?;
+        Ok(signed.unwrap_or_default())
+    }
+
+    /// What a new device is told to begin with.
+    pub async fn root_pin(&self) -> RootPin {
+        self.state.lock().await.trust.chain.pin()
+    }
+
+    /// Reads whom the repository trusts.
+    pub async fn with_trust<T>(&self, read: impl FnOnce(&Trust) -> T) -> T {
+        read(&self.state.lock().await.trust)
+    }
+
+    /// Changes the keys of a role: at once where the root keys are here, else by a signing request. Devices get
+    /// everything signed anew when they next ask.
+    pub async fn change_keys(
+        &self,
+        change: &RootChange,
+        made: Option<SigningKey>,
+    ) -> Result<Outcome, PublishingError> {
+        let mut state = self.state.lock().await;
+        self.demand_not_behind(&state)?;
+        if state.pending.is_some() {
+            return Err(PublishingError::Waiting);
+        }
+        let now = self.parts.clock.now();
+        let next = change.apply(
+            state.trust.chain.current(),
+            end_of(now, self.parts.lifetimes.root),
+        )?;
+        if let Some(key) = made {
+            self.parts.vault.put_key(NAME, change.role.name(), &key)?;
+            state.trust.ring.insert(key);
+        }
+        if change.role != Role::Root && !state.trust.ring.suffices(change.role.keys(&next)) {
+            return Err(PublishingError::OnlineOnly);
+        }
+        let draft = root_draft(&state.trust, &next)?;
+        let reasons = vec![format!("the keys of {} change", change.role)];
+        let request = Request::new(vec![draft], reasons, now);
+        self.publish_or_wait(&mut state, request).await
+    }
+
+    /// What waits for signatures.
+    pub async fn waiting(&self) -> Option<Request> {
+        self.state.lock().await.pending.clone()
+    }
+
+    /// Drops what waits for signatures.
+    pub async fn drop_request(&self, id: &str) -> Result<(), PublishingError> {
+        let mut state = self.state.lock().await;
+        state
+            .pending
+            .as_ref()
+            .filter(|request| request.id == id)
+            .ok_or(PublishingError::NoRequest)?;
+        let mut batch = Batch::new();
+        batch.delete(REQUESTS, NAME);
+        self.parts.store.commit(batch).await?;
+        state.pending = None;
+        Ok(())
+    }
+
+    /// Takes signatures for what waits, each verified. Whether it is published now.
+    pub async fn attach(
+        &self,
+        id: &str,
+        signatures: Vec<(String, Signature)>,
+    ) -> Result<bool, PublishingError> {
+        let mut state = self.state.lock().await;
+        let pending = state.pending.clone().filter(|request| request.id == id);
+        let mut request = pending.ok_or(PublishingError::NoRequest)?;
+        for (role, signature) in signatures {
+            request.attach(state.trust.chain.current(), &role, signature)?;
+        }
+        Ok(self.publish_or_wait(&mut state, request).await? == Outcome::Signed)
+    }
+
+    /// Holds what a device has seen against what was signed for it.
+    pub async fn observe(&self, device: &DeviceId, seen: RepositoryVersions) -> Result<(), PublishingError> {
+        let state = self.state.lock().await;
+        let signed = self.signed(device).await?;
+        let own = Marks {
+            timestamp: signed.timestamp_version,
+            snapshot: signed.version,
+            ..marks(&state)
+        };
+        let Some(claimed) = Marks::claimed(seen, &own) else {
+            return Ok(());
+        };
+        tracing::error!(device.id = %device, seen = ?claimed, "a device has seen newer director metadata than there is");
+        self.parts.witness.claimed(Repository::Director, device, &claimed)
+    }
+
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let state = self.state.lock().await;
+        if state.pending.is_some() {
+            warnings.push("a new director root waits for signatures (facade keys sign director)".to_owned());
+        }
+        let end = state.trust.chain.current().expires;
+        if is_ageing(end, self.parts.clock.now(), self.parts.lifetimes.root / 2) {
+            warnings.push(format!(
+                "director/root ends {end} (facade keys rotate director root, or a ceremony)"
+            ));
+        }
+        warnings
+    }
+
+    /// Says that the repository, or what was signed for some device, is behind what was published.
+    pub async fn behind(&self) -> Option<(PublishingError, Marks)> {
+        let state = self.state.lock().await;
+        let seen = self.seen();
+        match self.demand_not_behind(&state) {
+            Err(error) => Some((error, seen)),
+            Ok(()) if seen.claimed_by.is_empty() => None,
+            Ok(()) => Some((behind(&state, &seen), seen)),
+        }
+    }
+
+    /// By an operator's word: signs everything above what was seen.
+    pub async fn recover(&self) -> Result<Outcome, PublishingError> {
+        let mut state = self.state.lock().await;
+        let seen = self.seen();
+        if seen.root > state.trust.chain.current().version {
+            return Err(PublishingError::RootLost {
+                repository: NAME,
+                seen: seen.root,
+            });
+        }
+        let common = Common {
+            sequence: state.common.sequence.max(seen.sequence),
+            floor: state.common.floor.max(seen.timestamp).max(seen.snapshot),
+        };
+        let mut batch = Batch::new();
+        batch.put_json(COMMON, NAME, &common)?;
+        self.parts.store.commit(batch).await?;
+        state.common = common;
+        self.settle(&state, &seen)
+    }
+
+    /// By an operator's word: what devices claimed to have seen was never published.
+    pub async fn dismiss(&self) -> Result<(), PublishingError> {
+        let state = self.state.lock().await;
+        self.settle(&state, &self.seen()).map(drop)
+    }
+
+    fn settle(&self, state: &State, seen: &Marks) -> Result<Outcome, PublishingError> {
+        let settled = Marks {
+            timestamp: seen.timestamp,
+            snapshot: seen.snapshot,
+            ..marks(state)
+        };
+        self.parts.witness.settle(Repository::Director, settled)?;
+        Ok(Outcome::Signed)
+    }
+
+    fn seen(&self) -> Marks {
+        self.parts.witness.marks(Repository::Director)
+    }
+
+    fn demand_not_behind(&self, state: &State) -> Result<(), PublishingError> {
+        let seen = self.seen();
+        let own = marks(state);
+        if seen.root > own.root || seen.sequence > own.sequence {
+            return Err(behind(state, &seen));
+        }
+        Ok(())
+    }
+
+    async fn publish_or_wait(&self, state: &mut State, request: Request) -> Result<Outcome, PublishingError> {
+        let mut batch = Batch::new();
+        let complete = request
+            .is_complete(state.trust.chain.current())
+            .map_err(PublishingError::Refused)?;
+        if !complete {
+            batch.put_json(REQUESTS, NAME, &request)?;
+            self.parts.store.commit(batch).await?;
+            state.pending = Some(request);
+            return Ok(Outcome::Pending);
+        }
+        for draft in &request.files {
+            let mut chain = state.trust.chain.clone();
+            chain
+                .push(draft.text.as_bytes())
+                .map_err(PublishingError::Refused)?;
+            self.parts
+                .vault
+                .put_root(NAME, draft.version, draft.text.as_bytes())?;
+            state.trust.chain = chain;
+        }
+        batch.delete(REQUESTS, NAME);
+        self.parts.store.commit(batch).await?;
+        state.pending = None;
+        self.parts
+            .witness
+            .published(Repository::Director, &marks(state))?;
+        for id in state.trust.ring.unused(state.trust.chain.current()) {
+            state.trust.ring.remove(id);
+            self.parts.vault.remove_key(NAME, id)?;
+        }
+        Ok(Outcome::Signed)
     }
 
     /// Removes everything signed for a device that was deleted, but not its versions: a device of the same id that
     /// enrolls again may have seen them.
     pub async fn forget(&self, device: &DeviceId) -> Result<(), PublishingError> {
-        let _turn = self.turn.lock().await;
-        let Some(mut signed) = get_json::<Signed>(&*self.store, SIGNED, device.as_str()).await? else {
+        let _turn = self.state.lock().await;
+        let Some(mut signed) = get_json::<Signed>(&*self.parts.store, SIGNED, device.as_str()).await? else {
             return Ok(());
         };
         signed.snapshot = None;
@@ -152,19 +387,21 @@ impl Director {
         }
         batch.delete(FILES, &format!("{device}/{TIMESTAMP_FILE}"));
         batch.put_json(SIGNED, device.as_str(), &signed)?;
-        Ok(self.store.commit(batch).await?)
+        Ok(self.parts.store.commit(batch).await?)
     }
 
     async fn sign_targets(
         &self,
+        state: &State,
         device: &DeviceId,
         wanted: &BTreeSet<ArtifactName>,
         signed: Signed,
         now: Time,
         batch: &mut Batch,
     ) -> Result<Signed, PublishingError> {
-        let version = signed.version + 1;
-        let expires = end_of(now, self.lifetimes.snapshot);
+        let version = signed.version.max(state.common.floor) + 1;
+        let root = state.trust.chain.current();
+        let expires = end_of(now, self.parts.lifetimes.snapshot);
         let mut targets = Targets {
             version,
             expires,
@@ -179,10 +416,7 @@ impl Director {
             }
         }
         let file = versioned(version, "targets");
-        let bytes = sign(&targets, &[&self.keys.targets]).map_err(|source| PublishingError::Sign {
-            file: file.clone(),
-            source,
-        })?;
+        let bytes = sign_with(&targets, "targets", &root.roles.targets, &state.trust.ring)?;
         let meta = BTreeMap::from([("targets.json".to_owned(), FileMeta::of(version, &bytes))]);
         batch.put(FILES, &format!("{device}/{file}"), bytes);
         let snapshot = Snapshot {
@@ -192,10 +426,7 @@ impl Director {
             extra: Map::new(),
         };
         let file = versioned(version, "snapshot");
-        let bytes = sign(&snapshot, &[&self.keys.snapshot]).map_err(|source| PublishingError::Sign {
-            file: file.clone(),
-            source,
-        })?;
+        let bytes = sign_with(&snapshot, "snapshot", &root.roles.snapshot, &state.trust.ring)?;
         let meta = FileMeta::of(version, &bytes);
         batch.put(FILES, &format!("{device}/{file}"), bytes);
         if let Some(old) = version.checked_sub(3) {
@@ -208,6 +439,8 @@ impl Director {
             artifacts: wanted.clone(),
             snapshot: Some(meta),
             targets_expire: expires,
+            root: root.version,
+            floor: state.common.floor,
             ..signed
         })
     }
@@ -217,7 +450,7 @@ impl Director {
         device: &DeviceId,
         name: &ArtifactName,
     ) -> Result<Option<Target>, PublishingError> {
-        let artifact = self.artifacts.get(name).await?;
+        let artifact = self.parts.artifacts.get(name).await?;
         let artifact = artifact.filter(|artifact| artifact.revoked_at.is_none());
         Ok(artifact.map(|artifact| {
             let root = &artifact.closure.root;
@@ -230,6 +463,7 @@ impl Director {
 
     fn sign_timestamp(
         &self,
+        state: &State,
         device: &DeviceId,
         mut signed: Signed,
         now: Time,
@@ -240,19 +474,33 @@ impl Director {
                 file: format!("{device}/{TIMESTAMP_FILE}"),
             });
         };
-        signed.timestamp_version += 1;
-        signed.timestamp_expires = end_of(now, self.lifetimes.timestamp);
+        signed.timestamp_version = signed.timestamp_version.max(state.common.floor) + 1;
+        signed.timestamp_expires = end_of(now, self.parts.lifetimes.timestamp);
         let timestamp = Timestamp {
             version: signed.timestamp_version,
             expires: signed.timestamp_expires,
             meta: TimestampMeta { snapshot },
             extra: signed_at(now),
         };
-        let bytes = sign(&timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
-            file: TIMESTAMP_FILE.to_owned(),
-            source,
-        })?;
+        let keys = &state.trust.chain.current().roles.timestamp;
+        let bytes = sign_with(&timestamp, "timestamp", keys, &state.trust.ring)?;
         batch.put(FILES, &format!("{device}/{TIMESTAMP_FILE}"), bytes);
         Ok(signed)
+    }
+}
+
+fn marks(state: &State) -> Marks {
+    Marks {
+        root: state.trust.chain.current().version,
+        sequence: state.common.sequence,
+        ..Marks::default()
+    }
+}
+
+fn behind(state: &State, seen: &Marks) -> PublishingError {
+    PublishingError::Behind {
+        repository: NAME,
+        own: state.common.sequence,
+        seen: seen.sequence.max(seen.timestamp),
     }
 }

@@ -1,34 +1,51 @@
 //! The images repository: which artifacts exist.
+//!
+//! Every change is a [`Request`]: the files it changes, signed with the keys that are here. Where they are all it needs, it
+//! is published at once; otherwise it waits for the operators' signatures, and nothing in it exists before.
+
+mod plan;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp as Time;
-use pki::key::SigningKey;
+use pki::digest::Digest;
+use pki::key::{Signature, SigningKey};
 use pki::metadata::names::TargetPath;
-use pki::metadata::publish::sign;
-use pki::metadata::roles::{Document, FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
+use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
+use pki::metadata::verify::Signed;
+use pki::metadata::{Limits, trusted};
 use pki::oci::{ArtifactName, Tag};
+use pki::wire::{RepositoryVersions, RootPin};
+use pki::x509::DeviceId;
+use pki::x509::pem::certificate;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
-use super::{Lifetimes, PublishingError, TIMESTAMP_FILE, end_of, is_ageing, signed_at, versioned};
+use self::plan::Work;
+use super::request::{Addition, Draft, REQUESTS, Request, root_draft};
+use super::trust::{Role, RootChange, Trust};
+use super::witness::{Marks, Repository, Witness};
+use super::{
+    Lifetimes, MAX_STORED_BYTES, PublishingError, TIMESTAMP_FILE, bins, end_of, is_ageing, sign_with,
+    signed_at, versioned,
+};
 use crate::catalog::artifacts::{Artifact, Artifacts};
 use crate::clock::Clock;
-use crate::store::{Batch, Store, Table};
+use crate::init::Vault;
+use crate::store::{Batch, Scan, Store, Table, get_json, scan_json};
 
 /// Signed files by the name they are served under.
 const FILES: Table = Table("images-metadata");
 
-/// The online keys of the images repository.
-pub struct Keys {
-    /// Signs which artifacts exist.
-    pub targets: SigningKey,
-    /// Signs which versions belong together.
-    pub snapshot: SigningKey,
-    /// Signs that this is the newest.
-    pub timestamp: SigningKey,
-}
+/// What is published of each targets role.
+const ROLES: Table = Table("images-roles");
+
+const NAME: &str = "images";
+
+/// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
+const TRUST: &str = "trust/facade-ca.pem";
 
 /// What importing an artifact changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,198 +54,790 @@ pub enum Outcome {
     Signed,
     /// It was signed before.
     Unchanged,
+    /// It waits for the operators' signatures.
+    Pending,
+}
+
+/// What everything that publishes needs.
+#[derive(Clone)]
+pub struct Parts {
+    /// The records.
+    pub store: Arc<dyn Store>,
+    /// The artifacts among them.
+    pub artifacts: Artifacts,
+    /// How long metadata lives.
+    pub lifetimes: Lifetimes,
+    /// The time.
+    pub clock: Clock,
+    /// Where keys and roots are kept.
+    pub vault: Vault,
+    /// What was seen.
+    pub witness: Arc<Witness>,
 }
 
 /// The images repository.
 pub struct Images {
-    store: Arc<dyn Store>,
-    artifacts: Artifacts,
-    keys: Keys,
-    lifetimes: Lifetimes,
-    clock: Clock,
+    parts: Parts,
     /// What is published; its lock is the turn to publish.
     current: Mutex<Current>,
 }
 
-#[derive(Clone)]
 struct Current {
+    trust: Trust,
+    published: Published,
+    pending: Option<Request>,
+}
+
+#[derive(Clone)]
+struct Published {
+    /// The top-level targets; those of bins stay in the store.
     targets: Targets,
+    roles: BTreeMap<String, Listed>,
     snapshot: Snapshot,
     timestamp: Timestamp,
+}
+
+/// What is published of one targets role.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Listed {
+    version: u64,
+    /// A client that is in the middle of a refresh still wants the version before.
+    previous: Option<u64>,
+    expires: Time,
+}
+
+/// A signing request as operators see it.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// The request.
+    pub request: Request,
+    /// The files in force, by role.
+    pub base: BTreeMap<String, String>,
 }
 
 impl Images {
     /// Opens the repository; the first time, it publishes an empty one.
     pub async fn open(
-        store: Arc<dyn Store>,
-        artifacts: Artifacts,
-        keys: Keys,
-        lifetimes: Lifetimes,
-        clock: Clock,
+        parts: Parts,
+        trust: Trust,
+        first_targets: Option<Vec<u8>>,
     ) -> Result<Self, PublishingError> {
-        let stored = load(&*store).await?;
+        let stored = load(&*parts.store).await?;
         let first = stored.is_none();
-        let current = Mutex::new(stored.unwrap_or_else(|| empty(&clock, lifetimes)));
-        let images = Self {
-            store,
-            artifacts,
-            keys,
-            lifetimes,
-            clock,
-            current,
-        };
+        let pending = get_json(&*parts.store, REQUESTS, NAME).await?;
+        let published = stored.unwrap_or_else(|| empty(parts.clock.now(), parts.lifetimes));
+        let current = Mutex::new(Current {
+            trust,
+            published,
+            pending,
+        });
+        let images = Self { parts, current };
         if first {
-            let mut current = images.current.lock().await;
-            let next = current.clone();
-            images.publish(&mut current, next, true, Batch::new()).await?;
+            images.begin(first_targets).await?;
         }
-        images.resign().await?;
+        images.catch_up().await?;
+        match images.resign().await {
+            // The facade serves what there is, and says what is wrong.
+            Err(error @ PublishingError::Behind { .. }) => tracing::error!(%error, "nothing is signed"),
+            other => other?,
+        }
         Ok(images)
+    }
+
+    async fn begin(&self, first_targets: Option<Vec<u8>>) -> Result<(), PublishingError> {
+        let mut current = self.current.lock().await;
+        let request = if let Some(bytes) = first_targets {
+            self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
+        } else {
+            let work = Work {
+                renew: plan::Renew::Top,
+                ..Work::default()
+            };
+            self.draft(&current, &work, Vec::new()).await?
+        };
+        self.publish(&mut current, request, Batch::new()).await
+    }
+
+    /// Finishes what a crash has cut short: a new root is in force, and what it asks for is not published yet.
+    async fn catch_up(&self) -> Result<(), PublishingError> {
+        let mut current = self.current.lock().await;
+        if let Some(request) = current.pending.clone() {
+            let version = request
+                .root()
+                .map_err(PublishingError::Refused)?
+                .map(|root| root.version);
+            if version == Some(current.trust.chain.current().version) {
+                return self.publish(&mut current, request, Batch::new()).await;
+            }
+        }
+        let (online, targets) = self.vouched_for(&current).await?;
+        if (online && targets) || self.demand_not_behind(&current).is_err() {
+            return Ok(());
+        }
+        if targets {
+            let request = self.request(Vec::new(), Vec::new());
+            return self.publish_online(&mut current, request, Batch::new()).await;
+        }
+        let work = Work {
+            renew: plan::Renew::All,
+            ..Work::default()
+        };
+        let request = self
+            .draft(&current, &work, vec!["the keys have changed".to_owned()])
+            .await?;
+        self.publish_or_wait(&mut current, request, Batch::new())
+            .await
+            .map(drop)
+    }
+
+    /// Whether the root in force vouches for the published timestamp and snapshot, and for the targets.
+    async fn vouched_for(&self, current: &Current) -> Result<(bool, bool), PublishingError> {
+        let root = current.trust.chain.current();
+        let limits = Limits::default();
+        let Published {
+            snapshot, targets, ..
+        } = &current.published;
+        let file = async |name: &str| {
+            self.parts
+                .store
+                .get(FILES, name)
+                .await
+                .map(Option::unwrap_or_default)
+        };
+        let timestamp = file(TIMESTAMP_FILE).await?;
+        let snapshot = file(&versioned(snapshot.version, "snapshot")).await?;
+        let targets = file(&versioned(targets.version, "targets")).await?;
+        let online = trusted::stored_timestamp(root, &timestamp, &limits).is_ok()
+            && trusted::stored_snapshot(root, &snapshot, &limits).is_ok();
+        let targets = Signed::<Targets>::parse("targets", &targets, MAX_STORED_BYTES);
+        let targets = targets.is_ok_and(|targets| {
+            targets
+                .demand(root.authority("root", &root.roles.targets))
+                .is_ok()
+        });
+        Ok((online, targets))
     }
 
     /// A file as it is served.
     pub async fn file(&self, name: &str) -> Result<Option<Vec<u8>>, PublishingError> {
-        Ok(self.store.get(FILES, name).await?)
+        if let Some(version) = root_version(name) {
+            return Ok(self
+                .current
+                .lock()
+                .await
+                .trust
+                .chain
+                .file(version)
+                .map(<[u8]>::to_vec));
+        }
+        Ok(self.parts.store.get(FILES, name).await?)
     }
 
-    /// Keeps a root that was signed elsewhere, to be served to devices.
-    pub async fn put_root(&self, version: u64, bytes: &[u8]) -> Result<(), PublishingError> {
-        let mut batch = Batch::new();
-        batch.put(FILES, &versioned(version, "root"), bytes.to_vec());
-        Ok(self.store.commit(batch).await?)
+    /// What a new device is told to begin with.
+    pub async fn root_pin(&self) -> RootPin {
+        self.current.lock().await.trust.chain.pin()
+    }
+
+    /// Reads whom the repository trusts.
+    pub async fn with_trust<T>(&self, read: impl FnOnce(&Trust) -> T) -> T {
+        read(&self.current.lock().await.trust)
     }
 
     /// Signs an artifact and remembers where its tag points.
     pub async fn add(&self, artifact: &Artifact, tag: &Tag) -> Result<Outcome, PublishingError> {
-        let mut current = self.current.lock().await;
-        let path = target_path(artifact.name())?;
-        let mut batch = Batch::new();
-        self.artifacts.put_tag(&mut batch, tag, artifact.name())?;
-        if current.targets.targets.contains_key(&path) {
-            self.store.commit(batch).await?;
-            return Ok(Outcome::Unchanged);
-        }
-        self.artifacts.put(&mut batch, artifact)?;
-        let mut next = current.clone();
-        next.targets.targets.insert(path, target(artifact));
-        self.publish(&mut current, next, true, batch).await?;
-        Ok(Outcome::Signed)
+        let addition = Addition {
+            artifact: artifact.clone(),
+            tag: tag.clone(),
+        };
+        self.add_all(vec![addition]).await
     }
 
-    /// Takes an artifact out, and records that it is revoked.
+    /// Says by which CA certificates devices are to trust the facade. As long as there was only ever one, devices have it
+    /// from their tokens and nothing is said. Whatever waits for signatures comes first.
+    pub async fn set_trust(&self, roots: &[Vec<u8>]) -> Result<(), PublishingError> {
+        let mut current = self.current.lock().await;
+        let path: TargetPath = TRUST
+            .parse()
+            .map_err(|_| PublishingError::Name(TRUST.to_owned()))?;
+        let pem: String = roots.iter().map(|root| certificate(root)).collect();
+        let custom = Map::from_iter([("pem".to_owned(), Value::from(pem.as_str()))]);
+        let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
+        let published = self.published_target(&current.published, &path).await?;
+        let said = published.map_or(roots.len() < 2, |published| published == target);
+        if said || current.pending.is_some() {
+            return Ok(());
+        }
+        self.demand_not_behind(&current)?;
+        let work = Work {
+            add: vec![(path, target)],
+            ..Work::default()
+        };
+        let reason = "the CA certificates of the facade have changed".to_owned();
+        let request = self.draft(&current, &work, vec![reason]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new())
+            .await
+            .map(drop)
+    }
+
+    async fn published_target(
+        &self,
+        published: &Published,
+        path: &TargetPath,
+    ) -> Result<Option<Target>, PublishingError> {
+        if !bins::is_split(&published.targets) {
+            return Ok(published.targets.targets.get(path).cloned());
+        }
+        let bin = bins::of(path);
+        let version = published.roles.get(&bin).map_or(0, |state| state.version);
+        let targets: Targets = stored(&*self.parts.store, &bin, version).await?;
+        Ok(targets.targets.get(path).cloned())
+    }
+
+    /// Signs artifacts in one step.
+    pub async fn add_all(&self, additions: Vec<Addition>) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        self.demand_not_behind(&current)?;
+        let mut batch = Batch::new();
+        let mut new = Vec::new();
+        for addition in additions {
+            let known = self.parts.artifacts.get(addition.artifact.name()).await?;
+            if known.is_some_and(|known| known.revoked_at.is_none()) {
+                self.parts
+                    .artifacts
+                    .put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
+            } else {
+                new.push(addition);
+            }
+        }
+        if new.is_empty() {
+            self.parts.store.commit(batch).await?;
+            return Ok(Outcome::Unchanged);
+        }
+        let request = self.extended(&current, new, Vec::new()).await?;
+        self.publish_or_wait(&mut current, request, batch).await
+    }
+
+    /// Takes an artifact out, and records that it is revoked. Devices are refused it at once, whoever has to sign.
     pub async fn revoke(&self, artifact: &Artifact) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
         let mut batch = Batch::new();
-        self.artifacts.put(&mut batch, artifact)?;
-        let mut next = current.clone();
-        next.targets.targets.remove(&target_path(artifact.name())?);
-        self.publish(&mut current, next, true, batch).await
+        self.parts.artifacts.put(&mut batch, artifact)?;
+        if self.demand_not_behind(&current).is_err() {
+            return Ok(self.parts.store.commit(batch).await?);
+        }
+        match self.extended(&current, Vec::new(), vec![artifact.clone()]).await {
+            Ok(request) => self.publish_or_wait(&mut current, request, batch).await.map(drop),
+            Err(error) => {
+                self.parts.store.commit(batch).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Changes the keys of a role: at once where the keys for it are here, else by a signing request.
+    pub async fn change_keys(
+        &self,
+        change: &RootChange,
+        made: Option<SigningKey>,
+    ) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        self.demand_not_behind(&current)?;
+        if current.pending.is_some() {
+            return Err(PublishingError::Waiting);
+        }
+        let now = self.parts.clock.now();
+        let root = change.apply(
+            current.trust.chain.current(),
+            end_of(now, self.parts.lifetimes.root),
+        )?;
+        if let Some(key) = made {
+            self.parts.vault.put_key(NAME, change.role.name(), &key)?;
+            current.trust.ring.insert(key);
+        }
+        let renew = if change.role == Role::Targets {
+            plan::Renew::All
+        } else {
+            plan::Renew::Nothing
+        };
+        let work = Work {
+            renew,
+            root: Some(root),
+            ..Work::default()
+        };
+        let reason = format!("the keys of {} change", change.role);
+        let request = self.draft(&current, &work, vec![reason]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new()).await
+    }
+
+    /// What waits for signatures.
+    pub async fn waiting(&self) -> Result<Option<Waiting>, PublishingError> {
+        let current = self.current.lock().await;
+        let Some(request) = current.pending.clone() else {
+            return Ok(None);
+        };
+        let mut base = BTreeMap::new();
+        for (role, state) in &current.published.roles {
+            if request.files.iter().any(|draft| draft.role == *role) || role == "targets" {
+                let bytes = self
+                    .parts
+                    .store
+                    .get(FILES, &versioned(state.version, role))
+                    .await?;
+                base.extend(
+                    bytes
+                        .and_then(|bytes| String::from_utf8(bytes).ok())
+                        .map(|text| (role.clone(), text)),
+                );
+            }
+        }
+        Ok(Some(Waiting { request, base }))
+    }
+
+    /// Drops what waits for signatures.
+    pub async fn drop_request(&self, id: &str) -> Result<(), PublishingError> {
+        let mut current = self.current.lock().await;
+        current
+            .pending
+            .as_ref()
+            .filter(|request| request.id == id)
+            .ok_or(PublishingError::NoRequest)?;
+        let mut batch = Batch::new();
+        batch.delete(REQUESTS, NAME);
+        self.parts.store.commit(batch).await?;
+        current.pending = None;
+        Ok(())
+    }
+
+    /// Takes signatures for what waits, each verified; once it has enough, it is published. The artifacts that exist then.
+    pub async fn attach(
+        &self,
+        id: &str,
+        signatures: Vec<(String, Signature)>,
+    ) -> Result<Option<Vec<Artifact>>, PublishingError> {
+        let mut current = self.current.lock().await;
+        let pending = current.pending.clone().filter(|request| request.id == id);
+        let mut request = pending.ok_or(PublishingError::NoRequest)?;
+        for (role, signature) in signatures {
+            request.attach(current.trust.chain.current(), &role, signature)?;
+        }
+        let added = request
+            .additions
+            .iter()
+            .map(|addition| addition.artifact.clone())
+            .collect();
+        let outcome = self.publish_or_wait(&mut current, request, Batch::new()).await?;
+        Ok((outcome == Outcome::Signed).then_some(added))
     }
 
     /// Signs again what is half-way to its end.
     pub async fn resign(&self) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        let now = self.clock.now();
-        let targets = is_ageing(&current.targets, now, self.lifetimes.targets);
-        let snapshot = is_ageing(&current.snapshot, now, self.lifetimes.snapshot);
-        if targets || snapshot || is_ageing(&current.timestamp, now, self.lifetimes.timestamp) {
-            let next = current.clone();
-            if targets || snapshot {
-                return self.publish(&mut current, next, targets, Batch::new()).await;
-            }
-            let (next, batch) = self.sign_timestamp(next, now, Batch::new())?;
-            self.store.commit(batch).await?;
-            *current = next;
+        self.demand_not_behind(&current)?;
+        let now = self.parts.clock.now();
+        let lifetimes = self.parts.lifetimes;
+        let aged = |state: &Listed| is_ageing(state.expires, now, lifetimes.targets);
+        let root = current.trust.chain.current();
+        let online = current.trust.ring.suffices(&root.roles.targets);
+        if current.pending.is_none() && online && current.published.roles.values().any(aged) {
+            let work = Work {
+                renew: plan::Renew::Aged(now, lifetimes.targets),
+                ..Work::default()
+            };
+            let request = self.draft(&current, &work, Vec::new()).await?;
+            return self.publish(&mut current, request, Batch::new()).await;
+        }
+        let published = &current.published;
+        if is_ageing(published.snapshot.expires, now, lifetimes.snapshot) {
+            let request = self.request(Vec::new(), Vec::new());
+            return self.publish_online(&mut current, request, Batch::new()).await;
+        }
+        if is_ageing(published.timestamp.expires, now, lifetimes.timestamp) {
+            let mut batch = Batch::new();
+            let next = self.sign_timestamp(&current.trust, published.clone(), now, &mut batch)?;
+            self.parts.store.commit(batch).await?;
+            current.published = next;
+            self.witness(&current)?;
         }
         Ok(())
     }
 
-    /// When each role's metadata ends.
+    /// Asks the operators to renew what only they can sign.
+    pub async fn renew(&self) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        self.demand_not_behind(&current)?;
+        if current.pending.is_some() {
+            return Err(PublishingError::Waiting);
+        }
+        let work = Work {
+            renew: plan::Renew::All,
+            ..Work::default()
+        };
+        let request = self.draft(&current, &work, vec!["renewal".to_owned()]).await?;
+        self.publish_or_wait(&mut current, request, Batch::new()).await
+    }
+
+    /// When each role's metadata ends; that of the bins is the first of them to end.
     pub async fn expires(&self) -> BTreeMap<&'static str, Time> {
         let current = self.current.lock().await;
+        let published = &current.published;
+        let targets = published.roles.values().map(|state| state.expires).min();
         BTreeMap::from([
-            ("targets", current.targets.expires),
-            ("snapshot", current.snapshot.expires),
-            ("timestamp", current.timestamp.expires),
+            ("root", current.trust.chain.current().expires),
+            ("targets", targets.unwrap_or(published.targets.expires)),
+            ("snapshot", published.snapshot.expires),
+            ("timestamp", published.timestamp.expires),
         ])
     }
 
-    /// Signs the next snapshot and timestamp, and the next targets where they changed, and commits them with `batch`.
+    /// What needs an operator.
+    pub async fn warnings(&self) -> Vec<String> {
+        let mut warnings = behind_warning(self.behind().await);
+        let pending = self
+            .current
+            .lock()
+            .await
+            .pending
+            .as_ref()
+            .map(|request| request.reasons.len());
+        if let Some(changes) = pending {
+            warnings.push(format!(
+                "{changes} changes of images wait for signatures (facade keys sign)"
+            ));
+        }
+        let now = self.parts.clock.now();
+        let expires = self.expires().await;
+        for (role, lifetime, remedy) in [
+            (
+                "root",
+                self.parts.lifetimes.root,
+                "facade keys rotate images root, or a ceremony",
+            ),
+            ("targets", self.parts.lifetimes.targets, "facade keys renew"),
+        ] {
+            let end = expires
+                .get(role)
+                .filter(|end| is_ageing(**end, now, lifetime / 2));
+            warnings.extend(end.map(|end| format!("images/{role} ends {end} ({remedy})")));
+        }
+        warnings
+    }
+
+    /// Holds what a device has seen against what we remember.
+    pub async fn observe(&self, device: &DeviceId, seen: RepositoryVersions) -> Result<(), PublishingError> {
+        let current = self.current.lock().await;
+        let Some(claimed) = Marks::claimed(seen, &marks(&current)) else {
+            return Ok(());
+        };
+        drop(current);
+        tracing::error!(device.id = %device, seen = ?claimed, "a device has seen newer images metadata than there is");
+        self.parts.witness.claimed(Repository::Images, device, &claimed)
+    }
+
+    /// Says that the repository is behind what was published, and by whom it is known.
+    pub async fn behind(&self) -> Option<(PublishingError, Marks)> {
+        let current = self.current.lock().await;
+        let seen = self.parts.witness.marks(Repository::Images);
+        self.demand_not_behind(&current).err().map(|error| (error, seen))
+    }
+
+    /// By an operator's word: signs everything above what was seen.
+    pub async fn recover(&self) -> Result<Outcome, PublishingError> {
+        let mut current = self.current.lock().await;
+        let seen = self.parts.witness.marks(Repository::Images);
+        if seen.root > current.trust.chain.current().version {
+            return Err(PublishingError::RootLost {
+                repository: NAME,
+                seen: seen.root,
+            });
+        }
+        let mut raised = current.published.clone();
+        raise(&mut raised, &seen);
+        let before = std::mem::replace(&mut current.published, raised);
+        let work = Work {
+            renew: plan::Renew::All,
+            ..Work::default()
+        };
+        let drafted = self
+            .draft(&current, &work, vec!["recovery from an older copy".to_owned()])
+            .await;
+        current.published = before;
+        let request = Request {
+            floor: Some(seen),
+            ..drafted?
+        };
+        self.publish_or_wait(&mut current, request, Batch::new()).await
+    }
+
+    /// By an operator's word: what devices claimed to have seen was never published.
+    pub async fn dismiss(&self) -> Result<(), PublishingError> {
+        let current = self.current.lock().await;
+        self.parts.witness.settle(Repository::Images, marks(&current))
+    }
+
+    fn demand_not_behind(&self, current: &Current) -> Result<(), PublishingError> {
+        let seen = self.parts.witness.marks(Repository::Images);
+        let own = marks(current);
+        if seen.is_above(&own) {
+            let (own, seen) = (own.timestamp, seen.timestamp);
+            return Err(PublishingError::Behind {
+                repository: NAME,
+                own,
+                seen,
+            });
+        }
+        Ok(())
+    }
+
+    fn witness(&self, current: &Current) -> Result<(), PublishingError> {
+        self.parts.witness.published(Repository::Images, &marks(current))
+    }
+}
+
+/// The repository at work: one request, drafted, signed, published.
+impl Images {
+    fn request(&self, files: Vec<Draft>, reasons: Vec<String>) -> Request {
+        Request::new(files, reasons, self.parts.clock.now())
+    }
+
+    /// What waits already, with more; signatures that it had are void, because its bytes change.
+    async fn extended(
+        &self,
+        current: &Current,
+        additions: Vec<Addition>,
+        removals: Vec<Artifact>,
+    ) -> Result<Request, PublishingError> {
+        let (mut all, mut gone) = (additions, removals);
+        if let Some(pending) = &current.pending {
+            if pending.files.iter().any(|draft| draft.role == "root") || pending.floor.is_some() {
+                return Err(PublishingError::Waiting);
+            }
+            for earlier in &pending.additions {
+                let name = earlier.artifact.name();
+                if all.iter().all(|addition| addition.artifact.name() != name)
+                    && gone.iter().all(|artifact| artifact.name() != name)
+                {
+                    all.push(earlier.clone());
+                }
+            }
+            let earlier = pending
+                .removals
+                .iter()
+                .filter(|earlier| gone.iter().all(|other| other.name() != earlier.name()));
+            let earlier: Vec<_> = earlier.cloned().collect();
+            gone.extend(earlier);
+        }
+        let mut work = Work::default();
+        let mut reasons = Vec::new();
+        for addition in &all {
+            reasons.push(format!("add {} ({})", addition.artifact.name(), addition.tag));
+            work.add
+                .push((target_path(addition.artifact.name())?, target(&addition.artifact)));
+        }
+        for artifact in &gone {
+            reasons.push(format!("revoke {}", artifact.name()));
+            work.remove.push(target_path(artifact.name())?);
+        }
+        let request = self.draft(current, &work, reasons).await?;
+        Ok(Request {
+            additions: all,
+            removals: gone,
+            ..request
+        })
+    }
+
+    /// Drafts the files that change, signed with the keys that are here.
+    async fn draft(
+        &self,
+        current: &Current,
+        work: &Work,
+        reasons: Vec<String>,
+    ) -> Result<Request, PublishingError> {
+        let Trust { chain, ring } = &current.trust;
+        let root = work.root.as_ref().unwrap_or(chain.current());
+        let mut files = Vec::new();
+        if let Some(next) = &work.root {
+            files.push(root_draft(&current.trust, next)?);
+        }
+        for (role, targets) in plan::plan(self, &current.published, work, root).await? {
+            let bytes = sign_with(&targets, &role, &root.roles.targets, ring)?;
+            files.push(Draft::new(&role, targets.version, bytes)?);
+        }
+        Ok(self.request(files, reasons))
+    }
+
+    async fn publish_or_wait(
+        &self,
+        current: &mut Current,
+        request: Request,
+        mut batch: Batch,
+    ) -> Result<Outcome, PublishingError> {
+        let complete = request
+            .is_complete(current.trust.chain.current())
+            .map_err(PublishingError::Refused)?;
+        if complete {
+            self.publish(current, request, batch).await?;
+            return Ok(Outcome::Signed);
+        }
+        batch.put_json(REQUESTS, NAME, &request)?;
+        self.parts.store.commit(batch).await?;
+        current.pending = Some(request);
+        Ok(Outcome::Pending)
+    }
+
+    /// Publishes a request that has its signatures. The root first: it lies outside the database, and
+    /// [`Images::catch_up`] completes from there.
     async fn publish(
         &self,
         current: &mut Current,
-        mut next: Current,
-        targets_changed: bool,
+        request: Request,
         mut batch: Batch,
     ) -> Result<(), PublishingError> {
-        let now = self.clock.now();
-        if targets_changed {
-            next.targets.version += 1;
-            next.targets.expires = end_of(now, self.lifetimes.targets);
-            let file = versioned(next.targets.version, "targets");
-            let bytes =
-                sign(&next.targets, &[&self.keys.targets]).map_err(|source| PublishingError::Sign {
-                    file: file.clone(),
-                    source,
-                })?;
-            next.snapshot.meta.insert(
-                "targets.json".to_owned(),
-                FileMeta::of(next.targets.version, &bytes),
-            );
-            batch.put(FILES, &file, bytes);
-            forget(&mut batch, next.targets.version, "targets");
+        if let Some(draft) = request.files.iter().find(|draft| draft.role == "root")
+            && draft.version > current.trust.chain.current().version
+        {
+            if !request.additions.is_empty() || current.pending.is_some() {
+                let mut waiting = Batch::new();
+                waiting.put_json(REQUESTS, NAME, &request)?;
+                self.parts.store.commit(waiting).await?;
+            }
+            let mut chain = current.trust.chain.clone();
+            chain
+                .push(draft.text.as_bytes())
+                .map_err(PublishingError::Refused)?;
+            self.parts
+                .vault
+                .put_root(NAME, draft.version, draft.text.as_bytes())?;
+            current.trust.chain = chain;
+        }
+        batch.delete(REQUESTS, NAME);
+        self.publish_online(current, request, batch).await?;
+        current.pending = None;
+        for id in current.trust.ring.unused(current.trust.chain.current()) {
+            current.trust.ring.remove(id);
+            self.parts.vault.remove_key(NAME, id)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the files of a request in place, and signs the snapshot and the timestamp over them.
+    async fn publish_online(
+        &self,
+        current: &mut Current,
+        request: Request,
+        mut batch: Batch,
+    ) -> Result<(), PublishingError> {
+        let now = self.parts.clock.now();
+        let mut next = current.published.clone();
+        if let Some(floor) = &request.floor {
+            raise(&mut next, floor);
+        }
+        for draft in request.files.iter().filter(|draft| draft.role != "root") {
+            put_targets(&mut next, draft, &mut batch)?;
+        }
+        for addition in &request.additions {
+            self.parts.artifacts.put(&mut batch, &addition.artifact)?;
+            self.parts
+                .artifacts
+                .put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
         }
         next.snapshot.version += 1;
-        next.snapshot.expires = end_of(now, self.lifetimes.snapshot);
-        let file = versioned(next.snapshot.version, "snapshot");
-        let bytes = sign(&next.snapshot, &[&self.keys.snapshot]).map_err(|source| PublishingError::Sign {
-            file: file.clone(),
-            source,
-        })?;
+        next.snapshot.expires = end_of(now, self.parts.lifetimes.snapshot);
+        let root = current.trust.chain.current();
+        let bytes = sign_with(
+            &next.snapshot,
+            "snapshot",
+            &root.roles.snapshot,
+            &current.trust.ring,
+        )?;
         next.timestamp.meta.snapshot = FileMeta::of(next.snapshot.version, &bytes);
-        batch.put(FILES, &file, bytes);
-        forget(&mut batch, next.snapshot.version, "snapshot");
-        let (next, batch) = self.sign_timestamp(next, now, batch)?;
-        self.store.commit(batch).await?;
-        *current = next;
-        Ok(())
+        batch.put(FILES, &versioned(next.snapshot.version, "snapshot"), bytes);
+        if let Some(old) = next.snapshot.version.checked_sub(3) {
+            batch.delete(FILES, &versioned(old, "snapshot"));
+        }
+        let next = self.sign_timestamp(&current.trust, next, now, &mut batch)?;
+        self.parts.store.commit(batch).await?;
+        current.published = next;
+        match request.floor {
+            Some(_) => self.parts.witness.settle(Repository::Images, marks(current)),
+            None => self.witness(current),
+        }
     }
 
     fn sign_timestamp(
         &self,
-        mut next: Current,
+        trust: &Trust,
+        mut next: Published,
         now: Time,
-        mut batch: Batch,
-    ) -> Result<(Current, Batch), PublishingError> {
+        batch: &mut Batch,
+    ) -> Result<Published, PublishingError> {
         next.timestamp.version += 1;
-        next.timestamp.expires = end_of(now, self.lifetimes.timestamp);
+        next.timestamp.expires = end_of(now, self.parts.lifetimes.timestamp);
         next.timestamp.extra = signed_at(now);
-        let bytes =
-            sign(&next.timestamp, &[&self.keys.timestamp]).map_err(|source| PublishingError::Sign {
-                file: TIMESTAMP_FILE.to_owned(),
-                source,
-            })?;
+        let keys = &trust.chain.current().roles.timestamp;
+        let bytes = sign_with(&next.timestamp, "timestamp", keys, &trust.ring)?;
         batch.put(FILES, TIMESTAMP_FILE, bytes);
-        Ok((next, batch))
+        Ok(next)
     }
 }
 
-/// A client that is in the middle of a refresh still wants the version before; older ones nobody asks for.
-fn forget(batch: &mut Batch, version: u64, role: &str) {
-    if let Some(old) = version.checked_sub(3) {
-        batch.delete(FILES, &versioned(old, role));
+/// Puts one signed targets file where it is served, and forgets the one that nobody asks for any more.
+fn put_targets(next: &mut Published, draft: &Draft, batch: &mut Batch) -> Result<(), PublishingError> {
+    let file = versioned(draft.version, &draft.role);
+    let bytes = draft.text.as_bytes();
+    let targets: Targets = super::read(&draft.role, &file, bytes)?;
+    let old = next.roles.get(&draft.role);
+    if let Some(oldest) = old.and_then(|state| state.previous) {
+        batch.delete(FILES, &versioned(oldest, &draft.role));
+    }
+    let state = Listed {
+        version: draft.version,
+        previous: old.map(|state| state.version),
+        expires: targets.expires,
+    };
+    batch.put_json(ROLES, &draft.role, &state)?;
+    batch.put(FILES, &file, bytes.to_vec());
+    // Hashes of hundreds of bins would make every snapshot large; versions alone rule out mixing them, and signatures
+    // everything else.
+    let meta = match draft.role.as_str() {
+        "targets" => FileMeta::of(draft.version, bytes),
+        _ => FileMeta {
+            version: draft.version,
+            length: None,
+            hashes: None,
+            extra: Map::new(),
+        },
+    };
+    next.snapshot.meta.insert(format!("{}.json", draft.role), meta);
+    next.roles.insert(draft.role.clone(), state);
+    if draft.role == "targets" {
+        next.targets = targets;
+    }
+    Ok(())
+}
+
+/// Makes the next versions higher than any that was seen.
+fn raise(published: &mut Published, seen: &Marks) {
+    published.snapshot.version = published.snapshot.version.max(seen.snapshot);
+    published.timestamp.version = published.timestamp.version.max(seen.timestamp);
+}
+
+fn marks(current: &Current) -> Marks {
+    Marks {
+        root: current.trust.chain.current().version,
+        timestamp: current.published.timestamp.version,
+        snapshot: current.published.snapshot.version,
+        ..Marks::default()
     }
 }
 
-fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
-    let now = clock.now();
+fn empty(now: Time, lifetimes: Lifetimes) -> Published {
     let nothing = FileMeta {
         version: 1,
         length: None,
         hashes: None,
         extra: Map::new(),
     };
-    Current {
+    Published {
         targets: Targets {
             version: 0,
             expires: end_of(now, lifetimes.targets),
@@ -236,6 +845,7 @@ fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
             delegations: None,
             extra: Map::new(),
         },
+        roles: BTreeMap::new(),
         snapshot: Snapshot {
             version: 0,
             expires: end_of(now, lifetimes.snapshot),
@@ -251,30 +861,55 @@ fn empty(clock: &Clock, lifetimes: Lifetimes) -> Current {
     }
 }
 
-async fn load(store: &dyn Store) -> Result<Option<Current>, PublishingError> {
+async fn load(store: &dyn Store) -> Result<Option<Published>, PublishingError> {
     let Some(timestamp) = store.get(FILES, TIMESTAMP_FILE).await? else {
         return Ok(None);
     };
     let timestamp: Timestamp = super::read("timestamp", TIMESTAMP_FILE, &timestamp)?;
-    let snapshot: Snapshot = stored(store, "snapshot", timestamp.meta.snapshot.version).await?;
+    let file = versioned(timestamp.meta.snapshot.version, "snapshot");
+    let bytes = store.get(FILES, &file).await?;
+    let snapshot: Snapshot = super::read("snapshot", &file, &bytes.unwrap_or_default())?;
     let version = snapshot.file("targets").map_or(0, |meta| meta.version);
     let targets = stored(store, "targets", version).await?;
-    Ok(Some(Current {
+    let mut roles: BTreeMap<String, Listed> = scan_json(store, ROLES, Scan::ALL).await?.into_iter().collect();
+    let expires = targets.expires;
+    roles.entry("targets".to_owned()).or_insert(Listed {
+        version,
+        previous: None,
+        expires,
+    });
+    Ok(Some(Published {
         targets,
+        roles,
         snapshot,
         timestamp,
     }))
 }
 
-async fn stored<T: Document + Clone>(
-    store: &dyn Store,
-    role: &str,
-    version: u64,
-) -> Result<T, PublishingError> {
+async fn stored(store: &dyn Store, role: &str, version: u64) -> Result<Targets, PublishingError> {
     let file = versioned(version, role);
     let bytes = store.get(FILES, &file).await?;
     let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
     super::read(role, &file, &bytes)
+}
+
+/// What is to be said of a repository that is behind, and who knows.
+pub(super) fn behind_warning(behind: Option<(PublishingError, Marks)>) -> Vec<String> {
+    let Some((error, seen)) = behind else {
+        return Vec::new();
+    };
+    let devices: Vec<String> = seen.claimed_by.iter().map(ToString::to_string).collect();
+    let known = if devices.is_empty() {
+        "witness.json".to_owned()
+    } else {
+        devices.join(", ")
+    };
+    vec![format!("{error}; known from {known}")]
+}
+
+/// The version in the name of a root file.
+pub(super) fn root_version(name: &str) -> Option<u64> {
+    name.strip_suffix(".root.json")?.parse().ok()
 }
 
 /// The name of an artifact as the path of a target.

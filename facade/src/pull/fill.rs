@@ -99,6 +99,7 @@ impl Pilot<'_> {
             self.lead.show(content);
             return Ok(true);
         }
+        self.check_trust()?;
         let _slot = self
             .shared
             .slots
@@ -139,6 +140,19 @@ impl Pilot<'_> {
 
     fn size_bytes(&self) -> u64 {
         self.lead.flight.size_bytes
+    }
+
+    /// Does not fetch again at once what was wrong a moment ago: every device would, again and again.
+    fn check_trust(&self) -> Result<(), PullError> {
+        let host = self.lead.wanted.repository.host();
+        let held = self.shared.settings.distrust;
+        match self.shared.distrusted.recall(host, self.lead.flight.digest, held) {
+            None => Ok(()),
+            Some(source) => Err(PullError::Mismatch {
+                host: host.clone(),
+                source,
+            }),
+        }
     }
 
     async fn stage(&self) -> Result<Staging, PullError> {
@@ -357,6 +371,13 @@ impl Pilot<'_> {
         }
         self.shared.metrics.mismatches.inc();
         if blames {
+            let held = self.shared.settings.distrust;
+            self.shared.distrusted.note(
+                wanted.repository.host(),
+                wanted.descriptor.digest,
+                &mismatch,
+                held,
+            );
             (self.shared.events)(PullEvent::WrongContent { wanted, mismatch });
         }
     }

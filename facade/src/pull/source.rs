@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use pki::digest::{Digest, Mismatch};
 use pki::oci::RegistryHost;
 
 use super::{PullError, Wanted};
@@ -100,5 +101,35 @@ impl Cooldowns {
             cooldowns.remove(host);
         }
         remaining
+    }
+}
+
+/// What registries served wrongly a moment ago.
+#[derive(Default)]
+pub(super) struct Distrusted(Mutex<HashMap<(RegistryHost, Digest), (Instant, Mismatch)>>);
+
+/// Entries after which the ones that are over are swept out.
+const MANY_DISTRUSTED: usize = 1024;
+
+impl Distrusted {
+    /// Remembers that a registry served wrong bytes.
+    pub(super) fn note(&self, host: &RegistryHost, digest: Digest, mismatch: &Mismatch, held: Duration) {
+        let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if distrusted.len() >= MANY_DISTRUSTED {
+            distrusted.retain(|_, (since, _)| since.elapsed() < held);
+        }
+        distrusted.insert((host.clone(), digest), (Instant::now(), mismatch.clone()));
+    }
+
+    /// How the content that a registry served less than `held` ago was wrong.
+    pub(super) fn recall(&self, host: &RegistryHost, digest: Digest, held: Duration) -> Option<Mismatch> {
+        let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (host.clone(), digest);
+        let (since, mismatch) = distrusted.get(&key)?;
+        if since.elapsed() < held {
+            return Some(mismatch.clone());
+        }
+        distrusted.remove(&key);
+        None
     }
 }

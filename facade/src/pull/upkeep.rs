@@ -1,8 +1,11 @@
 //! Upkeep of the cache: what it holds, and whether the disk still has what was put there.
 
+use std::time::Duration;
+
 use pki::digest::{Digest, Verifier};
 
 use super::Puller;
+use super::evict::Policy;
 use crate::blobs::{BlobsError, Content, Held};
 
 const READ_BYTES: usize = 256 * 1024;
@@ -45,6 +48,29 @@ impl Puller {
     /// What the cache holds.
     pub async fn list(&self) -> Result<Vec<Held>, BlobsError> {
         self.0.blobs.list().await
+    }
+
+    /// Deletes what no device may have, what is neither pinned nor in flight, and has not been asked for in `unused_for`;
+    /// returns what is gone.
+    pub async fn prune(&self, unused_for: Duration) -> Result<Vec<Held>, BlobsError> {
+        let mut kept = (self.0.pins)();
+        kept.extend(self.0.flights.digests());
+        let policy = Policy {
+            max_size_bytes: None,
+            max_age: Some(unused_for),
+            min_free_bytes: 0,
+            ..self.0.settings.policy.clone()
+        };
+        let mut held = self.0.blobs.list().await?;
+        let victims = policy.victims(&mut held, &kept, u64::MAX, 0, self.0.clock.now());
+        let mut gone = Vec::new();
+        for victim in victims {
+            if self.0.blobs.delete(victim.digest).await? {
+                self.0.metrics.evicted_bytes.inc_by(victim.size_bytes);
+                gone.push(victim);
+            }
+        }
+        Ok(gone)
     }
 
     /// Reads every byte of the cache and deletes what is no longer what it was.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{Method, Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::access_log::{Open, Serving};
 use super::body::{Body, CHUNK_BYTES, Source};
@@ -55,7 +55,11 @@ pub(super) async fn answer_hyper(
 pub(super) async fn answer(connection: &Arc<Connection>, asked: Asked) -> Response<Body> {
     let open = Open::begin(&connection.activity);
     let request_id = connection.shared.request_ids.next();
+    let is_head = asked.method == Method::HEAD;
     let (action, mut response) = dispatch(connection, asked, &request_id).await;
+    if is_head {
+        response = without_body(response);
+    }
     response
         .headers_mut()
         .insert(REQUEST_ID, respond::value(&request_id));
@@ -72,6 +76,17 @@ pub(super) async fn answer(connection: &Arc<Connection>, asked: Asked) -> Respon
         .inc();
     drop(open);
     response
+}
+
+/// What HEAD gets: the length of what GET would send, and none of it. Over HTTP/2 nobody below us takes the body away,
+/// and clients end the stream with an error when one comes.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let length = body.size_hint().exact().unwrap_or_default();
+    if length > 0 && !parts.headers.contains_key(CONTENT_LENGTH) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Body::empty())
 }
 
 async fn dispatch(

@@ -3,6 +3,8 @@
 //! Nothing is decided here about who may do it. A path has one reading: it is decoded once, and whatever would still
 //! mean something else to a second reader (an encoded slash, a dot segment, a stray `%`) is refused.
 
+use std::borrow::Cow;
+
 use http::Method;
 use pki::digest::Digest;
 use pki::oci::{RegistryHost, Repository, RepositoryName};
@@ -190,7 +192,7 @@ fn digest(kind: Kind, text: &str) -> Result<Digest, RouteError> {
 fn repository(name: &str, ns: Option<String>) -> Result<(Repository, Option<RegistryHost>), RouteError> {
     let invalid = |error: pki::oci::reference::ReferenceError| RouteError::Name(error.to_string());
     let Some(ns) = ns else {
-        return Ok((name.parse().map_err(invalid)?, None));
+        return Ok((with_port(name).parse().map_err(invalid)?, None));
     };
     let host: RegistryHost = ns.parse().map_err(invalid)?;
     let leads = |first: &str| first.parse().is_ok_and(|named: RegistryHost| named == host);
@@ -201,6 +203,22 @@ fn repository(name: &str, ns: Option<String>) -> Result<(Repository, Option<Regi
     };
     let name: RepositoryName = name.parse().map_err(invalid)?;
     Ok((Repository::new(host.clone(), name), Some(host)))
+}
+
+/// `host__5000/path` as `host:5000/path`: docker's and skopeo's references cannot have a colon in a path, and a host name
+/// cannot have an underscore.
+fn with_port(name: &str) -> Cow<'_, str> {
+    let Some((host, port, path)) = name.split_once('/').and_then(|(first, path)| {
+        let (host, port) = first.split_once("__")?;
+        Some((host, port, path))
+    }) else {
+        return Cow::Borrowed(name);
+    };
+    let is_port = (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
+    if host.is_empty() || !is_port {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(format!("{host}:{port}/{path}"))
 }
 
 /// The value of a query parameter; twice the same parameter would mean two things to two readers.
@@ -280,6 +298,18 @@ mod tests {
                 "/v2/127.0.0.1:5000/team/app/manifests/DIGEST",
                 Kind::Document,
                 "127.0.0.1:5000/team/app",
+                None,
+            ),
+            (
+                "/v2/127.0.0.1__5000/team/app/blobs/DIGEST",
+                Kind::Blob,
+                "127.0.0.1:5000/team/app",
+                None,
+            ),
+            (
+                "/v2/library/my__5000/app/blobs/DIGEST",
+                Kind::Blob,
+                "docker.io/library/my__5000/app",
                 None,
             ),
             (

@@ -7,6 +7,7 @@ use pki::oci::RepositoryName;
 use serde::{Deserialize, Serialize};
 
 use super::challenge::challenges;
+use super::client::Answer;
 use super::error::UpstreamError;
 use super::registry::Registry;
 use super::target::Scheme;
@@ -108,8 +109,11 @@ async fn talk(
     steps: &mut Vec<StepResult>,
 ) -> Result<(), Failure> {
     reach(registry, steps).await?;
-    api(registry, steps).await?;
-    if registry.is_anonymous() {
+    let asks = api(registry, steps).await?;
+    if !registry.is_anonymous() && !asks {
+        let seen = "the registry asks for none here; a wrong password would not be noticed";
+        push(steps, Step::Credentials, Outcome::Skipped, seen);
+    } else if registry.is_anonymous() {
         push(
             steps,
             Step::Credentials,
@@ -184,14 +188,20 @@ async fn reach(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), F
     Ok(())
 }
 
-/// Whether `/v2/` is answered by a registry: 200, or 401 with a challenge that we can meet.
-async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {
+/// Whether `/v2/` is answered by a registry: 200, or 401 with a challenge that we can meet. Gives whether it asks for
+/// credentials.
+async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, Failure> {
     let answer = registry
         .client()
         .get(registry.base(), &HeaderMap::new(), None)
         .await;
     let answer = answer.map_err(|error| (step_of(&error, Step::Api), error))?;
+    let asks = answer.status == StatusCode::UNAUTHORIZED;
     let detail = match answer.status {
+        // Any web server answers any path with its front page.
+        StatusCode::OK if is_web_page(&answer) => {
+            return Err((Step::Api, answer.bad("is no registry: /v2/ is a web page")));
+        }
         StatusCode::OK => "answers without credentials",
         StatusCode::UNAUTHORIZED if !challenges(&answer.headers).is_empty() => "asks for credentials",
         StatusCode::TOO_MANY_REQUESTS => {
@@ -207,7 +217,14 @@ async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Fai
         }
     };
     push(steps, Step::Api, Outcome::Ok, detail);
-    Ok(())
+    Ok(asks)
+}
+
+fn is_web_page(answer: &Answer) -> bool {
+    let html = answer
+        .content_type()
+        .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
+    html && answer.header("docker-distribution-api-version").is_none()
 }
 
 fn budget(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<(), Failure> {

@@ -98,10 +98,10 @@ impl Authorizer {
     /// The authorization that the last challenge for this subject called for, before there is a new one.
     pub(super) async fn ahead(&self, subject: &Subject) -> Result<Option<InUse>, UpstreamError> {
         let known = self.learned().get(subject).cloned();
-        match known {
-            Some(way) => self.authorize(way).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(way) = known else { return Ok(None) };
+        let outcome = self.authorize(way).await;
+        self.unlearn_if_astray(subject, &outcome);
+        outcome.map(Some)
     }
 
     /// The authorization that a 401, or a 403 for an expired short-lived credential, calls for.
@@ -128,7 +128,17 @@ impl Authorizer {
             self.dismiss(challenges, rejected, answer).await?;
         }
         self.learn(subject, &way);
-        self.authorize(way).await
+        let outcome = self.authorize(way).await;
+        self.unlearn_if_astray(subject, &outcome);
+        outcome
+    }
+
+    /// A challenge that led nowhere (a realm that is gone, or that one bad answer named) must not stand before every
+    /// later request: the registry is asked afresh. A refusal was an answer, and keeps being remembered.
+    fn unlearn_if_astray(&self, subject: &Subject, outcome: &Result<InUse, UpstreamError>) {
+        if outcome.as_ref().is_err_and(|error| !is_refusal(error)) {
+            self.learned().remove(subject);
+        }
     }
 
     /// Forgets what was rejected; an error when there is nothing better to be had.
@@ -233,13 +243,7 @@ impl Authorizer {
     }
 
     fn remember(&self, way: &Way, error: UpstreamError) -> UpstreamError {
-        if matches!(
-            error,
-            UpstreamError::Denied { .. }
-                | UpstreamError::Unauthenticated { .. }
-                | UpstreamError::Forbidden { .. }
-        ) && self.tokens.rejection(way).is_none()
-        {
+        if is_refusal(&error) && self.tokens.rejection(way).is_none() {
             self.tokens.reject(way, &error, self.limits.rejected);
         }
         error
@@ -270,6 +274,16 @@ impl std::fmt::Debug for Authorizer {
             .field("host", &self.shared.host)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a token server heard us and said no.
+fn is_refusal(error: &UpstreamError) -> bool {
+    matches!(
+        error,
+        UpstreamError::Denied { .. }
+            | UpstreamError::Unauthenticated { .. }
+            | UpstreamError::Forbidden { .. }
+    )
 }
 
 /// `Authorization: Basic` (RFC 7617).

@@ -49,6 +49,35 @@ async fn serves_a_manifest_and_a_blob_over_both_protocols() {
 }
 
 #[tokio::test]
+async fn head_gets_the_head_of_every_answer_and_no_body_over_both_protocols() {
+    let rig = Rig::start().await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    for mut device in [
+        Device::http1(&rig, Some(&credential)).await,
+        Device::http2(&rig, Some(&credential)).await,
+    ] {
+        for path in [
+            "/v2/".to_owned(),
+            blob(&layer),
+            format!("/v2/{REPOSITORY}/manifests/v1"),
+            blob(b"of somebody else"),
+            "/v2/_catalog".to_owned(),
+            "/nothing".to_owned(),
+        ] {
+            let get = device.get(&path).await;
+            let head = device.send(Method::HEAD, &path, &[]).await;
+            assert!(head.body.is_empty() && !head.cut, "{path}");
+            assert_eq!(head.status, get.status, "{path}");
+            for name in ["content-type", "content-length", "docker-content-digest"] {
+                assert_eq!(head.header(name), get.header(name), "{path}: {name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn containerds_mirror_convention_works_and_is_echoed() {
     let rig = Rig::start().await;
     let layer = noise(1000);

@@ -60,9 +60,48 @@ async fn a_cut_is_resumed_where_it_happened() {
     assert_eq!(rig.script.asked()[3..], [0, 400_000]);
 }
 
+/// A facade that asks again at once for what was wrong.
+fn forgetful() -> Setup {
+    let pull = Settings {
+        distrust: Duration::ZERO,
+        ..Settings::default()
+    };
+    Setup {
+        pull,
+        ..Setup::default()
+    }
+}
+
+#[tokio::test]
+async fn what_a_registry_served_wrongly_is_not_fetched_again_for_every_retry() {
+    let pull = Settings {
+        distrust: Duration::from_millis(800),
+        ..Settings::default()
+    };
+    let rig = Rig::with(Setup {
+        pull,
+        ..Setup::default()
+    })
+    .await;
+    let (layer, other) = (noise(500_000), noise(500_001));
+    rig.assign(&["board"], &[&layer, &other]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    rig.script.next(&[Fault::WrongAt(7)]);
+    for _ in 0..5 {
+        assert_eq!(device.get(&blob(&layer)).await.status, StatusCode::BAD_GATEWAY);
+    }
+    assert_eq!(rig.script.gets(), 1);
+    assert_eq!(rig.events.lock().unwrap().len(), 1);
+    // Only that content is distrusted, and not for ever.
+    assert!(device.get(&blob(&other)).await.body == other);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(device.get(&blob(&layer)).await.body == layer);
+    assert_eq!(rig.script.gets(), 3);
+}
+
 #[tokio::test]
 async fn wrong_bytes_of_a_short_blob_never_go_out() {
-    let rig = Rig::start().await;
+    let rig = Rig::with(forgetful()).await;
     let layer = noise(500_000);
     rig.assign(&["board"], &[&layer]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
@@ -83,7 +122,7 @@ async fn wrong_bytes_of_a_short_blob_never_go_out() {
 
 #[tokio::test]
 async fn wrong_bytes_of_a_long_blob_never_arrive_whole() {
-    let rig = Rig::start().await;
+    let rig = Rig::with(forgetful()).await;
     let layer = noise(LONG);
     rig.assign(&["board"], &[&layer]);
     let credential = rig.fleet.device("board");

@@ -149,6 +149,18 @@ async fn a_public_registry_gets_an_anonymous_token() {
 }
 
 #[tokio::test]
+async fn a_realm_that_leads_nowhere_does_not_stand_before_later_requests() {
+    let asked = AtomicUsize::new(0);
+    let registry = Fake::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::challenge(r#"Bearer realm="http://169.254.169.254/token",service="s""#),
+        _ => Reply::ok(BLOB),
+    });
+    let registry = anonymous(registry.address);
+    assert!(pull(&registry).await.is_err());
+    pull(&registry).await.unwrap();
+}
+
+#[tokio::test]
 async fn identity_tokens_are_posted_and_fall_back_to_basic() {
     for post_works in [true, false] {
         let tokens = Fake::start(move |seen| match seen.method.as_str() {

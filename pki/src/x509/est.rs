@@ -17,9 +17,10 @@ pub const PKCS7_CERTS_ONLY: &str = "application/pkcs7-mime; smime-type=certs-onl
 #[error("the body is not base64")]
 pub struct Base64Error;
 
-/// Writes a body; in lines, because some clients read it by line.
+/// Writes a body; in lines, because `openssl base64 -d` reads it by line, and without carriage returns, because
+/// `base64 -d` of coreutils refuses them.
 pub fn encode(der: &[u8]) -> String {
-    BASE64_MIME.encode(der)
+    BASE64_MIME.encode(der).replace('\r', "")
 }
 
 /// Reads a body. RFC 8951 3.1: white space anywhere is to be tolerated, and nothing else.
@@ -48,6 +49,13 @@ mod tests {
         let wrapped = BASE64.encode(&bytes).replace('A', "\r\n\t A");
         assert_eq!(decode(wrapped.as_bytes()).unwrap(), bytes);
         assert_eq!(decode(b"").unwrap(), b"");
+    }
+
+    #[test]
+    fn writes_short_lines_that_every_tool_reads() {
+        let text = encode(&[7; 500]);
+        assert!(text.ends_with('\n') && !text.contains('\r'));
+        assert!(text.lines().all(|line| line.len() <= 76));
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl Authority {
     pub fn new_root(key: &PrivateKey, now: Timestamp) -> Result<Issued, IssueError> {
         let name = authority_name("Root")?;
         let mut draft = Draft::new(name, now, ROOT_LIFETIME)?;
-        draft.params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        // No limit to the length of a path: between a device's root and the present one there may be several.
+        draft.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         draft.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         // RFC 5280 4.2.1.1: the root has no authority key identifier but its own.
         draft.params.use_authority_key_identifier_extension = false;
@@ -146,6 +147,38 @@ impl Authority {
         draft.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = issuer(root, root_key, "root")?;
         draft.issue(key, &issuer)
+    }
+
+    /// Has a root vouch for the one that follows it (RFC 4210 4.4, "new with old"): devices that know only the old root
+    /// then find a way to what the new one issues.
+    pub fn link(
+        old: &[u8],
+        old_key: &PrivateKey,
+        new: &[u8],
+        new_key: &PrivateKey,
+        now: Timestamp,
+    ) -> Result<Issued, IssueError> {
+        let (parsed_old, parsed_new) = (
+            parse_authority(old, "old root")?,
+            parse_authority(new, "new root")?,
+        );
+        check_key(&parsed_old, old_key, "old root")?;
+        check_key(&parsed_new, new_key, "new root")?;
+        let refused = || IssueError::NotAnAuthority("new root");
+        let name = parsed_new
+            .subject()
+            .iter_common_name()
+            .next()
+            .ok_or_else(refused)?;
+        let name = name.as_str().map_err(|_| refused())?.to_owned();
+        let mut draft = Draft::new(name, now, ROOT_LIFETIME)?;
+        draft.end_by(timestamp(
+            parsed_old.validity().not_after.timestamp(),
+            "old root",
+        )?);
+        draft.params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        draft.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        draft.issue(new_key, &issuer(old, old_key, "old root")?)
     }
 
     /// Puts an authority together, and checks that its parts belong together.

@@ -44,8 +44,9 @@ fn rig() -> Rig {
         lifetime: SignedDuration::from_hours(24 * 30),
         grace: SignedDuration::from_hours(24 * 7),
     };
+    let authorities = vec![authority.root().to_vec(), authority.issuing().to_vec()];
     Rig {
-        est: Est::new(Arc::new(authority), devices.clone(), policy),
+        est: Est::new(Arc::new(authority), authorities, devices.clone(), policy),
         devices,
         directory,
     }

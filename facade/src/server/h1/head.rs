@@ -5,7 +5,6 @@ use http::header::{
 };
 use http::{Method, StatusCode, Uri, response};
 use hyper::ext::ReasonPhrase;
-use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 
 use crate::server::connection::MAX_HEADERS;
@@ -125,7 +124,8 @@ pub(super) fn write(parts: &response::Parts, length: u64, last: bool) -> Vec<u8>
     if !parts.headers.contains_key(CONTENT_LENGTH) && parts.status != StatusCode::NOT_MODIFIED {
         line(&mut head, &CONTENT_LENGTH, length.to_string().as_bytes());
     }
-    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
+    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&crate::clock::Clock::system().now())
+    {
         line(&mut head, &http::header::DATE, date.as_bytes());
     }
     if last {

@@ -1,0 +1,88 @@
+//! `/api/v1/cache`
+
+use std::time::Duration;
+
+use axum::Json;
+
+use super::auth::{Caller, Role};
+use super::extract::{Body, Paging, Query};
+use super::problem::Problem;
+use super::types::{CacheChecked, CacheUsage, CachedBlob, Page, PruneRequest, Pruned};
+use super::{Answer, State};
+use crate::blobs::BlobsError;
+
+impl From<BlobsError> for Problem {
+    fn from(error: BlobsError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+/// Says what the cache takes and has left
+#[utoipa::path(get, path = "/api/v1/cache", tag = "cache",
+    responses((status = 200, body = CacheUsage), (status = 401, body = Problem), (status = 403, body = Problem)))]
+pub(super) async fn usage(state: State, caller: Caller) -> Answer<CacheUsage> {
+    caller.require(Role::Viewer)?;
+    let usage = state.puller.usage().await?;
+    Ok(Json(CacheUsage {
+        blobs: usage.blobs as u64,
+        size_bytes: usage.size_bytes,
+        partial_bytes: usage.partial_bytes,
+        free_bytes: usage.free_bytes,
+    }))
+}
+
+/// Lists the blobs of the cache
+#[utoipa::path(get, path = "/api/v1/cache/blobs", params(Paging), tag = "cache",
+    responses((status = 200, body = Page<CachedBlob>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
+pub(super) async fn list(
+    state: State,
+    caller: Caller,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<CachedBlob>> {
+    caller.require(Role::Viewer)?;
+    let limit = paging.limit()?;
+    let held = state.puller.list().await?;
+    let mut blobs: Vec<CachedBlob> = held
+        .iter()
+        .map(|held| CachedBlob {
+            digest: held.digest.to_string(),
+            size_bytes: held.size_bytes,
+            last_used: held.last_used.to_string(),
+        })
+        .filter(|blob| paging.after.as_ref().is_none_or(|after| blob.digest > *after))
+        .collect();
+    blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
+    let more = blobs.len() > limit;
+    blobs.truncate(limit);
+    let next = blobs.last().filter(|_| more).map(|last| last.digest.clone());
+    Ok(Json(Page { items: blobs, next }))
+}
+
+/// Removes what no device may have from the cache
+#[utoipa::path(post, path = "/api/v1/cache/prune", request_body = PruneRequest, tag = "cache",
+    responses((status = 200, body = Pruned), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem)))]
+pub(super) async fn prune(state: State, caller: Caller, Body(asked): Body<PruneRequest>) -> Answer<Pruned> {
+    caller.require(Role::Operator)?;
+    let gone = state
+        .puller
+        .prune(Duration::from_secs(asked.unused_seconds))
+        .await?;
+    let pruned = Pruned {
+        blobs: gone.len() as u64,
+        freed_bytes: gone.iter().map(|held| held.size_bytes).sum(),
+    };
+    tracing::info!(operator = %caller.name, blobs = pruned.blobs, size_bytes = pruned.freed_bytes, "cache pruned");
+    Ok(Json(pruned))
+}
+
+/// Reads every byte of the cache and removes what is damaged
+#[utoipa::path(post, path = "/api/v1/cache/verify", tag = "cache",
+    responses((status = 200, body = CacheChecked), (status = 401, body = Problem), (status = 403, body = Problem)))]
+pub(super) async fn verify(state: State, caller: Caller) -> Answer<CacheChecked> {
+    caller.require(Role::Operator)?;
+    let checked = state.puller.verify().await?;
+    Ok(Json(CacheChecked {
+        good: checked.good as u64,
+        damaged: checked.bad.iter().map(ToString::to_string).collect(),
+    }))
+}

@@ -1,0 +1,284 @@
+//! What every request to the API passes: it gets an id, its caller is known, the route allows the caller's role, and
+//! what changes something is written to the audit log.
+//!
+//! Which role a route needs is one table. A route that is not in it is the admin's alone: who forgets a row locks people
+//! out, and lets nobody in.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use data_encoding::HEXLOWER;
+use tracing::Instrument;
+
+use super::auth::{Caller, Role};
+use super::extract::MAX_BODY_BYTES;
+use super::problem::Problem;
+use crate::catalog::audit::Happening;
+use crate::facade::Facade;
+
+const REQUEST_ID: &str = "x-request-id";
+const MAX_REQUEST_ID_BYTES: usize = 64;
+/// Longest subject of a record in the audit log.
+const MAX_SUBJECT_CHARS: usize = 500;
+/// The fields of a body that name what it is about; none of them can hold a secret.
+const SUBJECT_FIELDS: [&str; 9] = [
+    "host",
+    "name",
+    "repository",
+    "tags",
+    "artifacts",
+    "device",
+    "group",
+    "role",
+    "keys",
+];
+
+/// What each route needs; everything else needs [`Role::Admin`].
+const ROLES: [(&str, &str, Role); 33] = [
+    ("GET", "/api/v1/artifacts", Role::Viewer),
+    ("GET", "/api/v1/artifacts/{artifact}", Role::Viewer),
+    ("POST", "/api/v1/artifacts/{artifact}/revoke", Role::Operator),
+    ("POST", "/api/v1/artifacts/{artifact}/pin", Role::Operator),
+    ("POST", "/api/v1/artifacts/{artifact}/unpin", Role::Operator),
+    ("GET", "/api/v1/assignments", Role::Viewer),
+    ("POST", "/api/v1/assignments", Role::Operator),
+    ("POST", "/api/v1/assignments/remove", Role::Operator),
+    ("GET", "/api/v1/connections", Role::Viewer),
+    ("POST", "/api/v1/connections", Role::Operator),
+    ("GET", "/api/v1/connections/{host}", Role::Viewer),
+    ("DELETE", "/api/v1/connections/{host}", Role::Operator),
+    ("POST", "/api/v1/connections/{host}/test", Role::Operator),
+    ("GET", "/api/v1/devices", Role::Viewer),
+    ("GET", "/api/v1/devices/{id}", Role::Viewer),
+    ("DELETE", "/api/v1/devices/{id}", Role::Operator),
+    ("POST", "/api/v1/devices/{id}/approve", Role::Operator),
+    ("POST", "/api/v1/devices/{id}/restore", Role::Operator),
+    ("POST", "/api/v1/devices/{id}/revoke", Role::Operator),
+    ("POST", "/api/v1/devices/{id}/suspend", Role::Operator),
+    ("PUT", "/api/v1/devices/{id}/groups/{group}", Role::Operator),
+    ("DELETE", "/api/v1/devices/{id}/groups/{group}", Role::Operator),
+    ("GET", "/api/v1/enrollment-tokens", Role::Viewer),
+    ("POST", "/api/v1/enrollment-tokens", Role::Operator),
+    ("DELETE", "/api/v1/enrollment-tokens/{id}", Role::Operator),
+    ("POST", "/api/v1/imports", Role::Operator),
+    ("GET", "/api/v1/keys", Role::Viewer),
+    ("POST", "/api/v1/keys/renew", Role::Operator),
+    ("GET", "/api/v1/signing-requests/{repository}", Role::Viewer),
+    (
+        "POST",
+        "/api/v1/signing-requests/{repository}/signatures",
+        Role::Operator,
+    ),
+    (
+        "DELETE",
+        "/api/v1/signing-requests/{repository}/{id}",
+        Role::Operator,
+    ),
+    ("GET", "/api/v1/status", Role::Viewer),
+    ("GET", "/api/v1/tags", Role::Viewer),
+];
+
+/// The address that a connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+fn needed(method: &Method, path: &str) -> Role {
+    let row = ROLES
+        .iter()
+        .find(|(verb, route, _)| *verb == method.as_str() && *route == path);
+    row.map_or(Role::Admin, |(_, _, role)| *role)
+}
+
+/// Lets a request through, or answers it.
+pub(super) async fn gate(State(facade): State<Arc<Facade>>, request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let span = tracing::info_span!("operator request", request.id = %id);
+    let admitted = async {
+        match admit(&facade, request, next, &id).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        }
+    };
+    let mut response = admitted.instrument(span).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+async fn admit(
+    facade: &Arc<Facade>,
+    mut request: Request,
+    next: Next,
+    id: &str,
+) -> Result<Response, Problem> {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let Some(route) = route.filter(|route| route.as_str().starts_with("/api/v1/")) else {
+        return Ok(next.run(request).await);
+    };
+    let address = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let caller = authenticate(facade, request.headers(), address).await?;
+    request.extensions_mut().insert(caller.clone());
+    let allowed = caller.require(needed(request.method(), route.as_str()));
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        allowed?;
+        return Ok(next.run(request).await);
+    }
+    let mut happening = Happening {
+        at: facade.clock.now(),
+        who: caller.name.clone(),
+        action: format!("{} {}", request.method(), route.as_str()),
+        subject: request.uri().path().to_owned(),
+        from: address.to_string(),
+        result: 403,
+        request_id: id.to_owned(),
+    };
+    if let Err(problem) = allowed {
+        record(facade, happening).await?;
+        return Err(problem);
+    }
+    let (parts, body) = request.into_parts();
+    let body = read(body).await?;
+    happening.subject = subject(&happening.subject, &body);
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    happening.result = response.status().as_u16();
+    // A request that was turned down for what it says has changed nothing; one that failed may have.
+    if !response.status().is_client_error() {
+        record(facade, happening).await?;
+    }
+    Ok(response)
+}
+
+async fn authenticate(facade: &Facade, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Problem> {
+    let now = facade.clock.now();
+    let caller = match bearer(headers) {
+        Some(token) => facade.tokens.find(token, now).await?,
+        None => None,
+    };
+    if let Some((name, role)) = caller {
+        return Ok(Caller::new(name, role));
+    }
+    // Only a wrong token costs something, so nobody is locked out by what others try from the same address.
+    match facade.refusals.take(address, now) {
+        Ok(()) => Err(Problem::unauthenticated()),
+        Err(_) => Err(Problem::too_many()),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await;
+    body.map_err(|_| {
+        Problem::malformed(format!(
+            "the body is larger than {MAX_BODY_BYTES} bytes or was cut"
+        ))
+    })
+}
+
+async fn record(facade: &Facade, happening: Happening) -> Result<(), Problem> {
+    let record = facade.audit.append(happening).await;
+    let record = record.map_err(|error| Problem::internal(&error))?;
+    // A log server that gets this notices when the whole chain is written anew.
+    tracing::info!(audit.sequence = record.sequence, audit.hash = %record.hash, "audit");
+    Ok(())
+}
+
+/// The path, and what the body says it is about.
+fn subject(path: &str, body: &[u8]) -> String {
+    let mut text = path.strip_prefix("/api/v1/").unwrap_or(path).to_owned();
+    let body: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    for field in SUBJECT_FIELDS {
+        if let Some(value) = body.as_ref().and_then(|body| body.get(field)) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            // Writing to a string does not fail.
+            let _ = write!(text, " {field}={value}");
+        }
+    }
+    text.chars().take(MAX_SUBJECT_CHARS).collect()
+}
+
+/// The caller's own id if it is one, so that its log and ours meet; otherwise a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let given =
+        given.filter(|text| (1..=MAX_REQUEST_ID_BYTES).contains(&text.len()) && text.bytes().all(allowed));
+    given.map_or_else(new_id, str::to_owned)
+}
+
+fn new_id() -> String {
+    let mut bytes = [0; 12];
+    // An id that is not random is still an id.
+    let _ = getrandom::fill(&mut bytes);
+    HEXLOWER.encode(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_of_the_api_has_its_role_and_no_other_does() {
+        let document = serde_json::to_value(super::super::openapi()).unwrap();
+        let mut routes = Vec::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for method in operations.as_object().unwrap().keys() {
+                routes.push((method.to_uppercase(), path.clone()));
+            }
+        }
+        for (method, path, _) in ROLES {
+            let route = (method.to_owned(), path.to_owned());
+            assert!(routes.contains(&route), "{method} {path} is no route");
+        }
+        for (method, path) in routes {
+            let role = needed(&method.parse().unwrap(), &path);
+            assert!(method == "GET" || role >= Role::Operator, "{method} {path}");
+            assert!(role > Role::Pusher, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_nobody_thought_of_is_the_admins() {
+        assert_eq!(needed(&Method::GET, "/api/v1/new"), Role::Admin);
+        assert_eq!(needed(&Method::PUT, "/api/v1/status"), Role::Admin);
+        for path in [
+            "/api/v1/operator-tokens",
+            "/api/v1/audit",
+            "/api/v1/audit/verification",
+        ] {
+            assert_eq!(needed(&Method::GET, path), Role::Admin);
+        }
+    }
+
+    #[test]
+    fn the_subject_names_things_and_never_a_secret() {
+        let body = br#"{"host": "ghcr.io", "password": "hunter2", "tags": ["v1", "v2"]}"#;
+        let subject = subject("/api/v1/connections", body);
+        assert_eq!(subject, r#"connections host=ghcr.io tags=["v1","v2"]"#);
+    }
+
+    #[test]
+    fn rejects_request_ids_that_would_write_in_the_log() {
+        let with = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_static(text));
+            request_id(&headers)
+        };
+        assert_eq!(with("build-7.1"), "build-7.1");
+        for text in ["", "a b", "a\"b"] {
+            assert_ne!(with(text), text);
+        }
+    }
+}

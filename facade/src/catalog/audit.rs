@@ -1,0 +1,310 @@
+//! The audit log: what operators changed, as a chain in which each record holds the hash of the one before.
+//!
+//! A record is only ever added. Whoever edits, removes or swaps records in the database breaks the chain, and
+//! [`Audit::verify`] says where; whoever can rewrite the whole database can also rewrite the chain, so each hash is
+//! logged as well, for a log server out of that reach.
+
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use tokio::sync::Mutex;
+
+use crate::store::{Batch, Scan, Store, StoreError, Table, get_json, scan_json};
+
+const TABLE: Table = Table("audit");
+const HEAD_TABLE: Table = Table("audit-head");
+const HEAD: &str = "head";
+/// What the first record holds as the hash of the one before.
+const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// How many records are verified at a time.
+const STEP: usize = 1000;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Happening {
+    /// When.
+    pub at: Timestamp,
+    /// The name of the token that was used.
+    pub who: String,
+    /// What was asked for: method and path.
+    pub action: String,
+    /// To what.
+    pub subject: String,
+    /// The address that asked.
+    pub from: String,
+    /// The HTTP status of the answer.
+    pub result: u16,
+    /// The request's id, as it is in the log.
+    pub request_id: String,
+}
+
+/// One record of the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its place, from 1.
+    pub sequence: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub happening: Happening,
+    /// The hash of the record before.
+    pub previous: String,
+    /// SHA-256 of everything above.
+    pub hash: String,
+}
+
+/// The end of the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The place of the newest record; 0 where there is none.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// What a verification finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every record is as it was written.
+    Whole(Head),
+    /// One is not.
+    Broken {
+        /// The first place where the chain does not hold.
+        sequence: u64,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+}
+
+/// Why a record cannot be hashed or stored.
+#[derive(Debug, Error)]
+pub enum AuditError {
+    /// The database.
+    #[error("cannot use the audit log")]
+    Store(#[from] StoreError),
+    /// A record cannot be written as JSON.
+    #[error("cannot write a record of the audit log")]
+    Unwritable(#[source] serde_json::Error),
+}
+
+/// The audit log of a store.
+pub struct Audit {
+    store: Arc<dyn Store>,
+    head: Mutex<Head>,
+}
+
+impl Audit {
+    /// Opens the log where it ends.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let head = get_json(&*store, HEAD_TABLE, HEAD).await?;
+        let head = head.unwrap_or_else(|| Head {
+            sequence: 0,
+            hash: BEGINNING.to_owned(),
+        });
+        Ok(Self {
+            store,
+            head: Mutex::new(head),
+        })
+    }
+
+    /// Adds a record, and returns when it is durable.
+    pub async fn append(&self, happening: Happening) -> Result<Record, AuditError> {
+        let mut head = self.head.lock().await;
+        let sequence = head.sequence.saturating_add(1);
+        let record = Record {
+            hash: hash(sequence, &happening, &head.hash)?,
+            previous: head.hash.clone(),
+            sequence,
+            happening,
+        };
+        let next = Head {
+            sequence,
+            hash: record.hash.clone(),
+        };
+        let mut batch = Batch::new();
+        batch.require_absent(TABLE, &key(sequence));
+        batch.put_json(TABLE, &key(sequence), &record)?;
+        batch.put_json(HEAD_TABLE, HEAD, &next)?;
+        self.store.commit(batch).await?;
+        *head = next;
+        Ok(record)
+    }
+
+    /// A page of the log, oldest first.
+    pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let after = after.map(key);
+        let scan = Scan {
+            prefix: "",
+            after: after.as_deref(),
+            limit,
+        };
+        let records = scan_json(&*self.store, TABLE, scan).await?;
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// Reads the whole log, and says whether every record is as it was written.
+    pub async fn verify(&self) -> Result<Verdict, AuditError> {
+        // What is added meanwhile is after this head, and is left for the next time.
+        let head = self.head.lock().await.clone();
+        let mut last = Head {
+            sequence: 0,
+            hash: BEGINNING.to_owned(),
+        };
+        while last.sequence < head.sequence {
+            let page = self.list(Some(last.sequence), STEP).await?;
+            let missing = last.sequence.saturating_add(1);
+            if page.is_empty() {
+                return Ok(broken(missing, "a record is missing"));
+            }
+            for record in page.iter().take_while(|record| record.sequence <= head.sequence) {
+                if let Some(broken) = check(&last, record)? {
+                    return Ok(broken);
+                }
+                last = Head {
+                    sequence: record.sequence,
+                    hash: record.hash.clone(),
+                };
+            }
+            if last.sequence < missing {
+                return Ok(broken(missing, "a record is missing"));
+            }
+        }
+        let stored: Option<Head> = get_json(&*self.store, HEAD_TABLE, HEAD).await?;
+        if last != head || (head.sequence > 0 && stored.is_none_or(|stored| stored.sequence < head.sequence))
+        {
+            return Ok(broken(
+                head.sequence,
+                "the log does not end with the newest record",
+            ));
+        }
+        Ok(Verdict::Whole(head))
+    }
+}
+
+/// What is wrong with a record that follows `last`, if anything is.
+fn check(last: &Head, record: &Record) -> Result<Option<Verdict>, AuditError> {
+    let expected = last.sequence.saturating_add(1);
+    let reason = if record.sequence != expected {
+        "a record is missing or out of its place"
+    } else if record.previous != last.hash {
+        "the record does not follow the one before"
+    } else if record.hash != hash(record.sequence, &record.happening, &record.previous)? {
+        "the record was changed"
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(broken(expected, reason)))
+}
+
+fn broken(sequence: u64, reason: &'static str) -> Verdict {
+    Verdict::Broken { sequence, reason }
+}
+
+fn key(sequence: u64) -> String {
+    format!("{sequence:020}")
+}
+
+fn hash(sequence: u64, happening: &Happening, previous: &str) -> Result<String, AuditError> {
+    // A JSON array of these has one reading, whatever the texts in it contain.
+    let text = serde_json::to_vec(&(sequence, happening, previous)).map_err(AuditError::Unwritable)?;
+    Ok(HEXLOWER.encode(&Sha256::digest(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sled::SledStore;
+
+    struct Rig {
+        store: Arc<dyn Store>,
+        audit: Audit,
+        _directory: tempfile::TempDir,
+    }
+
+    async fn five_records() -> Rig {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let (store, _) = SledStore::open(&path.join("store"), &path.join("dumps")).unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let audit = Audit::open(Arc::clone(&store)).await.unwrap();
+        for number in 1..=5 {
+            let happening = Happening {
+                at: "2026-11-20T12:00:00Z".parse().unwrap(),
+                who: "admin".to_owned(),
+                action: "POST /api/v1/connections".to_owned(),
+                subject: format!("host={number}.example"),
+                from: "192.0.2.1".to_owned(),
+                result: 200,
+                request_id: format!("request-{number}"),
+            };
+            audit.append(happening).await.unwrap();
+        }
+        Rig {
+            store,
+            audit,
+            _directory: directory,
+        }
+    }
+
+    impl Rig {
+        async fn read(&self, sequence: u64) -> Vec<u8> {
+            self.store.get(TABLE, &key(sequence)).await.unwrap().unwrap()
+        }
+
+        async fn put(&self, sequence: u64, bytes: Vec<u8>) {
+            let mut batch = Batch::new();
+            batch.put(TABLE, &key(sequence), bytes);
+            self.store.commit(batch).await.unwrap();
+        }
+
+        async fn broken_at(&self) -> Option<u64> {
+            match self.audit.verify().await.unwrap() {
+                Verdict::Whole(_) => None,
+                Verdict::Broken { sequence, .. } => Some(sequence),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn goes_on_where_it_ended_and_is_whole() {
+        let rig = five_records().await;
+        assert_eq!(rig.broken_at().await, None);
+        let again = Audit::open(Arc::clone(&rig.store)).await.unwrap();
+        let happening = rig.audit.list(None, 1).await.unwrap().remove(0).happening;
+        assert_eq!(again.append(happening).await.unwrap().sequence, 6);
+        assert!(matches!(again.verify().await.unwrap(), Verdict::Whole(head) if head.sequence == 6));
+        assert_eq!(again.list(Some(4), 10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn finds_a_record_that_was_edited() {
+        let rig = five_records().await;
+        let text = String::from_utf8(rig.read(3).await).unwrap();
+        rig.put(3, text.replace("3.example", "9.example").into_bytes())
+            .await;
+        assert_eq!(rig.broken_at().await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn finds_a_record_that_was_removed_in_the_middle_or_at_the_end() {
+        for sequence in [1, 3, 5] {
+            let rig = five_records().await;
+            let mut batch = Batch::new();
+            batch.delete(TABLE, &key(sequence));
+            rig.store.commit(batch).await.unwrap();
+            assert_eq!(rig.broken_at().await, Some(sequence));
+        }
+    }
+
+    #[tokio::test]
+    async fn finds_records_that_were_swapped() {
+        let rig = five_records().await;
+        let (second, third) = (rig.read(2).await, rig.read(3).await);
+        rig.put(2, third).await;
+        rig.put(3, second).await;
+        assert_eq!(rig.broken_at().await, Some(2));
+    }
+}

@@ -1,0 +1,32 @@
+//! Which groups a device is in.
+
+use pki::x509::DeviceId;
+
+use super::{DEVICES, Device, Devices, DevicesError, Group};
+
+/// Most groups of one device.
+const MAX_GROUPS: usize = 64;
+
+impl Devices {
+    /// Puts a device in a group.
+    pub async fn join(&self, id: &DeviceId, group: &Group) -> Result<Device, DevicesError> {
+        self.change(DEVICES, id.as_str(), |found: Option<Device>| {
+            let mut device = found.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
+            if device.groups.insert(group.clone()) && device.groups.len() > MAX_GROUPS {
+                return Err(DevicesError::TooManyGroups(id.clone()));
+            }
+            Ok(device)
+        })
+        .await
+    }
+
+    /// Takes a device out of a group; one that is not in it stays as it is.
+    pub async fn leave(&self, id: &DeviceId, group: &Group) -> Result<Device, DevicesError> {
+        self.change(DEVICES, id.as_str(), |found: Option<Device>| {
+            let mut device = found.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
+            device.groups.remove(group);
+            Ok(device)
+        })
+        .await
+    }
+}

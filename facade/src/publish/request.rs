@@ -1,0 +1,205 @@
+//! A signing request: metadata that waits for signatures of keys that are not here.
+//!
+//! Pure. A request holds the exact bytes to be signed, and what happens once they are. Nothing in it is served, and no
+//! artifact in it exists, before every file has its threshold.
+
+use jiff::Timestamp;
+use pki::key::{KeyId, PublicKey, Signature};
+use pki::metadata::publish::attach_signature;
+use pki::metadata::roles::{RoleKeys, Root, Targets};
+use pki::metadata::verify::{Authority, Signed};
+use pki::metadata::{Limits, MetadataError};
+use pki::oci::Tag;
+use serde::{Deserialize, Serialize};
+
+use super::trust::Trust;
+use super::{PublishingError, sign_with, witness};
+use crate::catalog::artifacts::Artifact;
+use crate::store::Table;
+
+/// Where requests are kept, by the name of their repository.
+pub(super) const REQUESTS: Table = Table("signing-requests");
+
+/// What waits to be signed in one repository.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Tells it from the requests before it.
+    pub id: String,
+    /// When it was last changed.
+    pub made_at: Timestamp,
+    /// Why, in words.
+    pub reasons: Vec<String>,
+    /// The files; a root first.
+    pub files: Vec<Draft>,
+    /// The artifacts that exist once it is signed, and the tags that point at them.
+    pub additions: Vec<Addition>,
+    /// The artifacts that go.
+    pub removals: Vec<Artifact>,
+    /// Versions that must be passed.
+    pub floor: Option<witness::Marks>,
+}
+
+/// An artifact that waits for its signature.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Addition {
+    /// The artifact.
+    pub artifact: Artifact,
+    /// The tag it was imported from.
+    pub tag: Tag,
+}
+
+/// One file with the signatures that it has so far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// Its role: `root`, `targets` or a bin.
+    pub role: String,
+    /// Its version.
+    pub version: u64,
+    /// The file.
+    pub text: String,
+}
+
+/// How far one file has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The file's role.
+    pub role: String,
+    /// Who has to sign, in words.
+    pub signers: &'static str,
+    /// How many have.
+    pub have: u64,
+    /// How many must.
+    pub need: u64,
+}
+
+impl Draft {
+    /// A file that was signed with the keys that are here.
+    pub fn new(role: &str, version: u64, bytes: Vec<u8>) -> Result<Self, PublishingError> {
+        let text = String::from_utf8(bytes).map_err(|_| PublishingError::Unreadable {
+            file: role.to_owned(),
+        })?;
+        Ok(Self {
+            role: role.to_owned(),
+            version,
+            text,
+        })
+    }
+}
+
+/// The next root, signed with the old and the new root keys that are here.
+pub(super) fn root_draft(trust: &Trust, next: &Root) -> Result<Draft, PublishingError> {
+    let mut keys = trust.chain.current().roles.root.clone();
+    let new = next
+        .roles
+        .root
+        .keyids
+        .iter()
+        .filter(|id| !trust.chain.current().roles.root.keyids.contains(id));
+    keys.keyids.extend(new);
+    Draft::new("root", next.version, sign_with(next, "root", &keys, &trust.ring)?)
+}
+
+impl Request {
+    /// A request for these files.
+    pub(super) fn new(files: Vec<Draft>, reasons: Vec<String>, now: Timestamp) -> Self {
+        let mut id = [0; 8];
+        // An id only tells requests apart; without randomness the time does.
+        if getrandom::fill(&mut id).is_err() {
+            id = now.as_millisecond().to_le_bytes();
+        }
+        Self {
+            id: data_encoding::HEXLOWER.encode(&id),
+            made_at: now,
+            reasons,
+            files,
+            additions: Vec::new(),
+            removals: Vec::new(),
+            floor: None,
+        }
+    }
+
+    /// The root that it proposes.
+    pub fn root(&self) -> Result<Option<Root>, MetadataError> {
+        let Some(draft) = self.files.iter().find(|draft| draft.role == "root") else {
+            return Ok(None);
+        };
+        let signed = Signed::<Root>::parse("root", draft.text.as_bytes(), Limits::default().root_bytes)?;
+        Ok(Some(signed.document().clone()))
+    }
+
+    /// How far each file has come, under the root in force.
+    pub fn progress(&self, current: &Root) -> Result<Vec<Progress>, MetadataError> {
+        let proposed = self.root()?;
+        let next = proposed.as_ref().unwrap_or(current);
+        let mut progress = Vec::new();
+        for draft in &self.files {
+            let bytes = draft.text.as_bytes();
+            let mut count = |signers, role: &RoleKeys, have| {
+                let (role, need) = (draft.role.clone(), role.threshold);
+                progress.push(Progress {
+                    role,
+                    signers,
+                    have,
+                    need,
+                });
+            };
+            if draft.role == "root" {
+                let signed = Signed::<Root>::parse("root", bytes, Limits::default().root_bytes)?;
+                for (signers, root) in [("current root keys", current), ("new root keys", next)] {
+                    let have = signed.count_signers(authority(root, &root.roles.root));
+                    count(signers, &root.roles.root, have);
+                }
+            } else {
+                let signed = Signed::<Targets>::parse(&draft.role, bytes, Limits::default().targets_bytes)?;
+                let have = signed.count_signers(authority(next, &next.roles.targets));
+                count("targets keys", &next.roles.targets, have);
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Whether every file has its threshold.
+    pub fn is_complete(&self, current: &Root) -> Result<bool, MetadataError> {
+        Ok(self.progress(current)?.iter().all(|file| file.have >= file.need))
+    }
+
+    /// Adds a signature, once it verifies under a key that may sign the file.
+    pub fn attach(
+        &mut self,
+        current: &Root,
+        role: &str,
+        signature: Signature,
+    ) -> Result<(), PublishingError> {
+        let proposed = self.root().map_err(PublishingError::Refused)?;
+        let id = signature.keyid;
+        let roots = [Some(current), proposed.as_ref()];
+        let key = roots
+            .into_iter()
+            .flatten()
+            .find_map(|root| key_for(root, role, id))
+            .cloned();
+        let key = key.ok_or(PublishingError::NoSigner {
+            keyid: id,
+            role: role.to_owned(),
+        })?;
+        let draft = self.files.iter_mut().find(|draft| draft.role == role);
+        let draft = draft.ok_or_else(|| PublishingError::NotInRequest(role.to_owned()))?;
+        let bytes =
+            attach_signature(draft.text.as_bytes(), &key, signature).map_err(PublishingError::Signature)?;
+        *draft = Draft::new(role, draft.version, bytes)?;
+        Ok(())
+    }
+}
+
+fn key_for<'a>(root: &'a Root, role: &str, id: KeyId) -> Option<&'a PublicKey> {
+    let keys = if role == "root" {
+        &root.roles.root
+    } else {
+        &root.roles.targets
+    };
+    root.keys.get(&id).filter(|_| keys.keyids.contains(&id))
+}
+
+fn authority<'a>(root: &'a Root, role: &'a RoleKeys) -> Authority<'a> {
+    root.authority("root", role)
+}

@@ -1,0 +1,110 @@
+//! Every parser that reads the network, each as a function of bytes that must neither panic nor hang.
+//!
+//! `cargo fuzz run TARGET` (in this directory) feeds them without end; `tests/fuzz/bounded.rs` does so for a moment in every
+//! test run. What a parser accepts has to survive being written and read again.
+
+use pki::metadata::Limits;
+use pki::metadata::roles::{Document, Root, Snapshot, Targets, Timestamp};
+use pki::metadata::verify::Signed;
+
+/// A target: its name and what it does with bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 10] = [
+    ("metadata_root", |bytes| metadata::<Root>("root", bytes)),
+    ("metadata_timestamp", |bytes| {
+        metadata::<Timestamp>("timestamp", bytes)
+    }),
+    ("metadata_snapshot", |bytes| {
+        metadata::<Snapshot>("snapshot", bytes)
+    }),
+    ("metadata_targets", |bytes| metadata::<Targets>("targets", bytes)),
+    ("canonical_json", canonical_json),
+    ("manifest", manifest),
+    ("names", names),
+    ("certificate", certificate),
+    ("token", token),
+    ("report", report),
+];
+
+fn metadata<T: Document>(role: &str, bytes: &[u8]) {
+    if let Ok(signed) = Signed::<T>::parse(role, bytes, Limits::default().targets_bytes) {
+        // What is accepted can be signed again: publisher and reader hold the same rules.
+        let again = pki::metadata::publish::sign(signed.document(), &[]).expect("signs what it reads");
+        assert!(Signed::<T>::parse(role, &again, u64::MAX).is_ok());
+    }
+}
+
+fn canonical_json(bytes: &[u8]) {
+    let Ok(value) = pki::json::parse(bytes, 1 << 20) else {
+        return;
+    };
+    let serde_json::Value::Object(object) = value else {
+        return;
+    };
+    if let Ok(canonical) = pki::canonical::object_to_bytes(&object) {
+        let again = serde_json::from_slice(&canonical).expect("canonical JSON is JSON");
+        assert_eq!(
+            canonical,
+            pki::canonical::object_to_bytes(&again).expect("canonical again")
+        );
+    }
+}
+
+fn manifest(bytes: &[u8]) {
+    for media_type in [
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    ] {
+        if let Ok(media_type) = media_type.parse() {
+            drop(pki::oci::Document::parse(&media_type, bytes));
+        }
+    }
+}
+
+/// References, digests, tags, platforms, ids: whatever is accepted is written as it was read, or read again as the same.
+fn names(bytes: &[u8]) {
+    fn round<T: std::str::FromStr + std::fmt::Display + PartialEq + std::fmt::Debug>(text: &str) {
+        if let Ok(parsed) = text.parse::<T>() {
+            assert_eq!(parsed.to_string().parse::<T>().ok(), Some(parsed));
+        }
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    round::<pki::digest::Digest>(text);
+    round::<pki::oci::Tag>(text);
+    round::<pki::oci::Repository>(text);
+    round::<pki::oci::ArtifactName>(text);
+    round::<pki::x509::DeviceId>(text);
+    round::<pki::wire::FacadeUrl>(text);
+}
+
+fn certificate(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        drop(pki::x509::pem::certificates(text));
+        drop(pki::x509::PrivateKey::from_pem(text));
+    }
+}
+
+fn token(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        drop(text.parse::<pki::wire::EnrollmentToken>());
+    }
+}
+
+fn report(bytes: &[u8]) {
+    drop(pki::wire::Report::parse(bytes));
+}
+
+/// Runs one target.
+pub fn run(name: &str, bytes: &[u8]) {
+    for (target, function) in TARGETS {
+        if target == name {
+            function(bytes);
+        }
+    }
+}
