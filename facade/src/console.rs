@@ -36,7 +36,6 @@ use crate::facade::Facade;
 use crate::secret::Secret;
 use crate::store::StoreError;
 use session::Sessions;
-pub(crate) use sign_in::PeerAddress;
 
 /// Whether browsers reach the console over TLS of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

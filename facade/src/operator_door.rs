@@ -22,7 +22,6 @@ use tower_service::Service;
 
 use crate::api::gate::Peer;
 use crate::config::Config;
-use crate::console::PeerAddress;
 use crate::facade::StartError;
 
 /// Most connections at a time: people, pipelines and a console, not a fleet.
@@ -76,7 +75,6 @@ impl OperatorDoor {
                 continue;
             };
             let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
-            let router = router.layer(axum::Extension(PeerAddress(peer)));
             tasks.spawn(async move {
                 connection(tcp, tls, Routes { router, peer: Peer(peer.ip()) }, watcher).await;
                 drop(place);

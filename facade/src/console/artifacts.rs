@@ -15,8 +15,7 @@ const LOOKED_THROUGH: usize = 1000;
 
 #[derive(Template)]
 #[template(path = "console/artifacts.html")]
-#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
-struct Artifacts {
+struct Listing {
     frame: Frame,
     repository: String,
     artifacts: Page<Artifact>,
@@ -35,12 +34,19 @@ struct Detail {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let repository = visit.query.text("repository").to_owned();
-    let mut path = format!("/api/v1/artifacts?limit=100&after={}", encoded(visit.query.text("after")));
+    let mut path = format!(
+        "/api/v1/artifacts?limit=100&after={}",
+        encoded(visit.query.text("after"))
+    );
     if !repository.is_empty() {
         path = format!("{path}&repository={}", encoded(&repository));
     }
     let artifacts = visit.api.get(&path).await?;
-    Ok(page(&Artifacts { frame: visit.frame("Artifacts", "/console/artifacts"), repository, artifacts }))
+    Ok(page(&Listing {
+        frame: visit.frame("Artifacts", "/console/artifacts"),
+        repository,
+        artifacts,
+    }))
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
@@ -48,10 +54,14 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let artifact: Artifact = visit.api.get(&format!("/api/v1/artifacts/{name}")).await?;
     let path = format!("/api/v1/assignments?limit={LOOKED_THROUGH}");
     let mut assignments: Page<Assignment> = visit.api.get(&path).await?;
-    assignments.items.retain(|assignment| assignment.artifact == artifact.name);
+    assignments
+        .items
+        .retain(|assignment| assignment.artifact == artifact.name);
     let path = format!("/api/v1/devices?limit={LOOKED_THROUGH}");
     let mut devices: Page<Device> = visit.api.get(&path).await?;
-    devices.items.retain(|device| device.running.contains(&artifact.name));
+    devices
+        .items
+        .retain(|device| device.running.contains(&artifact.name));
     Ok(page(&Detail {
         frame: visit.frame("Artifact", "/console/artifacts"),
         artifact,

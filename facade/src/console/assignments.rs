@@ -13,8 +13,7 @@ const HERE: &str = "/console/assignments";
 
 #[derive(Template)]
 #[template(path = "console/assignments.html")]
-#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
-struct Assignments {
+struct Listing {
     frame: Frame,
     assignments: Page<Assignment>,
     /// Artifacts that can be assigned, to be offered.
@@ -25,10 +24,13 @@ struct Assignments {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let after = encoded(visit.query.text("after"));
-    let assignments = visit.api.get(&format!("/api/v1/assignments?limit=100&after={after}")).await?;
+    let assignments = visit
+        .api
+        .get(&format!("/api/v1/assignments?limit=100&after={after}"))
+        .await?;
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
-    Ok(page(&Assignments {
+    Ok(page(&Listing {
         frame: visit.frame("Assignments", HERE),
         assignments,
         artifacts: artifacts.items,
@@ -59,8 +61,15 @@ async fn send(change: &Change, path: &str) -> Result<AssignmentReport, Problem> 
 }
 
 fn told(what: &str, report: &AssignmentReport) -> String {
-    let replaced = report.assignments.iter().any(|assignment| assignment.replaces.is_some());
-    let replaced = if replaced { " It replaces another version of it." } else { "" };
+    let replaced = report
+        .assignments
+        .iter()
+        .any(|assignment| assignment.replaces.is_some());
+    let replaced = if replaced {
+        " It replaces another version of it."
+    } else {
+        ""
+    };
     let devices = match report.devices {
         1 => "1 device is".to_owned(),
         number => format!("{number} devices are"),

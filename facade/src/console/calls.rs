@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower_service::Service as _;
 
+use crate::api::gate::Peer;
 use crate::api::problem::Problem;
 use crate::secret::Secret;
 
@@ -18,11 +19,19 @@ const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 pub(super) struct Api {
     router: Router,
     token: Secret,
+    /// The API's audit log says where a change came from, and in which request.
+    peer: Option<Peer>,
+    request_id: String,
 }
 
 impl Api {
-    pub(super) fn new(router: Router, token: Secret) -> Self {
-        Self { router, token }
+    pub(super) fn new(router: Router, token: Secret, peer: Option<Peer>, request_id: String) -> Self {
+        Self {
+            router,
+            token,
+            peer,
+            request_id,
+        }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
@@ -47,13 +56,17 @@ impl Api {
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, Problem> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token.expose()))
+            .header("x-request-id", &self.request_id)
             .body(body)
             .map_err(|_| Problem::malformed("this is nothing that can be asked for"))?;
+        if let Some(peer) = self.peer {
+            request.extensions_mut().insert(peer);
+        }
         let answer = match self.router.clone().call(request).await {
             Ok(answer) => answer,
             Err(never) => match never {},

@@ -19,8 +19,7 @@ const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "
 
 #[derive(Template)]
 #[template(path = "console/devices.html")]
-#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
-struct Devices {
+struct Listing {
     frame: Frame,
     group: String,
     standing: String,
@@ -40,7 +39,7 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let group = visit.query.text("group").to_owned();
     let standing = visit.query.text("standing").to_owned();
     let (devices, next) = search(&visit, &group, &standing).await?;
-    Ok(page(&Devices {
+    Ok(page(&Listing {
         frame: visit.frame("Devices", "/console/devices"),
         group,
         standing,
@@ -81,7 +80,10 @@ async fn search(
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let id = encoded(visit.query.text("id"));
     let device: Device = visit.api.get(&format!("/api/v1/devices/{id}")).await?;
-    Ok(page(&Detail { frame: visit.frame(&device.id, "/console/devices"), device }))
+    Ok(page(&Detail {
+        frame: visit.frame(&device.id, "/console/devices"),
+        device,
+    }))
 }
 
 pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response {

@@ -15,6 +15,7 @@ use super::page::{Failure, Frame, Outcome};
 use super::session::{self, Opened};
 use super::{Console, Transport};
 use crate::api::auth::{Caller, Role};
+use crate::api::gate::Peer;
 use crate::api::problem::Problem;
 
 /// Largest form in bytes.
@@ -83,14 +84,16 @@ impl FromRequestParts<Console> for Visit {
             return Err(elsewhere());
         };
         let id = parts.extensions.get::<RequestId>().cloned();
+        let id = id.map(|id| id.0).unwrap_or_default();
+        let peer = parts.extensions.get::<Peer>().copied();
         Ok(Self {
-            api: Api::new(console.api.clone(), session.token.clone()),
+            api: Api::new(console.api.clone(), session.token.clone(), peer, id.clone()),
             caller,
             now,
             query: Fields::parse(parts.uri.query().unwrap_or_default().as_bytes()),
             session,
             console: console.clone(),
-            request_id: id.map(|id| id.0).unwrap_or_default(),
+            request_id: id,
         })
     }
 }
@@ -143,7 +146,9 @@ pub(super) async fn read(body: axum::body::Body) -> Result<Fields, Failure> {
 /// Refuses a form that another site's page sent (cross-site request forgery). Browsers say where a form comes from.
 pub(super) fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes);
+    let site = headers
+        .get("sec-fetch-site")
+        .map(axum::http::HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"same-origin") {
         return Err(foreign());
     }
@@ -190,9 +195,12 @@ mod tests {
     #[test]
     fn rejects_a_form_of_another_site() {
         let host = ("host", "console:8080");
-        for origin in
-            ["https://evil.example", "null", "https://console:9090", "https://evil.example/console:8080"]
-        {
+        for origin in [
+            "https://evil.example",
+            "null",
+            "https://console:9090",
+            "https://evil.example/console:8080",
+        ] {
             assert!(!check(&[host, ("origin", origin)]), "{origin}");
         }
         let origin = ("origin", "https://console:8080");

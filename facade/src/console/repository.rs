@@ -16,8 +16,7 @@ const SHOWN: usize = 500;
 
 #[derive(Template)]
 #[template(path = "console/repository.html")]
-#[expect(clippy::struct_field_names, reason = "the template calls it what it is")]
-struct Repository {
+struct Browser {
     frame: Frame,
     repository: String,
     filter: String,
@@ -57,7 +56,7 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
         matching = found.tags.len();
         found.tags.truncate(SHOWN);
     }
-    Ok(page(&Repository {
+    Ok(page(&Browser {
         frame: visit.frame("Repositories", HERE),
         repository,
         filter,
@@ -90,11 +89,17 @@ async fn freeze(change: &Change) -> Result<String, Problem> {
         for_device: None,
     };
     let report: ImportReport = change.visit.api.send("/api/v1/imports", &request).await?;
-    Ok(html(&Imported { repository, report: &report }))
+    Ok(html(&Imported {
+        repository,
+        report: &report,
+    }))
 }
 
 /// What became of a tag, in words.
 fn outcome(result: &crate::api::types::ImportResult) -> String {
     let text = serde_json::to_value(result.outcome).ok();
-    text.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+    text.as_ref()
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -1,6 +1,6 @@
 //! Signing in with an operator token, and out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use askama::Template;
 use axum::extract::{Extension, Request, State};
@@ -11,15 +11,12 @@ use super::Console;
 use super::guard::{self, Change};
 use super::page::{Failure, page};
 use super::session::set_cookie;
+use crate::api::gate::Peer;
 use crate::api::problem::Problem;
 use crate::secret::Secret;
 
 /// Longest token that is looked up.
 const MAX_TOKEN_BYTES: usize = 4096;
-
-/// Where a connection to the operator door comes from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 #[derive(Template)]
 #[template(path = "console/sign_in.html")]
@@ -38,13 +35,13 @@ fn form(refusal: String) -> Response {
 
 pub(super) async fn sign_in(
     State(console): State<Console>,
-    peer: Option<Extension<PeerAddress>>,
+    peer: Option<Extension<Peer>>,
     request: Request,
 ) -> Result<Response, Failure> {
     guard::check_origin(request.headers(), request.uri())?;
     let fields = guard::read(request.into_body()).await?;
     let now = console.clock.now();
-    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0.ip());
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0);
     if let Err(wait) = console.attempts.take(address, now) {
         tracing::warn!(peer.address = %address, "too many attempts to sign in to the console");
         let seconds = wait.as_secs().max(0) + 1;
