@@ -17,16 +17,8 @@ fn report_as(device: &Device, facade: &Facade, reason: &str) {
     let identity = device.identity();
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--show-error", "--fail-with-body", "--request", "PUT"]);
-    curl.args([
-        "--header",
-        "content-type: application/json",
-        "--data",
-        &body.to_string(),
-    ]);
-    curl.arg("--cacert")
-        .arg(&identity.ca)
-        .arg("--cert")
-        .arg(&identity.cert);
+    curl.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
+    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert);
     curl.arg("--key").arg(&identity.key);
     curl.arg(format!("{}/v1/report", facade.device_url()));
     Outcome::of(&mut curl, b"").expect_success();
@@ -50,17 +42,9 @@ fn each_page_does_its_main_job_in_a_browser() {
         .env("CONSOLE_REGISTRY", registry.host())
         .env("CONSOLE_REGISTRY_USER", harness::registry::USER)
         .env("CONSOLE_REGISTRY_PASSWORD", harness::registry::PASSWORD)
-        .env(
-            "CONSOLE_SCREENSHOTS",
-            format!("{here}/../target/console-screenshots"),
-        );
+        .env("CONSOLE_SCREENSHOTS", format!("{here}/../target/console-screenshots"));
     Outcome::of(&mut node, b"").expect_success();
     // What was assigned in the browser arrives.
     device.sync().expect_success();
-    assert!(
-        facade
-            .ok(&["device", "show", "board-1"])
-            .to_string()
-            .contains(&app.repository)
-    );
+    assert!(facade.ok(&["device", "show", "board-1"]).to_string().contains(&app.repository));
 }

@@ -34,19 +34,12 @@ struct Detail {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let repository = visit.query.text("repository").to_owned();
-    let mut path = format!(
-        "/api/v1/artifacts?limit=100&after={}",
-        encoded(visit.query.text("after"))
-    );
+    let mut path = format!("/api/v1/artifacts?limit=100&after={}", encoded(visit.query.text("after")));
     if !repository.is_empty() {
         path = format!("{path}&repository={}", encoded(&repository));
     }
     let artifacts = visit.api.get(&path).await?;
-    Ok(page(&Listing {
-        frame: visit.frame("Artifacts", "/console/artifacts"),
-        repository,
-        artifacts,
-    }))
+    Ok(page(&Listing { frame: visit.frame("Artifacts", "/console/artifacts"), repository, artifacts }))
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
@@ -54,14 +47,10 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let artifact: Artifact = visit.api.get(&format!("/api/v1/artifacts/{name}")).await?;
     let path = format!("/api/v1/assignments?limit={LOOKED_THROUGH}");
     let mut assignments: Page<Assignment> = visit.api.get(&path).await?;
-    assignments
-        .items
-        .retain(|assignment| assignment.artifact == artifact.name);
+    assignments.items.retain(|assignment| assignment.artifact == artifact.name);
     let path = format!("/api/v1/devices?limit={LOOKED_THROUGH}");
     let mut devices: Page<Device> = visit.api.get(&path).await?;
-    devices
-        .items
-        .retain(|device| device.running.contains(&artifact.name));
+    devices.items.retain(|device| device.running.contains(&artifact.name));
     Ok(page(&Detail {
         frame: visit.frame("Artifact", "/console/artifacts"),
         artifact,

@@ -24,10 +24,7 @@ struct Listing {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let after = encoded(visit.query.text("after"));
-    let assignments = visit
-        .api
-        .get(&format!("/api/v1/assignments?limit=100&after={after}"))
-        .await?;
+    let assignments = visit.api.get(&format!("/api/v1/assignments?limit=100&after={after}")).await?;
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
     Ok(page(&Listing {
@@ -61,15 +58,8 @@ async fn send(change: &Change, path: &str) -> Result<AssignmentReport, Problem> 
 }
 
 fn told(what: &str, report: &AssignmentReport) -> String {
-    let replaced = report
-        .assignments
-        .iter()
-        .any(|assignment| assignment.replaces.is_some());
-    let replaced = if replaced {
-        " It replaces another version of it."
-    } else {
-        ""
-    };
+    let replaced = report.assignments.iter().any(|assignment| assignment.replaces.is_some());
+    let replaced = if replaced { " It replaces another version of it." } else { "" };
     let devices = match report.devices {
         1 => "1 device is".to_owned(),
         number => format!("{number} devices are"),

@@ -26,12 +26,7 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn new(router: Router, token: Secret, peer: Option<Peer>, request_id: String) -> Self {
-        Self {
-            router,
-            token,
-            peer,
-            request_id,
-        }
+        Self { router, token, peer, request_id }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {

@@ -80,10 +80,7 @@ async fn search(
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let id = encoded(visit.query.text("id"));
     let device: Device = visit.api.get(&format!("/api/v1/devices/{id}")).await?;
-    Ok(page(&Detail {
-        frame: visit.frame(&device.id, "/console/devices"),
-        device,
-    }))
+    Ok(page(&Detail { frame: visit.frame(&device.id, "/console/devices"), device }))
 }
 
 pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response {

@@ -146,9 +146,7 @@ pub(super) async fn read(body: axum::body::Body) -> Result<Fields, Failure> {
 /// Refuses a form that another site's page sent (cross-site request forgery). Browsers say where a form comes from.
 pub(super) fn check_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Failure> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let site = headers
-        .get("sec-fetch-site")
-        .map(axum::http::HeaderValue::as_bytes);
+    let site = headers.get("sec-fetch-site").map(axum::http::HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"same-origin") {
         return Err(foreign());
     }
@@ -195,12 +193,9 @@ mod tests {
     #[test]
     fn rejects_a_form_of_another_site() {
         let host = ("host", "console:8080");
-        for origin in [
-            "https://evil.example",
-            "null",
-            "https://console:9090",
-            "https://evil.example/console:8080",
-        ] {
+        for origin in
+            ["https://evil.example", "null", "https://console:9090", "https://evil.example/console:8080"]
+        {
             assert!(!check(&[host, ("origin", origin)]), "{origin}");
         }
         let origin = ("origin", "https://console:8080");

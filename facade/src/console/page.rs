@@ -23,14 +23,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::X_FRAME_OPTIONS, "DENY"),
     // Not `no-referrer`: with that, browsers hide where our own forms come from as well.
     (header::REFERRER_POLICY, "same-origin"),
-    (
-        HeaderName::from_static("cross-origin-opener-policy"),
-        "same-origin",
-    ),
-    (
-        HeaderName::from_static("cross-origin-resource-policy"),
-        "same-origin",
-    ),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
 /// The menu: address, name.
@@ -63,10 +57,7 @@ pub(super) struct Frame {
 impl Frame {
     /// A time, told from now.
     pub(super) fn when(&self, at: &str) -> When {
-        When {
-            at: at.parse().ok(),
-            now: self.now,
-        }
+        When { at: at.parse().ok(), now: self.now }
     }
 
     /// The same, where there may be none.
@@ -105,18 +96,11 @@ fn told(seconds: i64) -> String {
         seconds @ 7_200..=172_799 => (seconds / 3_600, "h"),
         seconds => (seconds / 86_400, "days"),
     };
-    if seconds < 0 {
-        format!("{number} {unit} ago")
-    } else {
-        format!("in {number} {unit}")
-    }
+    if seconds < 0 { format!("{number} {unit} ago") } else { format!("in {number} {unit}") }
 }
 
 /// A size in bytes, as a person tells it.
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "templates hand fields over by reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "templates hand fields over by reference")]
 pub(super) fn size(bytes: &u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let (mut whole, mut tenths, mut unit) = (*bytes, 0, "B");
@@ -128,11 +112,7 @@ pub(super) fn size(bytes: &u64) -> String {
         whole /= 1024;
         unit = next;
     }
-    if unit == "B" || whole >= 100 {
-        format!("{whole} {unit}")
-    } else {
-        format!("{whole}.{tenths} {unit}")
-    }
+    if unit == "B" || whole >= 100 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") }
 }
 
 /// An artifact's name with a digest that fits into a line.
@@ -154,19 +134,11 @@ pub(super) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     pub(super) fn done(text: &'a str) -> Self {
-        Self {
-            good: true,
-            text,
-            request_id: "",
-        }
+        Self { good: true, text, request_id: "" }
     }
 
     pub(super) fn refused(problem: &'a Problem, request_id: &'a str) -> Self {
-        Self {
-            good: false,
-            text: &problem.detail,
-            request_id,
-        }
+        Self { good: false, text: &problem.detail, request_id }
     }
 
     pub(super) fn html(&self) -> String {
@@ -233,9 +205,7 @@ pub(super) async fn dress(mut request: Request, next: Next) -> Response {
         headers.insert(name, HeaderValue::from_static(value));
     }
     // Pages are for whoever is signed in; the files that are for everybody say so themselves.
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", id);
     }
@@ -245,11 +215,7 @@ pub(super) async fn dress(mut request: Request, next: Next) -> Response {
 fn refuse(problem: &Problem, id: &str, method: &Method, path: &str) -> Response {
     tracing::warn!(request.id = %id, %method, path, status = problem.status, detail = %problem.detail, "no page");
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let written = page(&ErrorPage {
-        problem,
-        request_id: id,
-        version: VERSION,
-    });
+    let written = page(&ErrorPage { problem, request_id: id, version: VERSION });
     (status, written).into_response()
 }
 
@@ -273,23 +239,16 @@ mod tests {
 
     #[test]
     fn tells_sizes_in_the_largest_unit_that_fits() {
-        for (bytes, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1536, "1.5 KiB"),
-            (204 << 20, "204 MiB"),
-            (5 << 40, "5.0 TiB"),
-        ] {
+        for (bytes, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (204 << 20, "204 MiB"), (5 << 40, "5.0 TiB")]
+        {
             assert_eq!(size(&bytes), expected);
         }
     }
 
     #[test]
     fn a_time_that_is_none_cannot_be_html() {
-        let when = When {
-            at: "<script>".parse().ok(),
-            now: Timestamp::UNIX_EPOCH,
-        };
+        let when = When { at: "<script>".parse().ok(), now: Timestamp::UNIX_EPOCH };
         assert_eq!(when.to_string(), "<span class=\"none\">never</span>");
     }
 }

@@ -89,17 +89,11 @@ async fn freeze(change: &Change) -> Result<String, Problem> {
         for_device: None,
     };
     let report: ImportReport = change.visit.api.send("/api/v1/imports", &request).await?;
-    Ok(html(&Imported {
-        repository,
-        report: &report,
-    }))
+    Ok(html(&Imported { repository, report: &report }))
 }
 
 /// What became of a tag, in words.
 fn outcome(result: &crate::api::types::ImportResult) -> String {
     let text = serde_json::to_value(result.outcome).ok();
-    text.as_ref()
-        .and_then(serde_json::Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
+    text.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
 }
