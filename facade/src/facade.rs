@@ -1,5 +1,8 @@
 //! The whole facade: its parts, put together once, and its life from start to drain.
 
+mod housekeeping;
+mod settings;
+
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -47,6 +50,9 @@ use crate::server::{self, DeviceDoor};
 use crate::store::sled::{Opened, SledStore};
 use crate::store::{Store, StoreError};
 use crate::upstream::{self, Upstreams};
+
+use housekeeping::{housekeeping, reload_on_hangup};
+use settings::{pull_settings, signed, upstream_settings};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
@@ -436,124 +442,6 @@ async fn assemble(
         puller,
         registries,
     })
-}
-
-fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
-}
-
-fn upstream_settings(config: &Config, clock: &Clock) -> upstream::Settings {
-    upstream::Settings {
-        resolver: upstream::Resolver::System,
-        proxy: upstream::ProxySettings {
-            https: config.https_proxy.clone(),
-            no_proxy: config.no_proxy.clone(),
-        },
-        limits: upstream::Limits::default(),
-        endpoints: upstream::Endpoints {
-            google_token: config.google_token_endpoint.clone(),
-            aws_sts: config.aws_sts_endpoint.clone(),
-            aws_ecr: config.aws_ecr_endpoint.clone(),
-            aws_imds: None,
-        },
-        aws_environment: config.aws_environment.clone(),
-        clock: clock.clone(),
-    }
-}
-
-fn pull_settings(config: &Config) -> pull::Settings {
-    let policy = Policy {
-        max_size_bytes: config.cache_max_size_bytes,
-        max_age: config.cache_max_age,
-        min_free_bytes: config.cache_min_free_bytes,
-        ..Policy::default()
-    };
-    pull::Settings {
-        cache: config.cache_enabled,
-        policy,
-        distrust: config.wrong_content_memory,
-        ..pull::Settings::default()
-    }
-}
-
-/// Renews the server's certificate where it is our own and near its end; connections that are open stay open.
-async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
-    let data_dir = config.data_dir.clone();
-    let renewed = tokio::task::spawn_blocking(move || init::renew_server_certificate(&data_dir, now)).await;
-    match renewed {
-        Ok(Ok(false)) => {}
-        Ok(Ok(true)) => match reload_certificates(tls, config, now) {
-            Ok(()) => tracing::info!("the server certificate was renewed"),
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "the renewed server certificate cannot be used");
-            }
-        },
-        Ok(Err(error)) => {
-            tracing::error!(error = %chain(&error), "the server certificate could not be renewed");
-        }
-        Err(error) => tracing::error!(%error, "the server certificate could not be renewed"),
-    }
-}
-
-/// Takes the server certificate that lies in the data directory whenever the process gets `SIGHUP`. One that cannot be
-/// used changes nothing; connections that are open stay open.
-async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, stopping: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => {}
-            () = stopping.cancelled() => return,
-        }
-        let (tls, config, now) = (tls.clone(), config.clone(), clock.now());
-        match tokio::task::spawn_blocking(move || reload_certificates(&tls, &config, now)).await {
-            Ok(Ok(())) => tracing::info!("the server certificate was read again"),
-            Ok(Err(error)) => {
-                tracing::error!(error = %chain(&error), "the server certificate in the data directory is not used");
-            }
-            Err(error) => tracing::error!(%error, "the server certificate could not be read again"),
-        }
-    }
-}
-
-fn reload_certificates(tls: &Tls, config: &Config, now: Timestamp) -> Result<(), StartError> {
-    let data = DataDir::open(&config.data_dir, config.seal_key_file.as_deref())?;
-    data.check_server_certificate(now)?;
-    Ok(tls.replace(tls_identity(&data, config))?)
-}
-
-/// Signs again, renews, dumps and evicts, until the facade stops.
-async fn housekeeping(facade: Arc<Facade>, store: SledStore, tls: Tls, config: Config) {
-    let mut next_dump = facade.clock.now();
-    loop {
-        if let Err(error) = facade.images.resign().await {
-            tracing::error!(error = %chain(&error), "metadata could not be signed again");
-        }
-        if let Err(error) = facade.images.set_trust(&facade.ca_roots).await {
-            tracing::error!(error = %chain(&error), "the CA certificates that devices trust could not be signed");
-        }
-        if let Err(error) = facade.puller.evict().await {
-            tracing::error!(error = %chain(&error), "the cache could not be tidied");
-        }
-        if let Err(error) = facade.registries.keep_health().await {
-            tracing::error!(error = %chain(&error), "the health of connections could not be stored");
-        }
-        let now = facade.clock.now();
-        renew_server_certificate(&tls, &config, now).await;
-        if now >= next_dump {
-            next_dump = now.checked_add(config.dump_interval).unwrap_or(Timestamp::MAX);
-            match store.dump(&dumps(&config), &now.strftime("%Y%m%dT%H%M%SZ").to_string()).await {
-                Ok(path) => tracing::info!(path = %path.display(), "database dumped"),
-                Err(error) => tracing::error!(error = %chain(&error), "the database could not be dumped"),
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(HOUSEKEEPING) => {}
-            () = facade.stopping.cancelled() => return,
-        }
-    }
 }
 
 /// Resolves when the process is asked to stop.

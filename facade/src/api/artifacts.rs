@@ -113,9 +113,9 @@ pub(super) async fn revoke(state: State, caller: Caller, Path(artifact): Path<St
     let mut artifact = state.artifacts.find(&artifact).await?;
     if artifact.revoked_at.is_none() {
         artifact.revoked_at = Some(state.clock.now());
-        state.images.revoke(&artifact).await?;
-        // From here on it is neither signed nor served; the assignments follow.
+        // Refused at once, whatever becomes of the signature: a revocation that waits must not go on serving.
         state.access.remove_artifact(artifact.name());
+        state.images.revoke(&artifact).await?;
         state.pins.remove(artifact.name()).await?;
         state.rollouts.withdraw(artifact.name()).await?;
         tracing::warn!(artifact = %artifact.name(), by = %caller.name, "artifact revoked");

@@ -1,6 +1,6 @@
 //! Who is at the operator door.
 //!
-//! [`super::gate`] finds out by the token, and checks the role that the route needs. A handler says again in its first
+//! `api::gate` finds out by the token, and checks the role that the route needs. A handler says again in its first
 //! line what it needs: two locks, of which either one holds.
 
 use std::sync::Arc;

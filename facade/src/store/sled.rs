@@ -2,9 +2,9 @@
 //! per change, acknowledged after `flush`, every failure final).
 //!
 //! sled 1.0.0-alpha loses its way when two writers' batches overlap, so a mutex admits one writer at a time. A write
-//! that makes no progress for [`STALLED_AFTER`] ends the process: a service manager starts it again, and everything
+//! that makes no progress for 15 seconds ends the process: a service manager starts it again, and everything
 //! that was acknowledged is on disk. A database that cannot be opened is moved aside, never deleted, and the newest
-//! dump (see [`super::dump`]) takes its place.
+//! dump (see `store::dump`) takes its place.
 
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
