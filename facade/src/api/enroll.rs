@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use self::limit::Limit;
+use super::problem::chain;
 use crate::catalog::devices::{CertificateError, Device, Devices, Grant, RedeemError, Redeemed};
 
 /// Longest body that is read: a request of 8 KiB in base64, with room for line ends.
@@ -346,18 +347,6 @@ fn refused_device(refused: CertificateError) -> Answer {
 fn not_issued(refused: &IssueError) -> Answer {
     error!(error = %chain(refused), "certificate not issued");
     Answer::unavailable()
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
