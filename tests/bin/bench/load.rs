@@ -80,7 +80,7 @@ impl Connection {
         let started = Instant::now();
         let connection = if close { "close" } else { "keep-alive" };
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\nAccept: */*\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
         );
         self.stream.write_all(request.as_bytes()).await?;
         self.stream.flush().await?;

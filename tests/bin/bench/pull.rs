@@ -73,8 +73,8 @@ pub(crate) fn run() -> ExitCode {
     };
     let facade = Facade::start_with(&[("FACADE_MAX_CONNECTIONS_PER_ADDRESS", "20000")]);
     facade.connect_as(&registry, &proxy.host());
-    facade.deliver(&pushed, "board-1");
     let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
     let mut results = Vec::new();
     for which in 0..3 {
         let server = match which {
