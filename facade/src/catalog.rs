@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod artifacts;
+pub mod assignments;
 pub mod audit;
 pub mod closure;
 pub mod devices;
@@ -10,4 +11,3 @@ pub mod keyring;
 pub mod operators;
 pub mod pins;
 pub mod registries;
-pub mod rollouts;

@@ -26,13 +26,13 @@ use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
 use crate::catalog::artifacts::Artifacts;
+use crate::catalog::assignments::Assignments;
 use crate::catalog::audit::Audit;
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
 use crate::catalog::pins::Pins;
 use crate::catalog::registries::{Registries, RegistriesError};
-use crate::catalog::rollouts::Rollouts;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::console;
@@ -140,7 +140,7 @@ pub struct Facade {
     pub(crate) puller: Puller,
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
-    pub(crate) rollouts: Rollouts,
+    pub(crate) assignments: Assignments,
     pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
@@ -180,8 +180,8 @@ impl Facade {
     /// Takes a device's record as it is now into memory.
     pub(crate) async fn reload_device(&self, id: &DeviceId) {
         match self.devices.get(id).await {
-            Ok(Some(device)) => self.rollouts.device_changed(&device),
-            Ok(None) => self.rollouts.device_deleted(id),
+            Ok(Some(device)) => self.assignments.device_changed(&device),
+            Ok(None) => self.assignments.device_deleted(id),
             Err(error) => tracing::error!(device.id = %id, error = %chain(&error), "device cannot be read"),
         }
     }
@@ -203,7 +203,7 @@ impl Facade {
         loop {
             let page = self.devices.list(after.as_ref(), STEP).await?;
             for device in &page {
-                self.rollouts.device_changed(device);
+                self.assignments.device_changed(device);
             }
             match page.last() {
                 Some(last) if page.len() == STEP => after = Some(last.id.clone()),
@@ -419,7 +419,7 @@ async fn assemble(
     let authorities = [data.roots, data.issuing, data.links].concat();
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
-        rollouts: Rollouts::load(Arc::clone(&store), Arc::clone(&access)).await?,
+        assignments: Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
         refusals: Limit::default(),
         tokens: Tokens::new(store, data.admin_token_hash),

@@ -117,7 +117,7 @@ pub(super) async fn revoke(state: State, caller: Caller, Path(artifact): Path<St
         state.access.remove_artifact(artifact.name());
         state.images.revoke(&artifact).await?;
         state.pins.remove(artifact.name()).await?;
-        state.rollouts.withdraw(artifact.name()).await?;
+        state.assignments.withdraw(artifact.name()).await?;
         tracing::warn!(artifact = %artifact.name(), by = %caller.name, "artifact revoked");
     }
     Ok(Json(view(&state, &artifact)))

@@ -8,7 +8,7 @@ use super::problem::Problem;
 use super::types::{Assignment, AssignmentReport, AssignmentRequest, Page};
 use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
-use crate::catalog::rollouts::{self, Change, Target};
+use crate::catalog::assignments::{self, Change, Target};
 
 /// Lists what is assigned
 #[utoipa::path(get, path = "/api/v1/assignments", params(Paging), tag = "assignments",
@@ -20,7 +20,7 @@ pub(super) async fn list(
 ) -> Answer<Page<Assignment>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
-    let assignments = state.rollouts.list(paging.after.as_deref(), limit).await?;
+    let assignments = state.assignments.list(paging.after.as_deref(), limit).await?;
     let next = assignments.last().filter(|_| assignments.len() == limit).map(|(key, _)| key.clone());
     let items = assignments.into_iter().map(|(_, assignment)| view(assignment, None)).collect();
     Ok(Json(Page { items, next }))
@@ -41,14 +41,14 @@ pub(super) async fn assign(
         if artifact.revoked_at.is_some() {
             return Err(Problem::conflict(format!("{} is revoked", artifact.name())));
         }
-        assignments.push(rollouts::Assignment {
+        assignments.push(assignments::Assignment {
             target: target.clone(),
             artifact: artifact.name().clone(),
             assigned_at: state.clock.now(),
             assigned_by: caller.name.clone(),
         });
     }
-    let (changes, devices) = state.rollouts.assign(assignments).await?;
+    let (changes, devices) = state.assignments.assign(assignments).await?;
     tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "assigned");
     Ok(Json(report(changes, devices)))
 }
@@ -64,7 +64,7 @@ pub(super) async fn unassign(
     caller.require(Role::Operator)?;
     let (target, artifacts) = parse(&state, &request).await?;
     let wanted: Vec<_> = artifacts.iter().map(|artifact| (target.clone(), artifact.name().clone())).collect();
-    let (changes, devices) = state.rollouts.unassign(&wanted).await?;
+    let (changes, devices) = state.assignments.unassign(&wanted).await?;
     if changes.is_empty() {
         return Err(Problem::not_found(format!("none of these artifacts is assigned to {target}")));
     }
@@ -101,7 +101,7 @@ fn report(changes: Vec<Change>, devices: usize) -> AssignmentReport {
     AssignmentReport { assignments: assignments.collect(), devices: devices as u64 }
 }
 
-fn view(assignment: rollouts::Assignment, replaces: Option<String>) -> Assignment {
+fn view(assignment: assignments::Assignment, replaces: Option<String>) -> Assignment {
     let (device, group) = match assignment.target {
         Target::Device(device) => (Some(device.to_string()), None),
         Target::Group(group) => (None, Some(group.to_string())),

@@ -77,7 +77,7 @@ async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
 
 fn est(facade: &Facade, answer: enroll::Answer) -> Response<Body> {
     if let Some(device) = &answer.changed {
-        facade.rollouts.device_changed(device);
+        facade.assignments.device_changed(device);
     }
     let mut response = if answer.status.is_client_error() || answer.status.is_server_error() {
         // RFC 7030 leaves the type of an error open; on this door it is what it is everywhere outside /v2/.
@@ -119,7 +119,7 @@ async fn metadata(
     let found = match repository {
         MetadataRepository::Images => facade.images.file(file).await,
         MetadataRepository::Director => {
-            let wanted = facade.rollouts.wanted(device.id());
+            let wanted = facade.assignments.wanted(device.id());
             facade.director.file(device.id(), &wanted, file).await
         }
     };
@@ -155,12 +155,12 @@ fn failed(error: &PublishingError) -> Response<Body> {
 async fn wait(facade: &Facade, device: &Device, since: u64) -> Response<Body> {
     let deadline = Instant::now() + facade.wait_timeout;
     loop {
-        let Some(news) = facade.rollouts.news(device.id()) else {
+        let Some(news) = facade.assignments.news(device.id()) else {
             return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", "the device is not welcome");
         };
         // Listening begins before looking, so that nothing falls between the two.
         let news = news.notified();
-        let wanted = facade.rollouts.wanted(device.id());
+        let wanted = facade.assignments.wanted(device.id());
         match facade.director.version(device.id(), &wanted).await {
             Ok(version) if version != since => return json(&WaitAnswer { version }),
             Ok(_) => {}
@@ -216,7 +216,7 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     let now = facade.clock.now();
     // The first report under a new certificate shows that the device has it: the one before is refused from here on.
     match facade.devices.confirm(device.id(), device.identity().serial(), now).await {
-        Ok(Some(changed)) => facade.rollouts.device_changed(&changed),
+        Ok(Some(changed)) => facade.assignments.device_changed(&changed),
         Ok(None) => {}
         Err(error) => return report_refused(facade, device, error).await,
     }

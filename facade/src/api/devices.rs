@@ -61,7 +61,7 @@ pub(super) async fn list(
         None => state.devices.list(after.as_ref(), limit).await?,
         Some(group) => {
             let mut devices = Vec::new();
-            for id in state.rollouts.members(group, after.as_ref(), limit) {
+            for id in state.assignments.members(group, after.as_ref(), limit) {
                 devices.extend(state.devices.get(&id).await?);
             }
             devices
@@ -94,7 +94,7 @@ pub(super) async fn delete(state: State, caller: Caller, Path(id): Path<String>)
     let device = state.devices.get(&id).await?.ok_or_else(|| not_found(&id))?;
     let shown = view(&state, device).await?;
     state.devices.delete(&id).await?;
-    state.rollouts.device_deleted(&id);
+    state.assignments.device_deleted(&id);
     state.director.forget(&id).await?;
     tracing::warn!(device.id = %id, by = %caller.name, "device deleted");
     Ok(Json(shown))
@@ -142,7 +142,7 @@ pub(super) async fn restore(state: State, caller: Caller, Path(id): Path<String>
 
 pub(super) async fn changed(state: &State, caller: &Caller, device: devices::Device) -> Answer<Device> {
     // Open streams of a device that is turned away are cut here.
-    state.rollouts.device_changed(&device);
+    state.assignments.device_changed(&device);
     tracing::warn!(device.id = %device.id, standing = %device.standing, by = %caller.name, "device standing changed");
     Ok(Json(view(state, device).await?))
 }
@@ -240,7 +240,7 @@ fn token_view(record: &TokenRecord, now: Timestamp) -> EnrollmentToken {
 
 async fn view(state: &State, device: devices::Device) -> Result<Device, Problem> {
     let received = state.devices.report(&device.id).await?;
-    let wanted = state.rollouts.wanted(&device.id);
+    let wanted = state.assignments.wanted(&device.id);
     let mut shown = Device {
         id: device.id.to_string(),
         standing: device.standing.to_string(),

@@ -71,7 +71,7 @@ async fn audience(state: &State, request: &ImportRequest) -> Result<Vec<(DeviceI
     if let Some(group) = &request.for_group {
         let group: Group = field("for_group", group)?;
         loop {
-            let page = state.rollouts.members(&group, members.last(), MEMBERS);
+            let page = state.assignments.members(&group, members.last(), MEMBERS);
             let last = page.len() < MEMBERS;
             members.extend(page);
             if last {

@@ -83,7 +83,7 @@ async fn count_devices(
             };
             refusing += u64::from(!received.report.refused.is_empty());
             let running = &received.report.running;
-            let wanted = state.rollouts.wanted(&device.id);
+            let wanted = state.assignments.wanted(&device.id);
             if wanted.iter().all(|wanted| running.iter().any(|running| running.artifact == *wanted)) {
                 up_to_date += 1;
             }

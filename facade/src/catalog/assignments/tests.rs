@@ -7,23 +7,23 @@ use crate::store::sled::SledStore;
 struct Rig {
     directory: tempfile::TempDir,
     access: Arc<Access>,
-    rollouts: Rollouts,
+    assignments: Assignments,
 }
 
 impl Rig {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let access = Arc::new(Access::new());
-        let rollouts = Rollouts::load(store(directory.path()), Arc::clone(&access)).await.unwrap();
-        Self { directory, access, rollouts }
+        let assignments = Assignments::load(store(directory.path()), Arc::clone(&access)).await.unwrap();
+        Self { directory, access, assignments }
     }
 
     async fn assign(&self, target: &Target, artifact: &ArtifactName, second: i64) -> Vec<Change> {
-        self.rollouts.assign(vec![assignment(target, artifact, second)]).await.unwrap().0
+        self.assignments.assign(vec![assignment(target, artifact, second)]).await.unwrap().0
     }
 
     fn wanted(&self, id: &str) -> Vec<String> {
-        self.rollouts.wanted(&id.parse().unwrap()).iter().map(ToString::to_string).collect()
+        self.assignments.wanted(&id.parse().unwrap()).iter().map(ToString::to_string).collect()
     }
 }
 
@@ -62,7 +62,7 @@ fn device(id: &str, groups: &[&str]) -> Device {
 #[tokio::test]
 async fn another_version_replaces_the_one_before_and_says_so() {
     let rig = Rig::new().await;
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
     let (one, two) = (artifact("ghcr.io/o/app", "1"), artifact("ghcr.io/o/app", "2"));
     assert_eq!(rig.assign(&group("kitchen"), &one, 1).await[0].replaces, None);
     assert_eq!(rig.assign(&group("kitchen"), &two, 2).await[0].replaces, Some(one));
@@ -73,7 +73,7 @@ async fn another_version_replaces_the_one_before_and_says_so() {
 #[tokio::test]
 async fn a_devices_own_assignment_wins_and_among_groups_the_newest() {
     let rig = Rig::new().await;
-    rig.rollouts.device_changed(&device("board", &["a", "b"]));
+    rig.assignments.device_changed(&device("board", &["a", "b"]));
     let versions: Vec<ArtifactName> =
         ["1", "2", "3"].iter().map(|text| artifact("ghcr.io/o/app", text)).collect();
     rig.assign(&group("b"), &versions[1], 20).await;
@@ -81,7 +81,7 @@ async fn a_devices_own_assignment_wins_and_among_groups_the_newest() {
     assert_eq!(rig.wanted("board"), [versions[1].to_string()]);
     rig.assign(&device_target("board"), &versions[2], 5).await;
     assert_eq!(rig.wanted("board"), [versions[2].to_string()]);
-    rig.rollouts.unassign(&[(device_target("board"), versions[2].clone())]).await.unwrap();
+    rig.assignments.unassign(&[(device_target("board"), versions[2].clone())]).await.unwrap();
     assert_eq!(rig.wanted("board"), [versions[1].to_string()]);
 }
 
@@ -90,15 +90,15 @@ async fn a_device_has_what_its_groups_have_for_as_long_as_it_is_in_them() {
     let rig = Rig::new().await;
     let app = artifact("ghcr.io/o/app", "1");
     rig.assign(&group("kitchen"), &app, 1).await;
-    rig.rollouts.device_changed(&device("board", &[]));
+    rig.assignments.device_changed(&device("board", &[]));
     assert!(rig.wanted("board").is_empty());
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
     assert_eq!(rig.wanted("board"), [app.to_string()]);
     let kitchen: Group = "kitchen".parse().unwrap();
-    assert_eq!(rig.rollouts.members(&kitchen, None, 10).len(), 1);
-    rig.rollouts.device_changed(&device("board", &["hall"]));
+    assert_eq!(rig.assignments.members(&kitchen, None, 10).len(), 1);
+    rig.assignments.device_changed(&device("board", &["hall"]));
     assert!(rig.wanted("board").is_empty());
-    assert!(rig.rollouts.members(&kitchen, None, 10).is_empty());
+    assert!(rig.assignments.members(&kitchen, None, 10).is_empty());
 }
 
 #[tokio::test]
@@ -106,28 +106,29 @@ async fn taking_back_what_is_not_assigned_changes_nothing() {
     let rig = Rig::new().await;
     let (one, two) = (artifact("ghcr.io/o/app", "1"), artifact("ghcr.io/o/app", "2"));
     rig.assign(&group("kitchen"), &one, 1).await;
-    let (changes, _) = rig.rollouts.unassign(&[(group("kitchen"), two), (group("hall"), one)]).await.unwrap();
+    let (changes, _) =
+        rig.assignments.unassign(&[(group("kitchen"), two), (group("hall"), one)]).await.unwrap();
     assert!(changes.is_empty());
-    assert_eq!(rig.rollouts.list(None, 10).await.unwrap().len(), 1);
+    assert_eq!(rig.assignments.list(None, 10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn withdrawing_an_artifact_takes_it_from_everybody() {
     let rig = Rig::new().await;
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
     let app = artifact("ghcr.io/o/app", "1");
     rig.assign(&group("kitchen"), &app, 1).await;
     rig.assign(&device_target("board"), &app, 1).await;
-    assert_eq!(rig.rollouts.withdraw(&app).await.unwrap(), 2);
+    assert_eq!(rig.assignments.withdraw(&app).await.unwrap(), 2);
     assert!(rig.wanted("board").is_empty());
 }
 
 #[tokio::test]
 async fn a_change_wakes_the_devices_it_reaches_and_only_those() {
     let rig = Rig::new().await;
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
-    rig.rollouts.device_changed(&device("other", &["hall"]));
-    let news = |id: &str| rig.rollouts.news(&id.parse().unwrap()).unwrap();
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("other", &["hall"]));
+    let news = |id: &str| rig.assignments.news(&id.parse().unwrap()).unwrap();
     let (reached, other) = (news("board"), news("other"));
     let (reached, other) = (reached.notified(), other.notified());
     tokio::pin!(reached, other);
@@ -143,9 +144,9 @@ async fn assignments_outlive_a_restart() {
     let rig = Rig::new().await;
     let app = artifact("127.0.0.1:5000/team/app", "1");
     rig.assign(&group("kitchen"), &app, 1).await;
-    let Rig { directory, access, rollouts } = rig;
-    drop(rollouts);
-    let again = Rollouts::load(store(directory.path()), access).await.unwrap();
+    let Rig { directory, access, assignments } = rig;
+    drop(assignments);
+    let again = Assignments::load(store(directory.path()), access).await.unwrap();
     again.device_changed(&device("board", &["kitchen"]));
     assert_eq!(again.wanted(&"board".parse().unwrap()).into_iter().collect::<Vec<_>>(), [app]);
 }
@@ -154,25 +155,25 @@ async fn assignments_outlive_a_restart() {
 async fn a_deleted_device_is_forgotten_at_once() {
     let rig = Rig::new().await;
     let id: DeviceId = "board".parse().unwrap();
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
     assert_eq!(rig.access.standing(&id), Standing::Active);
-    rig.rollouts.device_deleted(&id);
+    rig.assignments.device_deleted(&id);
     assert_eq!(rig.access.standing(&id), Standing::Unknown);
-    assert!(rig.rollouts.news(&id).is_none());
-    assert!(rig.rollouts.members(&"kitchen".parse().unwrap(), None, 10).is_empty());
+    assert!(rig.assignments.news(&id).is_none());
+    assert!(rig.assignments.members(&"kitchen".parse().unwrap(), None, 10).is_empty());
 }
 
 #[tokio::test]
 async fn several_of_one_repository_stand_together_until_the_next_step() {
     let rig = Rig::new().await;
-    rig.rollouts.device_changed(&device("board", &["kitchen"]));
+    rig.assignments.device_changed(&device("board", &["kitchen"]));
     let versions: Vec<ArtifactName> =
         ["1", "2", "3"].iter().map(|text| artifact("ghcr.io/o/app", text)).collect();
     let both = versions[..2].iter().map(|name| assignment(&group("kitchen"), name, 1)).collect();
-    rig.rollouts.assign(both).await.unwrap();
+    rig.assignments.assign(both).await.unwrap();
     assert_eq!(rig.wanted("board").len(), 2);
     let changes = rig.assign(&group("kitchen"), &versions[2], 2).await;
     assert!(changes[0].replaces.is_some());
     assert_eq!(rig.wanted("board"), [versions[2].to_string()]);
-    assert_eq!(rig.rollouts.list(None, 10).await.unwrap().len(), 1);
+    assert_eq!(rig.assignments.list(None, 10).await.unwrap().len(), 1);
 }

@@ -74,7 +74,7 @@ fn assigned_at(together: &Together) -> Option<Timestamp> {
 }
 
 /// The assignments, and the devices they reach.
-pub struct Rollouts {
+pub struct Assignments {
     store: Arc<dyn Store>,
     access: Arc<Access>,
     state: RwLock<State>,
@@ -158,8 +158,8 @@ impl State {
     }
 }
 
-impl Rollouts {
-    /// Reads the assignments; devices are made known with [`Rollouts::device_changed`].
+impl Assignments {
+    /// Reads the assignments; devices are made known with [`Assignments::device_changed`].
     pub async fn load(store: Arc<dyn Store>, access: Arc<Access>) -> Result<Self, StoreError> {
         let mut state = State::default();
         for (_, assignment) in scan_json::<Assignment>(&*store, TABLE, Scan::ALL).await? {
