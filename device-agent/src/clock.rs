@@ -71,12 +71,12 @@ impl Clock {
         self.unchecked() < self.floor() - TOLERATED_LAG
     }
 
-    /// What the device's clock shows; to be reported, never to decide by.
+    /// What the device's clock shows, to the millisecond; to be reported, never to decide by.
     pub fn unchecked(&self) -> Timestamp {
-        match &self.source {
-            Source::System => Timestamp::now(),
-            Source::Manual(millis) => from_millis(millis.load(Ordering::Relaxed)),
-        }
+        from_millis(match &self.source {
+            Source::System => Timestamp::now().as_millisecond(),
+            Source::Manual(millis) => millis.load(Ordering::Relaxed),
+        })
     }
 }
 

@@ -28,14 +28,13 @@ impl Clock {
         Self(Source::Manual(Arc::new(AtomicI64::new(now.as_millisecond()))))
     }
 
-    /// The time now.
+    /// The time now, to the millisecond: what is finer only makes records and listings harder to read.
     pub fn now(&self) -> Timestamp {
-        match &self.0 {
-            Source::System => Timestamp::now(),
-            Source::Manual(millis) => {
-                Timestamp::from_millisecond(millis.load(Ordering::SeqCst)).unwrap_or(Timestamp::MAX)
-            }
-        }
+        let millis = match &self.0 {
+            Source::System => Timestamp::now().as_millisecond(),
+            Source::Manual(millis) => millis.load(Ordering::SeqCst),
+        };
+        Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
     }
 
     /// Moves a manual clock; the clock of the machine stays as it is.

@@ -39,6 +39,33 @@ fn importing_again_changes_nothing() {
 }
 
 #[test]
+fn an_artifact_is_found_by_every_way_of_writing_an_unambiguous_digest() {
+    let registry = Registry::open();
+    let image = small();
+    let one = registry.push("team/app", "v1", &image);
+    let other = registry.push("team/other", "v1", &image);
+    assert_eq!(one.digest, other.digest);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    facade.import(&one);
+    let prefix = &one.digest.hex()[..8];
+    let name = format!("{}@{}", one.repository, one.digest);
+    for text in [prefix, &format!("sha256:{prefix}"), &format!("{}@sha256:{prefix}", one.repository), &name] {
+        assert_eq!(facade.ok(&["artifact", "show", text])["name"], name, "{text}");
+    }
+
+    // The same image in another repository: the digest alone names neither, repository and digest name one.
+    facade.import(&other);
+    facade.cli(&["artifact", "show", prefix]).expect_code(2);
+    let within = format!("{}@sha256:{prefix}", other.repository);
+    let found = facade.ok(&["artifact", "show", &within]);
+    assert_eq!(found["name"], format!("{}@{}", other.repository, other.digest));
+    for text in ["3f", "sha256:xyz1", "not/a/REPO@sha256:3f2a", &format!("{}@sha256:3f", one.repository)] {
+        facade.cli(&["artifact", "show", text]).expect_code(2);
+    }
+}
+
+#[test]
 fn artifact_stays_what_it_was_when_the_tag_moves() {
     let registry = Registry::open();
     let frozen = registry.push("team/app", "v1", &small());

@@ -73,7 +73,13 @@ fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
         needs_enrollment: ends.is_none_or(|ends| disowned.is_some() && ends < clock.now()),
         disowned: disowned.map(|reason| String::from_utf8_lossy(&reason).into_owned()),
         clock_is_behind: clock.is_behind(),
-        state: state.name().to_owned(),
+        // The first round only takes note that the device is enrolled: whoever asks before it should not be misled.
+        state: if identity.is_some() && matches!(state, State::Unenrolled { .. }) {
+            "idle"
+        } else {
+            state.name()
+        }
+        .to_owned(),
         running: reporter.running(),
         next: state.next().map(names).unwrap_or_default(),
         rejected: state.standing().rejected.iter().map(names).collect(),

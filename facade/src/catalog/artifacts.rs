@@ -62,7 +62,7 @@ pub enum ArtifactsError {
     Ambiguous(String, String),
     /// Neither a name nor a prefix of a digest.
     #[error(
-        "{0:?} is neither REPOSITORY@sha256:… nor the beginning of a digest (at least 4 hexadecimal digits)"
+        "{0:?} is neither REPOSITORY@sha256:… nor the beginning of a digest (4 to 64 hexadecimal digits)"
     )]
     Malformed(String),
     /// The store failed.
@@ -109,29 +109,54 @@ impl Artifacts {
         get_json(&*self.store, TABLE, &name.to_string()).await
     }
 
-    /// One artifact, by name or by an unambiguous prefix of its digest, with or without `sha256:`.
+    /// One artifact, by name or by an unambiguous prefix of its digest: `3f2a`, `sha256:3f2a` or
+    /// `REPOSITORY@sha256:3f2a`.
     pub async fn find(&self, text: &str) -> Result<Artifact, ArtifactsError> {
-        let not_found = || ArtifactsError::NotFound(text.chars().take(300).collect());
-        if text.contains('@') {
-            let name: ArtifactName =
-                text.parse().map_err(|_| ArtifactsError::Malformed(text.chars().take(300).collect()))?;
-            return self.get(&name).await?.ok_or_else(not_found);
+        let shown = || text.chars().take(300).collect::<String>();
+        if let Ok(name) = text.parse::<ArtifactName>() {
+            return self.get(&name).await?.ok_or_else(|| ArtifactsError::NotFound(shown()));
         }
-        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.len() < 4 || !prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(ArtifactsError::Malformed(text.chars().take(300).collect()));
-        }
-        let names = self.store.scan(BY_DIGEST, Scan { prefix, after: None, limit: 5 }).await?;
-        let mut names = names.iter().filter_map(|entry| entry.key.split_once(' ').map(|(_, name)| name));
-        let Some(first) = names.next() else {
-            return Err(not_found());
+        let (repository, digest) = match text.split_once('@') {
+            Some((repository, digest)) => {
+                let repository = repository.parse().map_err(|_| ArtifactsError::Malformed(shown()))?;
+                (Some(repository), digest)
+            }
+            None => (None, text),
         };
-        let others: Vec<&str> = names.collect();
-        if !others.is_empty() {
-            let all = [&[first], others.as_slice()].concat().join(", ");
-            return Err(ArtifactsError::Ambiguous(text.to_owned(), all));
+        let prefix = digest.strip_prefix("sha256:").unwrap_or(digest);
+        let hexadecimal = prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if !(4..=64).contains(&prefix.len()) || !hexadecimal {
+            return Err(ArtifactsError::Malformed(shown()));
         }
-        get_json(&*self.store, TABLE, first).await?.ok_or_else(not_found)
+        let mut names = self.starting_with(repository.as_ref(), prefix).await?;
+        match (names.pop(), names.is_empty()) {
+            (None, _) => Err(ArtifactsError::NotFound(shown())),
+            (Some(name), true) => {
+                let found = get_json(&*self.store, TABLE, &name).await?;
+                found.ok_or_else(|| ArtifactsError::NotFound(shown()))
+            }
+            (Some(name), false) => {
+                names.push(name);
+                Err(ArtifactsError::Ambiguous(shown(), names.join(", ")))
+            }
+        }
+    }
+
+    /// The first few names whose digest starts so, of one repository or of all.
+    async fn starting_with(
+        &self,
+        repository: Option<&Repository>,
+        prefix: &str,
+    ) -> Result<Vec<String>, StoreError> {
+        let limit = 5;
+        let Some(repository) = repository else {
+            let found = self.store.scan(BY_DIGEST, Scan { prefix, after: None, limit }).await?;
+            let names = found.iter().filter_map(|entry| entry.key.split_once(' '));
+            return Ok(names.map(|(_, name)| name.to_owned()).collect());
+        };
+        let prefix = format!("{repository}@sha256:{prefix}");
+        let found = self.store.scan(TABLE, Scan { prefix: &prefix, after: None, limit }).await?;
+        Ok(found.into_iter().map(|entry| entry.key).collect())
     }
 
     /// A page of artifacts by name, of one repository or of all.
