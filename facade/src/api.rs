@@ -16,6 +16,7 @@ mod audit;
 mod cache;
 mod connections;
 mod devices;
+mod document;
 pub(crate) mod gate;
 mod groups;
 mod imports;
@@ -32,8 +33,6 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use utoipa::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, Ref, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -49,19 +48,9 @@ pub type Answer<T> = Result<axum::Json<T>, Problem>;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Drayage", description = "The operator API of a Drayage facade.", license(name = "Apache-2.0")),
-    modifiers(&Security),
     security(("token" = [])),
 )]
 struct Document;
-
-struct Security;
-
-impl utoipa::Modify for Security {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        document.components.get_or_insert_with(Default::default).add_security_scheme("token", bearer);
-    }
-}
 
 fn documented() -> OpenApiRouter<Arc<Facade>> {
     OpenApiRouter::with_openapi(Document::openapi())
@@ -109,37 +98,14 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
 /// The OpenAPI document, generated from the handlers.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     let mut document = documented().into_openapi();
-    describe_gate(&mut document);
+    document::complete(&mut document);
     document
-}
-
-/// What the gate answers before any handler is reached is said once, for every operation.
-fn describe_gate(document: &mut utoipa::openapi::OpenApi) {
-    let refusals =
-        [("403", "The token's role does not allow this"), ("429", "Too many requests without a valid token")];
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            for (status, description) in refusals {
-                let answer = || gate_refusal(description).into();
-                operation.responses.responses.entry(status.to_owned()).or_insert_with(answer);
-            }
-        }
-    }
-}
-
-fn gate_refusal(description: &str) -> utoipa::openapi::Response {
-    let problem = Ref::from_schema_name("Problem");
-    ResponseBuilder::new()
-        .description(description)
-        .content("application/problem+json", Content::new(Some(problem)))
-        .build()
 }
 
 /// Everything behind the operator door.
 pub fn router(facade: Arc<Facade>) -> Router {
     let (router, mut document) = documented().split_for_parts();
-    describe_gate(&mut document);
+    document::complete(&mut document);
     let document = document.to_json().unwrap_or_default();
     router
         .route(
@@ -153,23 +119,4 @@ pub fn router(facade: Arc<Facade>) -> Router {
         .method_not_allowed_fallback(|| async { Problem::method() })
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&facade), gate::gate))
         .with_state(facade)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn every_operation_is_described_with_its_refusals() {
-        let document = serde_json::to_value(super::openapi()).unwrap();
-        let paths = document["paths"].as_object().unwrap();
-        assert!(paths.len() > 10);
-        for (path, operations) in paths {
-            for (method, operation) in operations.as_object().unwrap() {
-                let answers = operation["responses"].as_object().unwrap();
-                for status in ["401", "403", "429"] {
-                    assert!(answers.contains_key(status), "{method} {path} {status}");
-                }
-                assert!(operation["summary"].is_string(), "{method} {path}");
-            }
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
 
+mod api;
 mod authorization;
 mod cache;
 mod connections;

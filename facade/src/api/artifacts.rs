@@ -160,6 +160,8 @@ pub(super) async fn keep(state: &State, artifact: &artifacts::Artifact, by: &str
         if !was_pinned {
             state.pins.remove(artifact.name()).await?;
         }
+        // What is not connected was never asked: that is not the registry's failure.
+        state.registries.registry(artifact.name().repository().host())?;
         return Err(Problem::upstream(super::problem::chain(&error)));
     }
     tracing::info!(artifact = %artifact.name(), by = %by, "artifact pinned");

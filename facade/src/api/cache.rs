@@ -11,6 +11,9 @@ use super::types::{CacheChecked, CacheUsage, CachedBlob, Page, PruneRequest, Pru
 use super::{Answer, State};
 use crate::blobs::BlobsError;
 
+/// Longest time without use that can be asked for in seconds: a century.
+const MAX_UNUSED_SECONDS: u64 = 100 * 366 * 86_400;
+
 impl From<BlobsError> for Problem {
     fn from(error: BlobsError) -> Self {
         Self::internal(&error)
@@ -60,9 +63,12 @@ pub(super) async fn list(
 
 /// Removes what no device may have from the cache
 #[utoipa::path(post, path = "/api/v1/cache/prune", request_body = PruneRequest, tag = "cache",
-    responses((status = 200, body = Pruned), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem)))]
+    responses((status = 200, body = Pruned), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn prune(state: State, caller: Caller, Body(asked): Body<PruneRequest>) -> Answer<Pruned> {
     caller.require(Role::Operator)?;
+    if asked.unused_seconds > MAX_UNUSED_SECONDS {
+        return Err(Problem::invalid("unused_seconds", format!("must be at most {MAX_UNUSED_SECONDS}")));
+    }
     let gone = state.puller.prune(Duration::from_secs(asked.unused_seconds)).await?;
     let pruned =
         Pruned { blobs: gone.len() as u64, freed_bytes: gone.iter().map(|held| held.size_bytes).sum() };
