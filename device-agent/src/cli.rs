@@ -9,11 +9,15 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::clock::Clock;
 use crate::config::{Config, Flags, LogFormat};
 use crate::driver::{Agent, AgentError};
+use crate::journal::Journal;
 
 mod check;
 mod enroll;
@@ -204,6 +208,13 @@ fn until_told_to_stop() -> Result<CancellationToken, Failure> {
 }
 
 fn log_to_standard_error(config: &Config) {
+    // Entries with fields, where standard error is the journal and nobody asked for another shape.
+    let journal = config.journal && config.log_format == LogFormat::Auto;
+    if let Some(journal) = journal.then(Journal::open).and_then(Result::ok) {
+        let level = LevelFilter::from_level(config.log);
+        let _ = tracing_subscriber::registry().with(journal.with_filter(level)).try_init();
+        return;
+    }
     let terminal = std::io::stderr().is_terminal();
     let json = match config.log_format {
         LogFormat::Json => true,

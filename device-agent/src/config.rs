@@ -14,6 +14,7 @@ use std::time::Duration;
 use pki::oci::Platform;
 use thiserror::Error;
 
+use crate::journal::is_standard_error;
 use crate::runtime::containerd::Identifier;
 
 mod parse;
@@ -64,6 +65,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Whether logs on a terminal may be coloured; `NO_COLOR` forbids it.
     pub colour: bool,
+    /// Whether standard error is the systemd journal.
+    pub journal: bool,
 }
 
 /// Where images are handed to.
@@ -87,7 +90,7 @@ impl fmt::Display for Sink {
 /// The shape of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Plain on a terminal, JSON otherwise.
+    /// Plain on a terminal, entries with fields in the systemd journal, JSON otherwise.
     Auto,
     /// For people.
     Plain,
@@ -169,9 +172,10 @@ impl Config {
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let mut texts = Texts::default();
-        let (mut colour, mut no_proxy) = (true, None);
+        let (mut colour, mut no_proxy, mut journal) = (true, None, false);
         let environment = environment.inspect(|(name, text)| {
             colour &= name != "NO_COLOR" || text.is_empty();
+            journal |= name == "JOURNAL_STREAM" && text.to_str().is_some_and(is_standard_error);
             if name == "NO_PROXY" || name == "no_proxy" {
                 no_proxy = text.to_str().map(str::to_owned);
             }
@@ -192,6 +196,7 @@ impl Config {
         }
         let mut config = texts.build()?;
         config.colour = colour;
+        config.journal = journal;
         if let Some(list) = no_proxy {
             config.proxy = config.proxy.map(|proxy| proxy.except(&list));
         }
@@ -306,6 +311,7 @@ impl Texts {
             log: self.take("log", tracing::Level::INFO, parse::level),
             log_format: self.take("log_format", LogFormat::Auto, parse::log_format),
             colour: true,
+            journal: false,
         };
         if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError(self.mistakes)) }
     }

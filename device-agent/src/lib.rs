@@ -21,6 +21,7 @@ pub mod facade_client;
 pub mod fetch;
 pub mod handover;
 pub mod identity;
+mod journal;
 pub mod lifecycle;
 pub mod plan;
 pub mod platform;

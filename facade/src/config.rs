@@ -13,6 +13,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::secret::Secret;
+use crate::service::is_standard_error;
 use crate::upstream::AwsEnvironment;
 
 /// Where the configuration is looked for when no file is named, after `facade.toml` in the data directory.
@@ -43,6 +44,8 @@ pub struct Config {
     pub log: String,
     /// Whether log lines are JSON.
     pub log_json: bool,
+    /// Whether standard error is the systemd journal, which then gets entries with fields.
+    pub log_journal: bool,
     /// Whether pulled content is kept.
     pub cache_enabled: bool,
     /// Bytes the cache may hold; unlimited when absent.
@@ -105,6 +108,7 @@ impl Config {
             drain_timeout: Duration::from_secs(30),
             log: "info".to_owned(),
             log_json: false,
+            log_journal: false,
             cache_enabled: true,
             cache_max_size_bytes: None,
             cache_max_age: None,
@@ -229,6 +233,8 @@ pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Con
     }
     read_environment(&mut config, environment, &mut errors);
     config.aws_environment = aws_environment(environment);
+    config.log_journal =
+        !config.log_json && environment.get("JOURNAL_STREAM").is_some_and(|stream| is_standard_error(stream));
     check(&config, &mut errors);
     if errors.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(errors)) }
 }
@@ -325,8 +331,15 @@ fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
 }
 
 /// Variables of the command line's other verbs; the server ignores them.
-const OPERATOR_VARIABLES: [&str; 5] =
-    ["FACADE_SERVER", "FACADE_TOKEN_FILE", "FACADE_CA_FILE", "FACADE_DATA_DIR", "FACADE_CONFIG"];
+const OPERATOR_VARIABLES: [&str; 7] = [
+    "FACADE_SERVER",
+    "FACADE_TOKEN_FILE",
+    "FACADE_CA_FILE",
+    "FACADE_PROFILE",
+    "FACADE_KEY_PASSPHRASE_FILE",
+    "FACADE_DATA_DIR",
+    "FACADE_CONFIG",
+];
 
 fn check(config: &Config, errors: &mut Vec<String>) {
     let with_certificate = config.operator_tls_certificate.is_some();

@@ -17,6 +17,9 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::api::auth::Tokens;
 use crate::api::enroll::limit::Limit;
@@ -47,6 +50,7 @@ use crate::pull::evict::Policy;
 use crate::pull::{self, Parts, PullError, Puller, Wanted};
 use crate::server::tls::{Tls, TlsError, TlsIdentity};
 use crate::server::{self, DeviceDoor};
+use crate::service::{self, Journal, Pulse, Vitals};
 use crate::store::sled::{Opened, SledStore};
 use crate::store::{Store, StoreError};
 use crate::upstream::{self, Upstreams};
@@ -59,6 +63,9 @@ const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// Devices walk through expired roots to newer ones; the end is announced long before.
 const ROOT_LIFETIME: Duration = Duration::from_hours(24 * 365 * 5);
+
+/// What `systemctl status` shows of a facade in service.
+const SERVING: &str = "serving devices and operators";
 
 /// How many records are read at a time when the facade starts.
 const STEP: usize = 1000;
@@ -270,6 +277,7 @@ impl Running {
             limits: limits(&config),
             metrics: facade.metrics.clone(),
             clock,
+            pulse: Pulse::default(),
         };
         let operator_address = operator_door.address().unwrap_or(config.operator_listen);
         tracing::info!(
@@ -286,6 +294,12 @@ impl Running {
         let stopping = self.facade.stopping.clone();
         let tasks = TaskTracker::new();
         let reloading = self.config.clone();
+        let vitals = Vitals {
+            device_door: self.device_door.pulse.clone(),
+            operator_door: self.operator_door.pulse(),
+            store: Arc::new(self.store.clone()),
+        };
+        tasks.spawn(service::feed_watchdog(vitals, stopping.clone()));
         tasks.spawn(self.operator_door.run(stopping.clone().cancelled_owned()));
         tasks.spawn(housekeeping(
             Arc::clone(&self.facade),
@@ -302,8 +316,10 @@ impl Running {
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
+        service::ready(SERVING);
         shutdown.await;
         tracing::info!("stopping");
+        service::stopping();
         stopping.cancel();
         tasks.wait().await;
         self.facade.puller.stop().await;
@@ -459,10 +475,16 @@ pub async fn signal() {
     }
 }
 
-/// Starts logging to standard error: for people on a terminal, as JSON elsewhere.
+/// Starts logging to standard error: for people on a terminal, as entries with fields in the journal, as JSON elsewhere.
 pub fn log(config: &Config) -> Result<(), String> {
     let filter =
         tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
+    if config.log_journal
+        && let Ok(journal) = Journal::open()
+    {
+        let subscriber = tracing_subscriber::registry().with(journal.with_filter(filter));
+        return subscriber.try_init().map_err(|error| format!("log: {error}"));
+    }
     let terminal = std::io::stderr().is_terminal();
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);

@@ -20,5 +20,6 @@ pub mod publish;
 pub mod pull;
 pub mod secret;
 pub mod server;
+pub mod service;
 pub mod store;
 pub mod upstream;

@@ -23,6 +23,7 @@ use tower_service::Service;
 use crate::api::gate::Peer;
 use crate::config::Config;
 use crate::facade::StartError;
+use crate::service::Pulse;
 
 /// Most connections at a time: people, pipelines and a console, not a fleet.
 const MAX_CONNECTIONS: usize = 512;
@@ -36,6 +37,7 @@ pub(crate) struct OperatorDoor {
     tls: Option<TlsAcceptor>,
     router: Router,
     drain: Duration,
+    pulse: Pulse,
 }
 
 impl OperatorDoor {
@@ -48,12 +50,17 @@ impl OperatorDoor {
             (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
             _ => None,
         };
-        Ok(Self { listener, tls, router, drain: config.drain_timeout })
+        Ok(Self { listener, tls, router, drain: config.drain_timeout, pulse: Pulse::default() })
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Beats while connections are accepted.
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Serves until `shutdown`, then lets open requests finish.
@@ -65,6 +72,7 @@ impl OperatorDoor {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
+                () = self.pulse.beat() => continue,
                 () = &mut shutdown => break,
             };
             let Ok((tcp, peer)) = accepted else {

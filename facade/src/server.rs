@@ -31,6 +31,7 @@ use crate::catalog::access::Access;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::pull::Puller;
+use crate::service::Pulse;
 
 use bandwidth::Bandwidth;
 use body::{Body, Buffers};
@@ -127,6 +128,8 @@ pub struct DeviceDoor {
     pub metrics: Metrics,
     /// The time.
     pub clock: Clock,
+    /// Beats while connections are accepted.
+    pub pulse: Pulse,
 }
 
 struct Shared {
@@ -168,7 +171,11 @@ impl DeviceDoor {
 
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener, cut: &CancellationToken) {
     loop {
-        let (tcp, remote) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.door.pulse.beat() => continue,
+        };
+        let (tcp, remote) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly too many open files: waiting lets connections end, failing would end the facade.

@@ -20,6 +20,7 @@ mod operators;
 mod pull;
 mod rig;
 mod secrets;
+mod service;
 mod stock_clients;
 mod surroundings;
 mod tamper;

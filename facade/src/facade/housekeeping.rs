@@ -37,13 +37,23 @@ pub(super) async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, sto
             _ = hangup.recv() => {}
             () = stopping.cancelled() => return,
         }
+        service::reloading();
         let (tls, config, now) = (tls.clone(), config.clone(), clock.now());
         match tokio::task::spawn_blocking(move || reload_certificates(&tls, &config, now)).await {
-            Ok(Ok(())) => tracing::info!("the server certificate was read again"),
+            Ok(Ok(())) => {
+                tracing::info!("the server certificate was read again");
+                service::ready(SERVING);
+            }
             Ok(Err(error)) => {
                 tracing::error!(error = %chain(&error), "the server certificate in the data directory is not used");
+                service::ready(
+                    "serving with the former certificate: the one in the data directory cannot be used",
+                );
             }
-            Err(error) => tracing::error!(%error, "the server certificate could not be read again"),
+            Err(error) => {
+                tracing::error!(%error, "the server certificate could not be read again");
+                service::ready(SERVING);
+            }
         }
     }
 }

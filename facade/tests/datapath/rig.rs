@@ -165,6 +165,7 @@ impl Rig {
             limits: setup.limits,
             metrics: metrics.clone(),
             clock: clock.clone(),
+            pulse: facade::service::Pulse::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
