@@ -1,7 +1,8 @@
 //! All settings of the agent, read once and already valid.
 //!
 //! Command line over environment over file over default. Every key exists in all three places under one name: `stall`
-//! is `stall = "60s"` in `agent.toml`, `DEVICE_AGENT_STALL` in the environment. Every mistake is reported at once, with
+//! is `stall = "60s"` in `agent.toml`, `DEVICE_AGENT_STALL` in the environment; `apply_unit` may also be `unit` in the
+//! section `[apply]`. Every mistake is reported at once, with
 //! the place it came from; an unknown key is a mistake that names the nearest known one. No other module reads the
 //! environment.
 
@@ -14,9 +15,12 @@ use std::time::Duration;
 use pki::oci::Platform;
 use thiserror::Error;
 
+use crate::apply::Apply;
 use crate::journal::is_standard_error;
+use crate::probe::Probe;
 use crate::runtime::containerd::Identifier;
 
+mod operator;
 mod parse;
 mod proxy;
 
@@ -59,6 +63,10 @@ pub struct Config {
     pub rate_window: Duration,
     /// Bytes that stay free on the disk.
     pub reserve_bytes: u64,
+    /// Who is told of new images.
+    pub apply: Apply,
+    /// How it shows that they work.
+    pub probe: Probe,
     /// How much is logged: `error`, `warn`, `info`, `debug`, `trace`.
     pub log: tracing::Level,
     /// How it is logged.
@@ -243,10 +251,11 @@ impl Texts {
         };
         match text.parse::<toml::Table>() {
             Ok(table) => {
-                for (key, value) in table {
+                for (key, value) in flat(table) {
                     match as_text(&value) {
                         Some(text) => self.set_unchecked(&key, origin(), text),
-                        None => self.mistake(origin(), format!("{key} must be a text or a number")),
+                        None => self
+                            .mistake(origin(), format!("{key} must be a text, a list of texts or a number")),
                     }
                 }
             }
@@ -273,6 +282,11 @@ impl Texts {
         self.mistakes.push(Mistake { origin, problem });
     }
 
+    /// Settings that are right by themselves and wrong together.
+    fn contradiction(&mut self, problem: &str) {
+        self.mistake(Origin::Flag("settings".to_owned()), problem.to_owned());
+    }
+
     /// Takes one setting through its parser; a mistake is noted and the default stands in, so that all are found.
     fn take<T>(&mut self, key: &'static str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some((origin, text)) = self.texts.remove(key) else {
@@ -289,7 +303,7 @@ impl Texts {
 
     fn build(mut self) -> Result<Config, ConfigError> {
         let optional = |text: &str| parse::path(text).map(Some);
-        let config = Config {
+        let mut config = Config {
             state_dir: self.take("state_dir", PathBuf::from("/var/lib/device-agent"), parse::path),
             sink: self.take("sink", Sink::Containerd, parse::sink),
             containerd_address: self.take(
@@ -308,11 +322,14 @@ impl Texts {
             minimum_rate: self.take("minimum_rate", 1024, parse::bytes),
             rate_window: self.take("rate_window", Duration::from_secs(300), parse::duration),
             reserve_bytes: self.take("reserve", 64 << 20, parse::bytes),
+            apply: self.apply(),
+            probe: self.probe(),
             log: self.take("log", tracing::Level::INFO, parse::level),
             log_format: self.take("log_format", LogFormat::Auto, parse::log_format),
             colour: true,
             journal: false,
         };
+        config.apply.place = config.place();
         if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError(self.mistakes)) }
     }
 }
@@ -323,18 +340,33 @@ fn default_namespace() -> Identifier {
     "drayage".parse().expect("a well-formed identifier")
 }
 
+/// The keys of a section begin with its name: `unit` in `[apply]` is `apply_unit`.
+fn flat(table: toml::Table) -> Vec<(String, toml::Value)> {
+    let mut flat = Vec::new();
+    for (key, value) in table {
+        if let toml::Value::Table(section) = value {
+            flat.extend(section.into_iter().map(|(inner, value)| (format!("{key}_{inner}"), value)));
+        } else {
+            flat.push((key, value));
+        }
+    }
+    flat
+}
+
 fn as_text(value: &toml::Value) -> Option<String> {
     match value {
+        toml::Value::Array(words) => {
+            let words: Option<Vec<&str>> = words.iter().map(toml::Value::as_str).collect();
+            serde_json::to_string(&words?).ok()
+        }
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
         toml::Value::Boolean(flag) => Some(flag.to_string()),
-        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
-            None
-        }
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
     }
 }
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 25] = [
     "state_dir",
     "sink",
     "containerd_address",
@@ -349,6 +381,15 @@ const KEYS: [&str; 16] = [
     "minimum_rate",
     "rate_window",
     "reserve",
+    "apply_command",
+    "apply_unit",
+    "apply_timeout",
+    "probe_command",
+    "probe_http",
+    "probe_tcp",
+    "probe_within",
+    "probe_interval",
+    "probe_timeout",
     "log",
     "log_format",
 ];
@@ -404,6 +445,37 @@ mod tests {
             let mut texts = Texts::default();
             texts.set(key, Origin::Flag("--test".into()), String::new());
             assert!(texts.build().is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn reads_sections_and_lists() {
+        let file = "[apply]\ncommand = [\"/usr/bin/env\", \"true\"]\ntimeout = \"9s\"\n[probe]\ntcp = \"[::1]:80\"\n";
+        let config = read(file, &[], &[]).unwrap();
+        let program = crate::program::Program::new(vec!["/usr/bin/env".into(), "true".into()]).unwrap();
+        assert_eq!(config.apply.whom, crate::apply::Whom::Program(program));
+        assert_eq!(config.apply.timeout, Duration::from_secs(9));
+        let unit = read("", &[("DEVICE_AGENT_APPLY_UNIT", "pump.service")], &[]).unwrap();
+        assert!(matches!(unit.apply.whom, crate::apply::Whom::Unit(_)));
+        let error = read("[apply]\nunti = \"x\"\n", &[], &[]).unwrap_err();
+        assert!(error.contains("did you mean apply_unit?"), "{error}");
+    }
+
+    #[test]
+    fn rejects_hooks_and_probes_that_contradict_each_other_or_cannot_be() {
+        let both = "[apply]\ncommand = [\"/x\"]\nunit = \"a.service\"\n[probe]\ntcp = \"a:1\"\nhttp = \"http://a/\"\n";
+        assert_eq!(read(both, &[], &[]).unwrap_err().lines().count(), 2);
+        for (key, text) in [
+            ("apply_command", "relative"),
+            ("apply_command", "[]"),
+            ("apply_unit", "--now"),
+            ("apply_unit", "pump service"),
+            ("probe_http", "https://a/"),
+            ("probe_http", "ftp://a"),
+            ("probe_tcp", "host"),
+            ("probe_tcp", "host:99999"),
+        ] {
+            assert!(read("", &[], &[(key, text)]).is_err(), "{key} = {text}");
         }
     }
 

@@ -31,6 +31,7 @@ mod effects;
 mod error;
 mod news;
 pub mod shown;
+mod stops;
 
 pub use error::AgentError;
 
@@ -58,9 +59,15 @@ struct Shared {
     expires: Option<Timestamp>,
     last_error: Option<String>,
     waiting: Option<String>,
+    /// Why what is assigned is not taken.
+    held_back: Option<String>,
     last_check: Option<Timestamp>,
     /// Something of an attempt that was given up may lie about.
     untidy: bool,
+    /// What is handed over is to be read back: the power was cut.
+    unverified: bool,
+    /// How often whoever runs the images would not take the old release back.
+    told_in_vain: u32,
 }
 
 /// An identity, and the client that shows it.
@@ -134,8 +141,11 @@ impl Agent {
                 expires: None,
                 last_error: None,
                 waiting: None,
+                held_back: None,
                 last_check: None,
                 untidy: true,
+                unverified: false,
+                told_in_vain: 0,
             }),
         }
     }
@@ -160,10 +170,12 @@ impl Agent {
             self.send_report().await;
             result
         };
-        tokio::select! {
+        let result = tokio::select! {
             result = round => result,
             () = shutdown.cancelled() => Err(AgentError::Stopped),
-        }
+        };
+        self.note_stop();
+        result
     }
 
     async fn round(&self) -> Result<(), AgentError> {
@@ -214,6 +226,7 @@ impl Agent {
             loop {
                 if matches!(self.state(), State::Unenrolled { .. }) && !self.can_enroll() {
                     // `device-agent enroll` needs the directory while we have no use for it.
+                    self.note_stop();
                     lock = None;
                     self.wait_for_enrollment().await;
                     lock = Some(self.begin()?);
@@ -229,6 +242,10 @@ impl Agent {
             result = self.beside() => result,
             () = shutdown.cancelled() => Ok(()),
         };
+        // Without the lock the directory is not ours to write to.
+        if lock.is_some() {
+            self.note_stop();
+        }
         drop(lock);
         aside::stopping();
         result
@@ -278,6 +295,7 @@ impl Agent {
             shared.state = state;
             shared.session = None;
         }
+        self.note_start()?;
         // What was assigned before we stopped may not be assigned any more: what is here stays, but is agreed on anew.
         if matches!(self.state(), State::Fetching { .. }) {
             self.feed(Event::Due)?;

@@ -73,14 +73,12 @@ async fn import(runtime: &dyn Runtime, assigned: &Assigned, platform: &Platform)
     Ok(())
 }
 
-/// Makes `current` the release again, and takes back what only `failed` needs.
-pub async fn roll_back(
+/// Takes back what only `failed` needs.
+pub async fn leave(
     runtime: &dyn Runtime,
     standing: &Standing,
     failed: &Release,
-    platform: &Platform,
 ) -> Result<(), HandoverError> {
-    activate(runtime, &standing.current, platform).await?;
     for assigned in failed.assigned() {
         let artifact = &assigned.artifact;
         if !standing.current.has(artifact) && !standing.previous.has(artifact) {

@@ -9,9 +9,11 @@
 //! - [`refresh`]: which release both repositories signed
 //! - [`plan`], [`fetch`], [`progress`]: what is missing of it, and how it comes in
 //! - [`runtime`], [`handover`]: where it goes
+//! - [`apply`], [`probe`], [`program`]: who is told, and whether it works
 //! - [`report`]: what the facade is told
 //! - [`state_file`], [`clock`], [`backoff`], [`random`], [`platform`]: files, time, patience, chance, machine
 
+pub mod apply;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
@@ -25,6 +27,8 @@ mod journal;
 pub mod lifecycle;
 pub mod plan;
 pub mod platform;
+pub mod probe;
+pub mod program;
 pub mod progress;
 pub mod random;
 pub mod refresh;

@@ -51,6 +51,12 @@ impl Release {
         Self(assigned.into_iter().collect())
     }
 
+    /// Its artifacts that another release does not have.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(self.0.difference(&other.0).cloned().collect())
+    }
+
     /// Its artifacts.
     pub fn assigned(&self) -> impl Iterator<Item = &Assigned> {
         self.0.iter()
@@ -81,6 +87,9 @@ pub struct Standing {
 /// Most rejected releases that are remembered; a device does not fill its disk with an operator's failures.
 const MAX_REJECTED: usize = 32;
 
+/// How often handing over and confirming one release may be cut short before it is called bad.
+const MAX_INTERRUPTIONS: u32 = 4;
+
 impl Standing {
     fn confirm(mut self, release: Release) -> Self {
         if release != self.current {
@@ -99,8 +108,16 @@ impl Standing {
         self
     }
 
+    /// The rejected release that speaks against what is offered: the same one, or one whose every change is in it again.
+    pub fn objection(&self, offered: &Release) -> Option<&Release> {
+        self.rejected.iter().find(|rejected| {
+            let changed = rejected.without(&self.current);
+            *rejected == offered || (!changed.is_empty() && changed.0.is_subset(&offered.0))
+        })
+    }
+
     fn wants(&self, offered: &Release) -> bool {
-        *offered != self.current && !self.rejected.contains(offered)
+        *offered != self.current && self.objection(offered).is_none()
     }
 }
 
@@ -135,12 +152,15 @@ pub enum State {
         /// The release.
         next: Release,
     },
-    /// Handing a release over.
+    /// Handing a release over, and telling whoever runs it.
     Activating {
         /// What was confirmed and what failed.
         standing: Standing,
         /// The release.
         next: Release,
+        /// How often this was cut short by a crash or a power cut.
+        #[serde(default)]
+        interruptions: u32,
     },
     /// Watching whether a release works.
     Confirming {
@@ -150,6 +170,9 @@ pub enum State {
         next: Release,
         /// When it must have shown that it works.
         deadline: Timestamp,
+        /// How often this was cut short by a crash or a power cut.
+        #[serde(default)]
+        interruptions: u32,
     },
     /// Going back to what was confirmed.
     RollingBack {
@@ -159,7 +182,15 @@ pub enum State {
         next: Release,
         /// Why.
         fault: Fault,
+        /// Whether anybody was told to run the release.
+        #[serde(default = "yes")]
+        told: bool,
     },
+}
+
+/// What an older state file does not say is assumed: better to tell again than to leave a bad release running.
+fn yes() -> bool {
+    true
 }
 
 /// What a failure says about the release it happened to.
@@ -194,8 +225,12 @@ pub enum Event {
     Healthy,
     /// The confirmed release is back.
     RolledBack,
-    /// The effect failed.
+    /// The effect failed, before anybody was told to run the release.
     Failed(Fault),
+    /// Whoever was told to run the release says that it does not work.
+    Unfit,
+    /// The agent starts again after it was killed, or after the power was cut.
+    Interrupted,
 }
 
 /// The one thing to do in a state.
@@ -247,28 +282,56 @@ impl State {
             },
             Self::Checking { standing } => Self::checked(standing, event),
             Self::Fetching { standing, next } => match event {
-                Event::Fetched => Self::Activating { standing, next },
+                Event::Fetched => Self::Activating { standing, next, interruptions: 0 },
                 Event::Due => Self::Checking { standing },
                 Event::Disowned => Self::Unenrolled { standing },
                 Event::Failed(_) => Self::Idle { standing },
                 _ => Self::Fetching { standing, next },
             },
-            Self::Activating { standing, next } => match event {
-                Event::Activated { deadline } => Self::Confirming { standing, next, deadline },
-                Event::Failed(fault) => Self::RollingBack { standing, next, fault },
-                _ => Self::Activating { standing, next },
-            },
-            Self::Confirming { standing, next, deadline } => match event {
+            Self::Activating { standing, next, interruptions } => {
+                Self::activated(standing, next, interruptions, &event)
+            }
+            Self::Confirming { standing, next, deadline, interruptions } => match event {
                 Event::Healthy => Self::Idle { standing: standing.confirm(next) },
-                Event::Failed(fault) => Self::RollingBack { standing, next, fault },
-                _ => Self::Confirming { standing, next, deadline },
+                Event::Unfit => Self::RollingBack { standing, next, fault: Fault::Release, told: true },
+                Event::Failed(fault) => Self::RollingBack { standing, next, fault, told: true },
+                // What ran may have gone with the crash: it is told, and watched, again.
+                Event::Interrupted => Self::interrupted(standing, next, interruptions),
+                _ => Self::Confirming { standing, next, deadline, interruptions },
             },
-            Self::RollingBack { standing, next, fault } => match (event, fault) {
+            Self::RollingBack { standing, next, fault, told } => match (event, fault) {
                 (Event::RolledBack, Fault::Release) => Self::Idle { standing: standing.reject(next) },
                 (Event::RolledBack, Fault::Circumstance) => Self::Idle { standing },
-                _ => Self::RollingBack { standing, next, fault },
+                _ => Self::RollingBack { standing, next, fault, told },
             },
         }
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest of the events is what the state does not expect"
+    )]
+    fn activated(standing: Standing, next: Release, interruptions: u32, event: &Event) -> Self {
+        match event {
+            Event::Activated { deadline } => {
+                Self::Confirming { standing, next, deadline: *deadline, interruptions }
+            }
+            Event::Unfit => Self::RollingBack { standing, next, fault: Fault::Release, told: true },
+            // Whether an attempt that was cut short had told anybody is not known.
+            Event::Failed(fault) => {
+                Self::RollingBack { standing, next, fault: *fault, told: interruptions > 0 }
+            }
+            Event::Interrupted => Self::interrupted(standing, next, interruptions),
+            _ => Self::Activating { standing, next, interruptions },
+        }
+    }
+
+    /// A release that takes the device down with it must not do so for ever: each crash counts as a try.
+    fn interrupted(standing: Standing, next: Release, interruptions: u32) -> Self {
+        if interruptions < MAX_INTERRUPTIONS {
+            return Self::Activating { standing, next, interruptions: interruptions + 1 };
+        }
+        Self::RollingBack { standing, next, fault: Fault::Release, told: true }
     }
 
     #[expect(

@@ -8,19 +8,21 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pki::oci::{ArtifactName, Platform};
 use pki::wire::{
-    AgentState, Code, Line, MetadataVersions, Progress, Refusal, Report, ReportAnswer, Running, Subject,
+    AgentState, Code, Line, MetadataVersions, Progress, Refusal, Report, ReportAnswer, RolledBack, Running,
+    Subject,
 };
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 
 use crate::facade_client::{Ask, ClientError, FacadeClient};
-use crate::lifecycle::Release;
+use crate::lifecycle::{Release, State};
 use crate::progress::Snapshot;
 use crate::state_file::{StateDir, StateError};
 
 const REPORT_FILE: &str = "report.json";
 const REFUSED_FILE: &str = "refused.json";
 const RUNNING_FILE: &str = "running.json";
+const FAILED_FILE: &str = "rolled_back.json";
 /// Refusals that are kept until they can be told; a hostile facade must not fill the disk.
 const MAX_REFUSALS: usize = 32;
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
@@ -40,10 +42,16 @@ pub struct Facts<'a> {
     pub platform: &'a Platform,
     /// What it is doing.
     pub state: AgentState,
+    /// What failed here and is not tried again.
+    pub rolled_back: Vec<RolledBack>,
+    /// What it waits for.
+    pub waiting: Option<String>,
     /// The metadata it trusts.
     pub versions: MetadataVersions,
     /// Free bytes where images go.
     pub free_bytes: Option<u64>,
+    /// Bytes that are needed, where there are fewer.
+    pub need_bytes: Option<u64>,
     /// How far a fetch has come.
     pub progress: Option<Snapshot>,
 }
@@ -76,6 +84,47 @@ impl Reporter<'_> {
     /// What was refused and not told yet. A damaged list is an empty one: it is told, not decided by.
     pub fn refused(&self) -> Vec<Refusal> {
         self.state.read_json(REFUSED_FILE, "remove it").ok().flatten().unwrap_or_default()
+    }
+
+    /// Notes why these artifacts failed here; the newest reason of each counts.
+    pub fn failed_here(
+        &self,
+        release: &Release,
+        code: &str,
+        reason: &str,
+        at: Timestamp,
+    ) -> Result<(), StateError> {
+        let Ok(code) = code.parse::<Code>() else {
+            return Ok(());
+        };
+        let mut failed = self.failed();
+        failed.retain(|failed| !release.has(&failed.artifact));
+        failed.extend(release.assigned().map(|assigned| RolledBack {
+            artifact: assigned.artifact.clone(),
+            code: code.clone(),
+            reason: Line::shortened(reason),
+            at,
+        }));
+        let excess = failed.len().saturating_sub(MAX_REFUSALS);
+        failed.drain(..excess);
+        self.state.write_json(FAILED_FILE, &failed)
+    }
+
+    fn failed(&self) -> Vec<RolledBack> {
+        self.state.read_json(FAILED_FILE, "remove it").ok().flatten().unwrap_or_default()
+    }
+
+    /// What failed here and is not tried again, or is just being left.
+    pub fn rolled_back(&self, state: &State) -> Vec<RolledBack> {
+        let rejected = &state.standing().rejected;
+        let leaving = matches!(state, State::RollingBack { .. }).then(|| state.next()).flatten();
+        let mut failed = self.failed();
+        failed.retain(|failed| {
+            let mut releases = rejected.iter().chain(leaving);
+            releases.any(|release| release.has(&failed.artifact))
+                && !state.standing().current.has(&failed.artifact)
+        });
+        failed
     }
 
     /// Notes what is handed over from now on; what was there before keeps its time.
@@ -111,7 +160,10 @@ impl Reporter<'_> {
         report.running = self.running();
         report.refused.clone_from(&refused);
         report.metadata = facts.versions;
+        report.rolled_back.clone_from(&facts.rolled_back);
+        report.waiting = facts.waiting.as_deref().map(Line::shortened);
         report.free_bytes = facts.free_bytes;
+        report.need_bytes = facts.need_bytes;
         report.progress = facts.progress.clone().map(|progress| Progress {
             artifact: progress.artifact,
             done_bytes: progress.done_bytes,
@@ -178,7 +230,7 @@ pub enum ReportError {
 }
 
 /// Which boot of the device this is.
-fn boot_id() -> Code {
+pub(crate) fn boot_id() -> Code {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let known: Option<Code> = text.trim().parse().ok();
     known.unwrap_or_else(unknown_boot)

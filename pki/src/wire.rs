@@ -9,7 +9,7 @@ mod token;
 
 pub use report::{
     AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Refusal, Report, ReportAnswer, ReportError,
-    RepositoryVersions, Running, Subject, WaitAnswer,
+    RepositoryVersions, RolledBack, Running, Subject, WaitAnswer,
 };
 pub use text::{Code, Line, TextError};
 pub(crate) use token::is_host;

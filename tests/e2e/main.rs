@@ -6,6 +6,7 @@
 
 mod api;
 mod authorization;
+mod board;
 mod cache;
 mod connections;
 mod console;

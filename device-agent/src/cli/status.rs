@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use pki::wire::{Refusal, Running};
+use pki::wire::{Refusal, RolledBack, Running};
 use serde::Serialize;
 
 use super::{Exit, Failure, Output};
@@ -31,6 +31,7 @@ struct Status {
     running: Vec<Running>,
     next: Vec<String>,
     rejected: Vec<Vec<String>>,
+    rolled_back: Vec<RolledBack>,
     refused: Vec<Refusal>,
     now: Option<Shown>,
 }
@@ -83,6 +84,7 @@ fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
         running: reporter.running(),
         next: state.next().map(names).unwrap_or_default(),
         rejected: state.standing().rejected.iter().map(names).collect(),
+        rolled_back: reporter.rolled_back(&state),
         refused: reporter.refused(),
         // What a damaged file would show is not worth failing for.
         now: dir.read_json(SHOWN_FILE, "it is only shown").ok().flatten(),
@@ -99,8 +101,12 @@ impl Status {
         for artifact in &self.next {
             let _ = write!(text, "\nnext {artifact}");
         }
-        for rejected in &self.rejected {
-            let _ = write!(text, "\nfailed here and is not tried again: {}", rejected.join(", "));
+        for failed in &self.rolled_back {
+            let _ = write!(
+                text,
+                "\nrolled back {} at {} and not tried again ({}): {}",
+                failed.artifact, failed.at, failed.code, failed.reason
+            );
         }
         for refusal in &self.refused {
             let _ = write!(text, "\nrefused ({}): {}", refusal.code, refusal.reason);

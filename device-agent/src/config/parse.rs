@@ -6,6 +6,7 @@ use std::time::Duration;
 use pki::oci::Platform;
 
 use super::{LogFormat, Sink};
+use crate::program::Program;
 use crate::runtime::containerd::{Identifier, IdentifierError};
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
@@ -52,6 +53,30 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match count.checked_mul(seconds) {
         Some(total) if total > 0 && total <= 366 * 86400 => Ok(Duration::from_secs(total)),
         _ => Err(format!("{text:?} is not between 1s and 366d")),
+    }
+}
+
+/// The path of a program, or its words as a JSON list.
+pub(super) fn program(text: &str) -> Result<Program, String> {
+    if !text.starts_with('[') {
+        return Program::new(vec![text.to_owned()]);
+    }
+    let words = serde_json::from_str(text);
+    Program::new(words.map_err(|_| format!("{text:?} is not a list of texts"))?)
+}
+
+pub(super) fn http(text: &str) -> Result<http::Uri, String> {
+    let uri: Option<http::Uri> = text.parse().ok();
+    uri.filter(|uri| uri.scheme_str() == Some("http") && uri.authority().is_some())
+        .ok_or_else(|| format!("{text:?} is not an address that starts with http://"))
+}
+
+/// `host:port`.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+        Some(1..) => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not host:port")),
     }
 }
 

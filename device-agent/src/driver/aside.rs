@@ -55,8 +55,11 @@ impl Agent {
             device: session.identity.device(),
             platform: &self.platform,
             state: self.reported_state(),
+            rolled_back: self.reporter().rolled_back(&self.state()),
+            waiting: self.waiting_for(),
             versions,
             free_bytes: space.and_then(|space| space.content_free_bytes),
+            need_bytes: None,
             progress: self.progress.snapshot(),
         };
         match self.reporter().send(&session.client, &facts).await {

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use pki::wire::{EnrollmentToken, Line, Subject};
 
 use super::news::{MAX_NEWS_BYTES, News};
 use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
+use crate::apply::{self, ApplyError, Direction};
 use crate::fetch::{FetchError, Fetcher, Limits};
 use crate::handover::{self, HandoverError};
 use crate::identity::anchors;
 use crate::identity::enroll::{Replace, Surroundings, enroll};
 use crate::identity::{DISOWNED_FILE, Identity, IdentityError};
-use crate::lifecycle::{Effect, Event, Fault, Release, State};
+use crate::lifecycle::{Effect, Event, Fault, Release, Standing, State};
 use crate::refresh::{Agreed, RefreshError, Refresher, refusal_code};
 
 impl Agent {
@@ -23,8 +25,7 @@ impl Agent {
             Effect::Enroll => self.enroll().await,
             Effect::Check => self.check().await,
             Effect::Fetch(release) => self.fetch(release, patience).await,
-            Effect::Activate(release) => self.activate(release).await,
-            // Without a probe there is nothing to wait for: what could be handed over counts as working.
+            Effect::Activate(release) => self.activate(&state, release).await,
             Effect::Probe(..) => self.confirm(&state).await,
             Effect::RollBack(_) => self.roll_back(&state).await,
         }
@@ -134,8 +135,25 @@ impl Agent {
         shared.versions = agreed.versions;
         shared.expires = Some(agreed.expires);
         shared.last_check = Some(self.clock.now());
+        shared.held_back = self.held_back(shared.state.standing(), &agreed.release);
         let settled = agreed.release == shared.state.standing().current;
         settled && std::mem::take(&mut shared.untidy)
+    }
+
+    /// Why what is assigned is not taken, where it failed here before.
+    fn held_back(&self, standing: &Standing, offered: &Release) -> Option<String> {
+        let rejected = standing.objection(offered)?.without(&standing.current);
+        let failed = self.reporter().rolled_back(&State::Idle { standing: standing.clone() });
+        let why = failed.into_iter().find(|failed| rejected.has(&failed.artifact));
+        Some(why.map_or_else(
+            || "what is assigned failed here before; assign another version".to_owned(),
+            |why| {
+                format!(
+                    "{} failed here and is not tried again ({}); assign another version",
+                    why.artifact, why.reason
+                )
+            },
+        ))
     }
 
     fn check_failed(&self, error: RefreshError) -> Outcome {
@@ -246,27 +264,61 @@ impl Agent {
         }
     }
 
-    async fn activate(&self, release: &Release) -> Outcome {
+    async fn activate(&self, state: &State, release: &Release) -> Outcome {
         self.shared().untidy = true;
         match handover::activate(self.runtime.as_ref(), release, &self.platform).await {
-            Ok(()) => Outcome::event(Event::Activated { deadline: self.clock.now() }),
-            Err(error) if error.is_transient() => Outcome::again(error),
-            Err(error) => self.activation_failed(release, error),
+            Ok(()) => {}
+            Err(error) if error.is_transient() => return Outcome::again(error),
+            Err(error) => return self.activation_failed(state, release, error),
+        }
+        let changes = apply::changes(&state.standing().current, release, Direction::Forward);
+        match self.config.apply.tell(&changes).await {
+            Ok(()) => {
+                let within = jiff::SignedDuration::try_from(self.config.probe.within).unwrap_or_default();
+                let deadline = self.clock.now().checked_add(within).unwrap_or(Timestamp::MAX);
+                Outcome::event(Event::Activated { deadline })
+            }
+            Err(error @ ApplyError::NotNow(_)) => Outcome::again(error),
+            Err(error @ ApplyError::Untold(..)) => Outcome::failed(Fault::Circumstance, error),
+            Err(error @ ApplyError::Unfit(..)) => self.unfit(state, "apply_failed", error),
         }
     }
 
-    fn activation_failed(&self, release: &Release, error: HandoverError) -> Outcome {
+    fn activation_failed(&self, state: &State, release: &Release, error: HandoverError) -> Outcome {
         let fault = error.fault();
         if fault == Fault::Release {
             self.refuse(release, Some(error.artifact()), "activation_failed", &error);
+            self.blame(state, "activation_failed", &crate::error_chain(&error));
         }
         Outcome::failed(fault, error)
+    }
+
+    fn unfit(&self, state: &State, code: &str, error: impl Into<AgentError>) -> Outcome {
+        let error = error.into();
+        self.blame(state, code, &crate::error_chain(&error));
+        Outcome { event: Some(Event::Unfit), error: Some(error) }
+    }
+
+    /// Keeps why what changes with a release failed here.
+    pub(super) fn blame(&self, state: &State, code: &str, reason: &str) {
+        let Some(next) = state.next() else { return };
+        let changed = next.without(&state.standing().current);
+        let blamed = if changed.is_empty() { next } else { &changed };
+        if let Err(error) = self.reporter().failed_here(blamed, code, reason, self.clock.now()) {
+            tracing::warn!(error = crate::error_chain(&error), "why the release failed cannot be kept");
+        }
     }
 
     async fn confirm(&self, state: &State) -> Outcome {
         let Some(release) = state.next() else {
             return Outcome::event(Event::Healthy);
         };
+        // Of nothing, nothing is to be seen.
+        if !release.is_empty() {
+            if let Err(error) = self.config.probe.until_healthy().await {
+                return self.unfit(state, "probe_failed", error);
+            }
+        }
         if let Err(error) = self.reporter().handed_over(release, self.clock.now()) {
             return Outcome::again(error);
         }
@@ -280,13 +332,35 @@ impl Agent {
         Outcome::event(Event::Healthy)
     }
 
+    /// First the names, then whoever runs them, and last the images of the failed release, which are in use until then.
     async fn roll_back(&self, state: &State) -> Outcome {
         let failed = state.next().cloned().unwrap_or_default();
         let standing = state.standing();
-        match handover::roll_back(self.runtime.as_ref(), standing, &failed, &self.platform).await {
+        let runtime = self.runtime.as_ref();
+        if let Err(error) = handover::activate(runtime, &standing.current, &self.platform).await {
+            return Outcome::again(error);
+        }
+        if matches!(state, State::RollingBack { told: true, .. }) {
+            let changes = apply::changes(&failed, &standing.current, Direction::Back);
+            if let Err(error) = self.config.apply.tell(&changes).await {
+                if self.may_tell_again() {
+                    return Outcome::again(error);
+                }
+                // A hook that never takes the old release back must not keep every later one away.
+                self.refuse(&standing.current, None, "rollback_hook_failed", &error);
+            }
+        }
+        self.shared().told_in_vain = 0;
+        match handover::leave(runtime, standing, &failed).await {
             Ok(()) => Outcome::event(Event::RolledBack),
             Err(error) => Outcome::again(error),
         }
+    }
+
+    fn may_tell_again(&self) -> bool {
+        let mut shared = self.shared();
+        shared.told_in_vain += 1;
+        shared.told_in_vain < SHORT_ATTEMPTS
     }
 
     async fn tidy(&self) {

@@ -2,11 +2,13 @@
 
 use thiserror::Error;
 
+use crate::apply::ApplyError;
 use crate::facade_client::{Class, ClientError};
 use crate::fetch::FetchError;
 use crate::handover::HandoverError;
 use crate::identity::IdentityError;
 use crate::lifecycle::Fault;
+use crate::probe::ProbeError;
 use crate::refresh::RefreshError;
 use crate::runtime::RuntimeError;
 use crate::state_file::StateError;
@@ -29,6 +31,12 @@ pub enum AgentError {
     /// A release could not be handed over.
     #[error(transparent)]
     Handover(Box<HandoverError>),
+    /// Whoever runs the images did not take the release.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The release does not work.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// The place for images does not work.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -65,7 +73,12 @@ impl AgentError {
                 | IdentityError::Answer(_),
             ) => true,
             Self::Identity(IdentityError::Client(error)) | Self::Client(error) => is_impostor(Some(error)),
-            Self::Identity(_) | Self::State(_) | Self::Runtime(_) | Self::Stopped => false,
+            Self::Identity(_)
+            | Self::State(_)
+            | Self::Runtime(_)
+            | Self::Apply(_)
+            | Self::Probe(_)
+            | Self::Stopped => false,
         }
     }
 
@@ -81,7 +94,13 @@ impl AgentError {
             Self::Fetch(error) => error.class(),
             Self::Identity(IdentityError::TokenRefused(_)) => Some(Class::NotAllowed),
             Self::Identity(IdentityError::Client(error)) | Self::Client(error) => Some(error.class()),
-            Self::Identity(_) | Self::State(_) | Self::Handover(_) | Self::Runtime(_) | Self::Stopped => None,
+            Self::Identity(_)
+            | Self::State(_)
+            | Self::Handover(_)
+            | Self::Runtime(_)
+            | Self::Apply(_)
+            | Self::Probe(_)
+            | Self::Stopped => None,
         }
     }
 }

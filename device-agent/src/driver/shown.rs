@@ -24,6 +24,9 @@ pub struct Shown {
     pub last_error: Option<String>,
     /// What is being waited for.
     pub waiting_for: Option<String>,
+    /// Why what is assigned is not taken.
+    #[serde(default)]
+    pub held_back: Option<String>,
     /// How far a fetch has come.
     pub progress: Option<Shipment>,
 }
@@ -45,6 +48,7 @@ impl Agent {
     /// Writes down where we stand. A full disk must not stop the agent, so this may fail.
     pub(super) fn show(&self) {
         let progress = self.progress.snapshot();
+        let waiting_for = self.waiting_for();
         let shared = self.shared();
         let shown = Shown {
             state: shared.state.name().to_owned(),
@@ -52,11 +56,8 @@ impl Agent {
             last_check: shared.last_check,
             metadata_expires: shared.expires,
             last_error: shared.last_error.clone(),
-            waiting_for: progress
-                .as_ref()
-                .and_then(|progress| progress.waiting.clone())
-                .or_else(|| shared.waiting.clone())
-                .or_else(|| self.clock_trouble()),
+            waiting_for,
+            held_back: shared.held_back.clone(),
             progress: progress.map(|progress| Shipment {
                 artifact: progress.artifact,
                 done_bytes: progress.done_bytes,
@@ -73,6 +74,13 @@ impl Agent {
 }
 
 impl Agent {
+    /// What keeps the agent from going on just now.
+    pub(super) fn waiting_for(&self) -> Option<String> {
+        let transfer = self.progress.snapshot().and_then(|progress| progress.waiting);
+        let waiting = self.shared().waiting.clone();
+        transfer.or(waiting).or_else(|| self.clock_trouble())
+    }
+
     /// What is wrong with the clock, where that is known.
     fn clock_trouble(&self) -> Option<String> {
         if !self.clock.is_behind() {
@@ -99,6 +107,8 @@ impl Shown {
         }
         if let Some(waiting) = &self.waiting_for {
             line = format!("{line}; waiting: {waiting}");
+        } else if let Some(reason) = &self.held_back {
+            line = format!("{line}; not updating: {reason}");
         } else if let Some(error) = &self.last_error {
             line = format!("{line}; last error: {error}");
         }

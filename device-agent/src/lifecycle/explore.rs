@@ -81,12 +81,18 @@ impl Node {
                     outcomes.push((next.clone(), Some(event.clone())));
                     outcomes.push((same.clone(), Some(event)));
                 }
+                outcomes.push((next.clone(), Some(Event::Unfit)));
                 outcomes
             }
             Effect::Probe(next, _) if *next == bad() => {
-                vec![(same.clone(), Some(Event::Failed(Fault::Release))), (same, None)]
+                let unfit = [Event::Unfit, Event::Failed(Fault::Release)];
+                unfit
+                    .map(|event| (same.clone(), Some(event)))
+                    .into_iter()
+                    .chain([(same.clone(), None)])
+                    .collect()
             }
-            Effect::Probe(..) => [Some(Event::Healthy), None]
+            Effect::Probe(..) => [Some(Event::Healthy), Some(Event::Unfit), None]
                 .into_iter()
                 .chain(fails.map(Some))
                 .map(|event| (same.clone(), event))
@@ -104,10 +110,8 @@ impl Node {
     fn successors(&self) -> Vec<Self> {
         let after = |(handed, event): (Release, Option<Event>)| {
             let state = self.state.clone();
-            let state = match event {
-                Some(event) => state.on(event),
-                None => state,
-            };
+            // After a crash the agent starts again, and says so; after a stop that was asked for it does not.
+            let state = state.on(event.unwrap_or(Event::Interrupted));
             Self { state, handed }
         };
         self.outcomes().into_iter().map(after).collect()
@@ -118,7 +122,7 @@ impl Node {
         assert_ne!(standing.current, bad(), "a bad release was confirmed: {self:?}");
         assert_ne!(standing.previous, bad(), "a bad release was confirmed: {self:?}");
         if let State::Fetching { next, .. } | State::Activating { next, .. } = &self.state {
-            assert!(!standing.rejected.contains(next), "a rejected release is tried again: {self:?}");
+            assert_eq!(standing.objection(next), None, "a rejected release is tried again: {self:?}");
         }
         let at_rest = matches!(
             self.state,
@@ -201,6 +205,34 @@ fn an_event_out_of_place_changes_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn a_release_that_takes_the_device_down_each_time_is_left_and_not_tried_again() {
+    let standing = Standing::default().confirm(good());
+    let mut state = State::Activating { standing, next: bad(), interruptions: 0 };
+    let mut crashes = 0;
+    while !matches!(state, State::RollingBack { .. }) {
+        // It gets as far as being watched, and then the board is gone.
+        state = state.on(Event::Activated { deadline: Timestamp::UNIX_EPOCH }).on(Event::Interrupted);
+        crashes += 1;
+        assert!(crashes < 20, "it is tried for ever");
+    }
+    let state = state.on(Event::RolledBack);
+    assert_eq!(state.standing().current, good());
+    let again = state.on(Event::Due).on(Event::Offered(bad()));
+    assert!(matches!(again, State::Idle { .. }), "{again:?}");
+}
+
+#[test]
+fn a_bad_artifact_is_not_tried_again_beside_another() {
+    let both =
+        |left: &Release, right: &Release| Release::new(left.assigned().chain(right.assigned()).cloned());
+    let standing = Standing::default().confirm(good()).reject(both(&good(), &bad()));
+    assert!(!standing.wants(&both(&bad(), &better())));
+    assert!(standing.wants(&both(&good(), &better())), "what was there before is not to blame");
+    let removal = standing.confirm(both(&good(), &better())).reject(good());
+    assert!(removal.wants(&better()), "a removal that failed forbids nothing but itself");
 }
 
 #[test]

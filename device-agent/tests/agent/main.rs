@@ -6,6 +6,7 @@
     reason = "a test says what went wrong by failing there"
 )]
 
+mod apply;
 mod enrollment;
 mod facade;
 mod metadata;

@@ -1,5 +1,6 @@
 //! A device in a temporary directory, an image, and the facade they share.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use device_agent::clock::Clock;
@@ -7,6 +8,7 @@ use device_agent::config::{Config, Flags};
 use device_agent::driver::{Agent, AgentError};
 use device_agent::identity::enroll::{Replace, Surroundings, enroll};
 use device_agent::identity::{Identity, IdentityError};
+use device_agent::runtime::current_alias;
 use device_agent::state_file::StateDir;
 use pki::digest::Digest;
 use pki::oci::{ArtifactName, Descriptor, MediaType};
@@ -37,19 +39,21 @@ impl Device {
     }
 
     pub(crate) fn config(&self) -> Config {
+        self.config_with(&[])
+    }
+
+    pub(crate) fn config_with(&self, settings: &[(&'static str, &str)]) -> Config {
         let empty = self.directory.path().join("agent.toml");
         std::fs::write(&empty, "").unwrap();
-        Config::load(&Flags {
-            file: Some(empty),
-            settings: vec![
-                ("state_dir", self.state_path().to_str().unwrap().to_owned()),
-                ("sink", format!("oci-layout:{}", self.layout().display())),
-                ("platform", "linux/arm64".to_owned()),
-                ("stall", "2s".to_owned()),
-                ("reserve", "0".to_owned()),
-            ],
-        })
-        .unwrap()
+        let mut all = vec![
+            ("state_dir", self.state_path().to_str().unwrap().to_owned()),
+            ("sink", format!("oci-layout:{}", self.layout().display())),
+            ("platform", "linux/arm64".to_owned()),
+            ("stall", "2s".to_owned()),
+            ("reserve", "0".to_owned()),
+        ];
+        all.extend(settings.iter().map(|(key, text)| (*key, (*text).to_owned())));
+        Config::load(&Flags { file: Some(empty), settings: all }).unwrap()
     }
 
     pub(crate) async fn enroll(&self, facade: &Facade) -> Result<Identity, IdentityError> {
@@ -59,6 +63,45 @@ impl Device {
     /// One round of a freshly started agent.
     pub(crate) async fn sync(&self) -> Result<(), AgentError> {
         self.sync_at(Clock::system()).await
+    }
+
+    /// One round with other settings.
+    pub(crate) async fn sync_with(&self, settings: &[(&'static str, &str)]) -> Result<(), AgentError> {
+        let agent = Agent::open(self.config_with(settings), Clock::system())?;
+        agent.sync(&CancellationToken::new()).await
+    }
+
+    /// A program of the operator of this device.
+    pub(crate) fn program(&self, name: &str, script: &str) -> String {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// A file that programs write to.
+    pub(crate) fn notes(&self) -> PathBuf {
+        self.directory.path().join("notes")
+    }
+
+    /// The lines that programs wrote.
+    pub(crate) fn noted(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.notes()).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// What the alias of the repository of a sample points to.
+    pub(crate) fn current(&self, sample: &Sample) -> Option<String> {
+        let index = std::fs::read(self.layout().join("index.json")).ok()?;
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        let alias = current_alias(sample.artifact.repository());
+        let entries = index["manifests"].as_array().unwrap().clone();
+        let entry = entries.into_iter().find(|entry| {
+            entry["annotations"]
+                .as_object()
+                .is_some_and(|annotations| annotations.values().any(|name| *name == alias))
+        });
+        Some(entry?["digest"].as_str().unwrap().to_owned())
     }
 
     pub(crate) async fn sync_at(&self, clock: Clock) -> Result<(), AgentError> {
@@ -88,12 +131,17 @@ pub(crate) struct Sample {
 
 impl Sample {
     pub(crate) fn new(name: &str, layer_bytes: usize) -> Self {
+        Self::version(name, name, layer_bytes)
+    }
+
+    /// One of several images of a repository.
+    pub(crate) fn version(name: &str, seed: &str, layer_bytes: usize) -> Self {
         let describe = |media_type: &str, bytes: &[u8]| -> Descriptor {
             let json = json!({"mediaType": media_type, "digest": Digest::sha256(bytes), "size": bytes.len()});
             serde_json::from_value(json).unwrap()
         };
         // Looks random to no compressor's benefit, and differs by name.
-        let layer: Vec<u8> = name.bytes().cycle().take(layer_bytes).collect();
+        let layer: Vec<u8> = seed.bytes().cycle().take(layer_bytes).collect();
         let diff_id = Digest::sha256(b"unpacked");
         let config = json!({
             "os": "linux", "architecture": "arm64",

@@ -255,7 +255,9 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
         wanted: wanted.iter().map(ToString::to_string).collect(),
         running: Vec::new(),
         refused: Vec::new(),
+        rolled_back: Vec::new(),
         state: None,
+        waiting: None,
         platform: None,
         agent_version: None,
     };
@@ -265,6 +267,13 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
         shown.running = report.running.iter().map(|running| running.artifact.to_string()).collect();
         shown.state =
             serde_json::to_value(report.state).ok().and_then(|state| state.as_str().map(str::to_owned));
+        shown.waiting = report.waiting.as_ref().map(|waiting| waiting.as_str().to_owned());
+        let rolled_back = report.rolled_back.iter().map(|failed| Refusal {
+            what: failed.artifact.to_string(),
+            code: failed.code.as_str().to_owned(),
+            reason: failed.reason.as_str().to_owned(),
+        });
+        shown.rolled_back = rolled_back.collect();
         shown.platform = Some(report.platform.to_string());
         shown.agent_version = Some(report.agent_version.as_str().to_owned());
         shown.refused = report

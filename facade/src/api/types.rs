@@ -415,9 +415,15 @@ pub struct Device {
     /// What it says it refused, and why.
     #[serde(default)]
     pub refused: Vec<Refusal>,
+    /// What failed on it and was left again for what ran before; it is not tried again.
+    #[serde(default)]
+    pub rolled_back: Vec<Refusal>,
     /// What it says it is doing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// What it says it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     /// Its platform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
@@ -426,7 +432,7 @@ pub struct Device {
     pub agent_version: Option<String>,
 }
 
-/// Something that a device refused.
+/// Something that a device refused, or that failed on it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Refusal {
     /// What: an artifact or a metadata role.

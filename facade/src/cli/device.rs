@@ -213,6 +213,9 @@ fn summary(device: &Device) -> String {
     if let Some(refusal) = device.refused.first() {
         return format!("refused {}: {}", refusal.what, refusal.code);
     }
+    if let Some(failed) = device.rolled_back.iter().find(|failed| device.wanted.contains(&failed.what)) {
+        return format!("rolled back {}: {}", failed.what, failed.code);
+    }
     let missing = device.wanted.iter().filter(|wanted| !device.running.contains(wanted)).count();
     match (device.wanted.len(), missing) {
         (0, _) => "nothing assigned".to_owned(),
@@ -233,6 +236,7 @@ fn show(device: &Device) -> String {
         ("last seen", device.last_seen_at.clone().unwrap_or_default()),
         ("certificate until", device.certificate_not_after.clone().unwrap_or_default()),
         ("doing", device.state.clone().unwrap_or_default()),
+        ("waiting for", device.waiting.clone().unwrap_or_default()),
     ]);
     let mut artifacts: Vec<[String; 2]> = Vec::new();
     for wanted in &device.wanted {
@@ -245,6 +249,10 @@ fn show(device: &Device) -> String {
     for refusal in &device.refused {
         artifacts
             .push([format!("refused: {}", refusal.code), format!("{}: {}", refusal.what, refusal.reason)]);
+    }
+    for failed in &device.rolled_back {
+        artifacts
+            .push([format!("rolled back: {}", failed.code), format!("{}: {}", failed.what, failed.reason)]);
     }
     format!("{head}\n\n{}", table(["state", "artifact"], artifacts))
 }

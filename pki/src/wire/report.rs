@@ -64,15 +64,37 @@ pub struct Report {
     /// What it refused, and why.
     #[serde(default)]
     pub refused: Vec<Refusal>,
+    /// What failed here and was left again, for what ran before; listed for as long as it is not tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rolled_back: Vec<RolledBack>,
+    /// What it waits for, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Line>,
     /// The metadata that it trusts.
     #[serde(default)]
     pub metadata: MetadataVersions,
     /// Free bytes where images go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_bytes: Option<u64>,
+    /// Bytes that would have to be free for what is assigned, where there are fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub need_bytes: Option<u64>,
     /// How far a fetch has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+}
+
+/// One artifact that failed on the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// Which one.
+    pub artifact: ArtifactName,
+    /// The stable name of the reason.
+    pub code: Code,
+    /// The reason in words.
+    pub reason: Line,
+    /// When it failed.
+    pub at: Timestamp,
 }
 
 /// One artifact on the device.
@@ -189,8 +211,11 @@ impl Report {
             running: Vec::new(),
             state,
             refused: Vec::new(),
+            rolled_back: Vec::new(),
+            waiting: None,
             metadata: MetadataVersions::default(),
             free_bytes: None,
+            need_bytes: None,
             progress: None,
         }
     }
@@ -206,7 +231,12 @@ impl Report {
         if platform.len() > MAX_PLATFORM_BYTES || platform.parse().as_ref() != Ok(&report.platform) {
             return Err(ReportError::Platform);
         }
-        for (name, length) in [("running", report.running.len()), ("refused", report.refused.len())] {
+        let lists = [
+            ("running", report.running.len()),
+            ("refused", report.refused.len()),
+            ("rolled_back", report.rolled_back.len()),
+        ];
+        for (name, length) in lists {
             if length > MAX_ENTRIES {
                 return Err(ReportError::TooMany(name));
             }
@@ -267,7 +297,15 @@ mod tests {
             code: "digest_mismatch".parse().unwrap(),
             reason: Line::shortened("layer 2"),
         });
+        report.rolled_back.push(RolledBack {
+            artifact: ARTIFACT.parse().unwrap(),
+            code: "probe_failed".parse().unwrap(),
+            reason: Line::shortened("the probe did not succeed within 60 s"),
+            at: "2026-11-20T20:00:00Z".parse().unwrap(),
+        });
+        report.waiting = Some(Line::shortened("the download window, which opens at 22:00"));
         report.free_bytes = Some(1 << 30);
+        report.need_bytes = Some(1 << 31);
         report
     }
 
@@ -300,11 +338,13 @@ mod tests {
 
     #[test]
     fn rejects_a_report_with_more_entries_than_a_device_has() {
-        let bytes = edited(|fields| {
-            let entry = fields["refused"][0].clone();
-            fields.insert("refused".into(), vec![entry; 257].into());
-        });
-        assert!(matches!(Report::parse(&bytes), Err(ReportError::TooMany("refused"))));
+        for list in ["refused", "rolled_back"] {
+            let bytes = edited(|fields| {
+                let entry = fields[list][0].clone();
+                fields.insert(list.into(), vec![entry; 257].into());
+            });
+            assert!(matches!(Report::parse(&bytes), Err(ReportError::TooMany(name)) if name == list));
+        }
     }
 
     #[test]
