@@ -71,10 +71,11 @@ pub fn authorize(peer: &Peer, action: &Action, access: &Access, now: Timestamp) 
         Validity::Expired | Validity::Valid => {}
     }
     let identity = device.identity();
-    // A renewal with a certificate that was replaced is how a copied device shows itself: its handler must see it.
-    let refused = *action != Action::Reenroll
-        && access.refuses_certificate(device.id(), identity.serial(), identity.not_before());
-    if access.standing(device.id()) != Standing::Active || refused {
+    let welcome = access.standing(device.id()) == Standing::Active
+        && !access.refuses_certificate(device.id(), identity.serial(), identity.not_before());
+    // A renewal with a certificate that was replaced is how a copied device shows itself, and one of a device that was
+    // turned away is something operators should see: its handler refuses both by the records, and raises the alarm.
+    if !welcome && *action != Action::Reenroll {
         return Err(Refusal::Unwelcome);
     }
     let permitted = match action {

@@ -21,6 +21,7 @@ use tracing_subscriber::Layer as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::api::alarm::Raised;
 use crate::api::auth::Tokens;
 use crate::api::enroll::limit::Limit;
 use crate::api::enroll::{self, Est};
@@ -145,6 +146,7 @@ pub struct Facade {
     pub(crate) public_url: FacadeUrl,
     pub(crate) pins: Arc<Pins>,
     pub(crate) puller: Puller,
+    pub(crate) raised: Raised,
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
     pub(crate) assignments: Assignments,
@@ -437,6 +439,7 @@ async fn assemble(
     Ok(Facade {
         assignments: Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
+        raised: Raised::default(),
         refusals: Limit::default(),
         tokens: Tokens::new(store, data.admin_token_hash),
         seal_key: SealKeyPlace { data_dir: config.data_dir.clone(), elsewhere: config.seal_key_file.clone() },

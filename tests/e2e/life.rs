@@ -11,15 +11,15 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Certificates this short are due from the start: they begin a minute before they are issued.
-const ALWAYS_DUE: (&str, &str) = ("FACADE_DEVICE_CERTIFICATE_LIFETIME", "25s");
+pub(crate) const ALWAYS_DUE: (&str, &str) = ("FACADE_DEVICE_CERTIFICATE_LIFETIME", "25s");
 
-fn serial(certificate: &Path) -> String {
+pub(crate) fn serial(certificate: &Path) -> String {
     let mut openssl = Command::new("openssl");
     openssl.args(["x509", "-noout", "-serial", "-in"]).arg(certificate);
     Outcome::of(&mut openssl, b"").expect_success().stdout
 }
 
-fn standing(facade: &Facade, device: &str) -> String {
+pub(crate) fn standing(facade: &Facade, device: &str) -> String {
     let shown = facade.ok(&["device", "show", device]);
     let standing = shown.get("standing").and_then(Value::as_str);
     standing.unwrap_or_default().to_owned()
@@ -39,7 +39,11 @@ fn renews_with_a_new_key_while_the_old_one_still_works() {
 }
 
 /// Kills a verb at every occurrence of a system call in turn, until it gets through; what is left must work.
-fn walk(call: &str, mut begin: impl FnMut() -> (Device, Vec<String>), after: impl Fn(&Device, &[String])) {
+pub(crate) fn walk(
+    call: &str,
+    mut begin: impl FnMut() -> (Device, Vec<String>),
+    after: impl Fn(&Device, &[String]),
+) {
     for number in 1.. {
         assert!(number < 60, "{call} has no end");
         let (device, verb) = begin();
@@ -185,6 +189,12 @@ fn two_devices_with_one_identity_are_both_stopped_until_an_operator_decides() {
     assert_eq!(shown["standing"], "quarantined", "{shown}");
     let reason = shown["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("copy") && reason.contains("restored from a backup"), "{reason}");
+    let raised = alarms(&facade, "device quarantined");
+    assert!(
+        raised.len() == 1 && raised[0]["subject"].to_string().contains("restored from a backup"),
+        "{raised:?}"
+    );
+    assert_eq!(raised[0]["who"], "device/board-1");
     assert_eq!(device.sync().code, 5);
     assert_eq!(copy.sync().code, 5);
     // It was the same device, put back from a backup: the operator says so, and it goes on.
@@ -201,6 +211,30 @@ fn two_devices_with_one_identity_are_both_stopped_until_an_operator_decides() {
     assert_eq!(standing(&facade, "board-1"), "active", "a former holder cannot stop the new one");
 }
 
+/// What the audit log says that devices did.
+fn alarms(facade: &Facade, action: &str) -> Vec<Value> {
+    let records = facade.ok(&["audit", "list"]).as_array().cloned().unwrap_or_default();
+    records.into_iter().filter(|record| record["action"] == action).collect()
+}
+
+#[test]
+fn a_revoked_device_that_wants_to_renew_is_refused_and_operators_see_it_once() {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    facade.ok(&["device", "revoke", "board-1"]);
+    let before = serial(&device.identity().cert);
+    for _ in 0..3 {
+        assert_eq!(device.sync().code, 5);
+    }
+    assert_eq!(serial(&device.identity().cert), before);
+    let raised = alarms(&facade, "renewal refused");
+    assert_eq!(raised.len(), 1, "{raised:?}");
+    assert!(raised[0]["subject"].to_string().contains("board-1 is revoked"), "{raised:?}");
+    assert_eq!(raised[0]["from"], "127.0.0.1");
+    assert_eq!(facade.ok(&["audit", "verify"])["whole"], true);
+}
+
 #[test]
 fn a_copy_that_renews_shows_itself() {
     let facade = Facade::start_with(&[ALWAYS_DUE]);
@@ -212,6 +246,7 @@ fn a_copy_that_renews_shows_itself() {
     assert_eq!(standing(&facade, "board-1"), "quarantined");
     let reason = facade.ok(&["device", "show", "board-1"])["reason"].to_string();
     assert!(reason.contains("restored from a backup"), "{reason}");
+    assert_eq!(alarms(&facade, "device quarantined").len(), 1);
 }
 
 #[test]

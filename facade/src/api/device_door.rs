@@ -11,6 +11,7 @@ use pki::wire::{MAX_REPORT_BYTES, Report, WaitAnswer};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::enroll;
 use super::problem::chain;
 use crate::catalog::devices::CertificateError;
@@ -53,7 +54,7 @@ async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
 
 /// A first certificate for a token, or the next one for a device.
 async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
-    let DeviceRequest { device, headers, body, remote, .. } = request;
+    let DeviceRequest { device, headers, body, remote, request_id, .. } = request;
     let body = match body.read(enroll::MAX_BODY_BYTES).await {
         Ok(body) => body,
         Err(error) => return error.response(),
@@ -61,7 +62,7 @@ async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
     let now = facade.clock.now();
-    let answer = match &device {
+    let mut answer = match &device {
         None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
         Some(device) => {
             let answer = facade.est.reenroll(device.identity(), asked, now).await;
@@ -72,6 +73,9 @@ async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
             answer
         }
     };
+    if let Some(alarm) = answer.alarm.take() {
+        facade.raise(alarm, remote.ip(), &request_id).await;
+    }
     est(facade, answer)
 }
 
@@ -185,6 +189,7 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
             "a client certificate of this facade is needed",
         );
     };
+    let (remote, request_id) = (request.remote.ip(), request.request_id.clone());
     let bytes = match request.body.read(MAX_REPORT_BYTES).await {
         Ok(bytes) => bytes,
         Err(error) => return error.response(),
@@ -222,7 +227,12 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     }
     match facade.devices.record_report(report, now).await {
         Ok(answer) => json(&answer),
-        Err(error) => report_refused(facade, device, error).await,
+        Err(error) => {
+            if let Some(alarm) = Alarm::of(&error) {
+                facade.raise(alarm, remote, &request_id).await;
+            }
+            report_refused(facade, device, error).await
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
 use self::limit::Limit;
+use super::alarm::Alarm;
 use super::problem::chain;
 use crate::catalog::devices::{CertificateError, Device, Devices, Grant, RedeemError, Redeemed};
 
@@ -52,6 +53,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// The device that was changed, to be made known to what answers from memory.
     pub changed: Option<Box<Device>>,
+    /// What operators must see of it.
+    pub alarm: Option<Alarm>,
 }
 
 /// What came with a request, apart from who sent it.
@@ -98,6 +101,7 @@ impl Est {
             headers: Vec::new(),
             body: Vec::new(),
             changed: None,
+            alarm: None,
         }
     }
 
@@ -233,6 +237,7 @@ impl Answer {
             headers: Vec::new(),
             body: est::encode(message).into_bytes(),
             changed: None,
+            alarm: None,
         }
     }
 
@@ -250,6 +255,7 @@ impl Answer {
             headers: Vec::new(),
             body: format!("{text}\n").into_bytes(),
             changed: None,
+            alarm: None,
         }
     }
 
@@ -325,7 +331,9 @@ fn refused_token(id: TokenId, address: IpAddr, refused: &RedeemError) -> Answer 
 
 fn refused_device(refused: CertificateError) -> Answer {
     let reason = chain(&refused);
-    let forbidden = Answer::refusal(StatusCode::FORBIDDEN, "this device is turned away; ask its operator");
+    let alarm = Alarm::of(&refused);
+    let text = "this device is turned away; ask its operator";
+    let forbidden = Answer { alarm, ..Answer::refusal(StatusCode::FORBIDDEN, text) };
     match refused {
         CertificateError::Store(_) => {
             error!(error = %reason, "certificate not issued");

@@ -1,4 +1,4 @@
-//! The audit log: what operators changed, as a chain in which each record holds the hash of the one before.
+//! The audit log: what operators changed and what they must know of devices, as a chain in which each record holds the hash of the one before.
 //!
 //! A record is only ever added. Whoever edits, removes or swaps records in the database breaks the chain, and
 //! [`Audit::verify`] says where; whoever can rewrite the whole database can also rewrite the chain, so each hash is
@@ -28,9 +28,9 @@ const STEP: usize = 1000;
 pub struct Happening {
     /// When.
     pub at: Timestamp,
-    /// The name of the token that was used.
+    /// The name of the token that was used; `device/ID` where a device did it.
     pub who: String,
-    /// What was asked for: method and path.
+    /// What was asked for: method and path; or what a device did.
     pub action: String,
     /// To what.
     pub subject: String,

@@ -6,6 +6,7 @@ use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use pki::x509::{DeviceId, PrivateKey, pem};
 
 use super::*;
+use crate::api::alarm::Event;
 use crate::catalog::devices::{Standing, TokenRequest};
 use crate::store::sled::SledStore;
 
@@ -316,9 +317,12 @@ async fn a_copy_of_a_device_is_noticed_at_renewal_and_both_are_stopped() {
     };
     let second = identity(&renew(&copied).await);
     let third = identity(&renew(&second).await);
-    let alarm = renew(&copied).await;
-    assert_eq!(alarm.status, StatusCode::FORBIDDEN);
-    assert_eq!(alarm.changed.unwrap().standing, Standing::Quarantined);
+    let refused = renew(&copied).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert_eq!(refused.changed.unwrap().standing, Standing::Quarantined);
+    let alarm = refused.alarm.unwrap();
+    assert_eq!((alarm.device, alarm.event), (pump(), Event::Quarantined));
+    assert!(alarm.reason.contains("restored from a backup"), "{}", alarm.reason);
     assert_eq!(renew(&third).await.status, StatusCode::FORBIDDEN);
 }
 
@@ -330,11 +334,13 @@ async fn rejects_renewal_of_devices_that_are_turned_away_or_unknown() {
     rig.devices.suspend(&pump(), None).await.unwrap();
     assert_eq!(rig.est.reenroll(&device, post(&renewal), now()).await.status, StatusCode::FORBIDDEN);
     rig.devices.revoke(&pump(), None).await.unwrap();
-    assert_eq!(rig.est.reenroll(&device, post(&renewal), now()).await.status, StatusCode::FORBIDDEN);
+    let refused = rig.est.reenroll(&device, post(&renewal), now()).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+    assert_eq!(refused.alarm.unwrap().event, Event::RenewalRefused);
     rig.devices.delete(&pump()).await.unwrap();
     let answer = rig.est.reenroll(&device, post(&renewal), now()).await;
     assert_eq!(answer.status, StatusCode::FORBIDDEN);
-    assert!(answer.changed.is_none());
+    assert!(answer.changed.is_none() && answer.alarm.is_none());
 }
 
 #[tokio::test]

@@ -57,9 +57,9 @@ pub struct AuditRecord {
     pub sequence: u64,
     /// When (RFC 3339).
     pub at: String,
-    /// The name of the token that was used.
+    /// The name of the token that was used; `device/ID` where a device did it.
     pub who: String,
-    /// Method and route.
+    /// Method and route; or what a device did: `device quarantined`, `renewal refused`.
     pub action: String,
     /// To what.
     pub subject: String,
