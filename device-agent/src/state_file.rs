@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -94,13 +95,15 @@ pub struct StateDir {
 pub struct Lock(#[expect(dead_code, reason = "holds the flock open")] OwnedFd);
 
 impl StateDir {
-    /// Opens the directory, making it if it is missing.
+    /// Opens the directory, making it if it is missing. One that is there, empty and ours is made private: `mkdir` by hand
+    /// leaves it open to others, and there is nothing in it yet that they could have read.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         if let Err(source) = std::fs::create_dir_all(path.parent().unwrap_or(path)) {
             return Err(failed("create the parent of", path, source));
         }
         match rustix::fs::mkdir(path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => {}
+            Err(Errno::EXIST) => tighten(path)?,
             Err(errno) => return Err(failed("create", path, errno.into())),
         }
         Self::open_existing(path)
@@ -115,6 +118,49 @@ impl StateDir {
         let this = Self { path: path.to_owned(), root, changes_left: AtomicI64::new(-1) };
         this.check_ownership()?;
         Ok(this)
+    }
+
+    /// Everything below the directory that others can read or change, that is another user's, or that is a link.
+    pub fn flaws(&self) -> Result<Vec<StateError>, StateError> {
+        let user = rustix::process::geteuid().as_raw();
+        let (mut flaws, mut left) = (Vec::new(), vec![self.path.clone()]);
+        while let Some(directory) = left.pop() {
+            let entries =
+                std::fs::read_dir(&directory).map_err(|source| failed("list", &directory, source))?;
+            for entry in entries {
+                let path = entry.map_err(|source| failed("list", &directory, source))?.path();
+                let found = match std::fs::symlink_metadata(&path) {
+                    Ok(found) => found,
+                    // The agent replaces its files while we look.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(source) => return Err(failed("examine", &path, source)),
+                };
+                let expected = if found.is_dir() { 0o700 } else { 0o600 };
+                if !found.is_dir() && !found.is_file() {
+                    flaws.push(StateError::NotRegular(path));
+                } else if found.uid() != user {
+                    flaws.push(StateError::ForeignOwner { path, owner: found.uid(), user });
+                } else if let Err(flaw) = self.check_mode(&path, found.mode(), expected) {
+                    flaws.push(flaw);
+                } else if found.is_dir() {
+                    left.push(path);
+                }
+            }
+        }
+        Ok(flaws)
+    }
+
+    /// Bytes that this user may still write where the directory is.
+    pub fn free_bytes(&self) -> Result<u64, StateError> {
+        let found = rustix::fs::fstatvfs(&self.root);
+        let found = found.map_err(|errno| failed("examine the disk of", &self.path, errno.into()))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// When a file was written, by the device's clock; `None` when it is not there.
+    pub fn written(&self, name: &str) -> Option<jiff::Timestamp> {
+        let modified = std::fs::symlink_metadata(self.path_of(name)).ok()?.modified().ok()?;
+        modified.try_into().ok()
     }
 
     /// Where the directory is.
@@ -394,6 +440,29 @@ enum Durability {
     Volatile,
 }
 
+/// Makes an empty directory of ours private, and says so.
+fn tighten(path: &Path) -> Result<(), StateError> {
+    let io = |errno: Errno| failed("open", path, errno.into());
+    let directory = match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::LOOP | Errno::NOTDIR) => return Err(StateError::NotRegular(path.to_owned())),
+        Err(errno) => return Err(io(errno)),
+    };
+    let stat = rustix::fs::fstat(&directory).map_err(io)?;
+    let private = stat.st_mode.trailing_zeros() >= 6;
+    if private || stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let entries = rustix::fs::Dir::read_from(&directory).map_err(io)?;
+    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec());
+    if names.any(|name| name != b"." && name != b"..") {
+        return Ok(());
+    }
+    rustix::fs::fchmod(&directory, Mode::RWXU).map_err(|errno| failed("make private", path, errno.into()))?;
+    tracing::info!(path = %path.display(), "the empty state directory was open to others; its mode is 0700 now");
+    Ok(())
+}
+
 fn to_json<T: Serialize>(directory: &StateDir, name: &str, value: &T) -> Result<Vec<u8>, StateError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| failed("encode", &directory.path_of(name), source.into()))?;
@@ -484,6 +553,40 @@ mod tests {
         open("", 0o755);
         let error = StateDir::open(state.path()).unwrap_err();
         assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_directory_made_by_hand_is_made_private_and_one_with_something_in_it_is_not() {
+        let keep = tempfile::tempdir().unwrap();
+        let path = keep.path().join("state");
+        let open = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        open(0o755);
+        StateDir::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        std::fs::write(path.join("key.pem"), b"k").unwrap();
+        open(0o755);
+        assert!(matches!(StateDir::open(&path), Err(StateError::TooOpen { .. })));
+    }
+
+    #[test]
+    fn finds_everything_that_is_not_the_agents_alone() {
+        let (keep, state) = fresh();
+        state.write("identity/key.pem", b"k").unwrap();
+        assert!(state.flaws().unwrap().is_empty());
+        let open = |name: &str, mode| {
+            std::fs::set_permissions(state.path_of(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        open("identity/key.pem", 0o644);
+        state.write("metadata/root.json", b"r").unwrap();
+        open("metadata", 0o750);
+        symlink(keep.path(), state.path_of("link")).unwrap();
+        let flaws: Vec<String> = state.flaws().unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(flaws.len(), 3, "{flaws:?}");
+        for word in ["chmod 600", "chmod 700", "symbolic link"] {
+            assert!(flaws.iter().any(|flaw| flaw.contains(word)), "{word} in {flaws:?}");
+        }
+        assert!(state.free_bytes().unwrap() > 0 && state.written("metadata/root.json").is_some());
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct Options {
 pub struct Outcome {
     /// The files, in the order in which they were made; empty where nothing was missing.
     pub created: Vec<String>,
+    /// Whether the directory was there, empty and open to others, and was made private.
+    pub made_private: bool,
 }
 
 /// Why a data directory cannot be made or used.
@@ -234,7 +236,7 @@ pub fn init(options: &Options) -> Result<Outcome, InitError> {
     making.sealing_key()?;
     making.admin_token()?;
     making.check()?;
-    Ok(Outcome { created: making.created })
+    Ok(Outcome { made_private: making.files.made_private(), created: making.created })
 }
 
 /// One run of `init`.

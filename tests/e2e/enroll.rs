@@ -41,6 +41,21 @@ fn enrolls_with_one_command_and_keeps_its_key_to_itself() {
 }
 
 #[test]
+fn an_empty_directory_made_by_hand_is_made_private_and_it_is_said() {
+    let facade = Facade::start();
+    let device = Device::new("board-1");
+    fs::create_dir(device.state_dir()).unwrap();
+    fs::set_permissions(device.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let enrolled = device.enroll(&facade.token("board-1")).expect_success();
+    assert!(enrolled.stderr.contains("0700"), "{}", enrolled.stderr);
+    assert_eq!(mode(&device.state_dir()), 0o700);
+    // One that has something in it is for its owner to look at.
+    fs::set_permissions(device.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = device.sync().expect_code(1);
+    assert!(refused.text().contains("chmod 700"), "{}", refused.text());
+}
+
+#[test]
 fn rejects_a_token_used_before() {
     let facade = Facade::start();
     let token = facade.token("board-1");

@@ -94,7 +94,10 @@ fn the_doctor_has_a_line_and_a_remedy_for_everything() {
     let healthy = device.check_with(&[]).expect_success().json();
     for check in [
         "state directory",
+        "permissions",
+        "state disk",
         "clock",
+        "time",
         "certificate",
         "key",
         "director metadata",

@@ -1,6 +1,8 @@
 //! `device-agent check`: the doctor. One line for each matter, with a remedy, in the order in which things depend on each
 //! other. Changes nothing.
 
+mod containerd;
+mod files;
 mod network;
 
 use std::fmt::Write as _;
@@ -8,10 +10,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Exit, Failure, Output, hosts_toml};
+use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::driver::{Agent, raise_clock};
+use crate::driver::raise_clock;
 use crate::facade_client::{Class, ClientError};
 use crate::identity::{Identity, KEY_FILE};
 use crate::state_file::StateDir;
@@ -99,13 +101,16 @@ impl Doctor {
                 return None;
             }
         };
-        self.ok("state directory", format!("{} is private", dir.path().display()));
+        self.ok("state directory", dir.path().display().to_string());
+        self.examine_permissions(&dir);
+        self.examine_room(&dir);
         raise_clock(&dir, clock);
-        match Identity::read(&dir) {
+        match Identity::read(&dir, &config.keys) {
             Ok(Some(identity)) => {
                 clock.raise(identity.certificate().not_before());
                 self.examine_clock(clock);
-                self.ok("key", format!("{KEY_FILE} is private and belongs to the certificate"));
+                let place = identity.key().elsewhere().unwrap_or_else(|| format!("{KEY_FILE}, private,"));
+                self.ok("key", format!("{place} holds the key of the certificate"));
                 self.examine_certificate(&identity, clock.now());
                 self.examine_metadata(&dir, clock.now());
                 Some(identity)
@@ -172,57 +177,12 @@ impl Doctor {
                     self.warn(name, detail);
                     self.remedy("device-agent sync");
                 }
-                Some(expires) => self.ok(name, format!("believed until {expires}")),
+                Some(expires) => {
+                    let age = dir.written(&file).map(|written| now.duration_since(written).as_hours().max(0));
+                    let age = age.map(|hours| format!("{hours} h old, ")).unwrap_or_default();
+                    self.ok(name, format!("{age}believed until {expires}"));
+                }
             }
-        }
-    }
-
-    /// Whether stock containerd could be led past the facade. No file is fine: the agent itself does not need one.
-    fn examine_hosts_toml(&mut self, identity: &Identity) {
-        let file = "/etc/containerd/certs.d/_default/hosts.toml";
-        let Ok(text) = std::fs::read_to_string(file) else {
-            return;
-        };
-        match hosts_toml::weakness(&text, &identity.facade().url.to_string()) {
-            None => self.ok("hosts.toml", format!("{file} keeps containerd with the facade")),
-            Some(weakness) => {
-                self.warn("hosts.toml", format!("{file}: {weakness}"));
-                self.remedy(format!("device-agent hosts-toml >{file}"));
-            }
-        }
-    }
-
-    async fn examine_sink(&mut self, config: Config, clock: Clock) {
-        let reserve = config.reserve_bytes;
-        let sink = config.sink.to_string();
-        if StateDir::open_existing(&config.state_dir).is_err() {
-            return;
-        }
-        let agent = match Agent::open(config, clock) {
-            Ok(agent) => agent,
-            Err(error) => return self.fail("images", Exit::Failed, crate::error_chain(&error)),
-        };
-        match agent.runtime().about().await {
-            Ok(about) => self.ok("images", format!("{} {} at {}", about.kind, about.version, about.address)),
-            Err(error) => {
-                let detail = format!("{sink}: {}", crate::error_chain(&error));
-                self.fail("images", Exit::Failed, detail);
-                return self.remedy(
-                    "is it running, and may this user reach it? (systemctl status containerd; --sink)",
-                );
-            }
-        }
-        let Ok(space) = agent.runtime().space().await else {
-            return;
-        };
-        match space.content_free_bytes {
-            Some(free) if free < reserve => {
-                let detail = format!("{free} bytes free, less than the reserve of {reserve}");
-                self.fail("disk", Exit::Failed, detail);
-                self.remedy("make room where the images go, or lower the reserve");
-            }
-            Some(free) => self.ok("disk", format!("{} MiB free", free >> 20)),
-            None => self.warn("disk", "the disk of the images cannot be seen from here"),
         }
     }
 }

@@ -36,6 +36,7 @@ pub(super) struct Init {
 struct Made {
     data_dir: PathBuf,
     created: Vec<String>,
+    was_exposed: bool,
     admin_token_file: PathBuf,
 }
 
@@ -58,15 +59,17 @@ impl Init {
         };
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
         let admin_token_file = self.data_dir.join("admin.token");
-        let made = Made { data_dir: self.data_dir, created: outcome.created, admin_token_file };
+        let init::Outcome { created, made_private } = outcome;
+        let made = Made { data_dir: self.data_dir, created, was_exposed: made_private, admin_token_file };
         output.result(&made, |made| {
             if made.created.is_empty() {
                 return format!("{} is already initialised; nothing was changed", made.data_dir.display());
             }
             let dir = made.data_dir.display();
             let token = made.admin_token_file.display();
+            let tightened = if made.was_exposed { " (was open to others; its mode is 0700 now)" } else { "" };
             format!(
-                "initialised {dir}: {}\n\nnext: facade serve --data-dir {dir}\nand:  export FACADE_TOKEN_FILE={token}",
+                "initialised {dir}{tightened}: {}\n\nnext: facade serve --data-dir {dir}\nand:  export FACADE_TOKEN_FILE={token}",
                 made.created.join(", ")
             )
         });

@@ -4,7 +4,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
@@ -19,6 +19,8 @@ const FILE_MODE: u32 = 0o600;
 /// A data directory that was found to be private.
 pub(super) struct Files {
     root: PathBuf,
+    /// Whether it was open to others, empty, and made private.
+    made_private: bool,
     /// Holds the lock of whoever changes the directory.
     _lock: Option<File>,
 }
@@ -26,6 +28,7 @@ pub(super) struct Files {
 impl Files {
     /// Makes the directory if it is not there, and keeps every other `init` out while this lives.
     pub(super) fn create(root: &Path) -> Result<Self, InitError> {
+        let made_private = tighten(root)?;
         make_directory(root)?;
         let failed = |source| failed("lock", root, source);
         let lock = File::open(root).map_err(failed)?;
@@ -34,7 +37,7 @@ impl Files {
             Err(fs::TryLockError::WouldBlock) => return Err(InitError::Busy(root.to_owned())),
             Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
-        Ok(Self { root: root.to_owned(), _lock: Some(lock) })
+        Ok(Self { root: root.to_owned(), made_private, _lock: Some(lock) })
     }
 
     /// Opens the directory to read it.
@@ -43,7 +46,11 @@ impl Files {
             return Err(InitError::Missing { path: root.to_owned(), data_dir: root.to_owned() });
         }
         check_directory(root)?;
-        Ok(Self { root: root.to_owned(), _lock: None })
+        Ok(Self { root: root.to_owned(), made_private: false, _lock: None })
+    }
+
+    pub(super) fn made_private(&self) -> bool {
+        self.made_private
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -164,6 +171,23 @@ fn write_draft(draft: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(draft)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+/// Makes an empty directory of ours private: `mkdir` by hand leaves it open to others, and there is nothing in it yet that
+/// they could have read. Whether it did; anything else is left to be refused.
+fn tighten(path: &Path) -> Result<bool, InitError> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(false) };
+    let exposed = matches!(check_private(path, &found, DIRECTORY_MODE), Err(InitError::Exposed { .. }));
+    if !found.is_dir() || !exposed {
+        return Ok(false);
+    }
+    let mut entries = fs::read_dir(path).map_err(|source| failed("list", path, source))?;
+    if entries.next().is_some() {
+        return Ok(false);
+    }
+    let private = fs::Permissions::from_mode(DIRECTORY_MODE);
+    fs::set_permissions(path, private).map_err(|source| failed("make private", path, source))?;
+    Ok(true)
 }
 
 fn make_directory(path: &Path) -> Result<(), InitError> {

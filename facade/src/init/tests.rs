@@ -79,6 +79,18 @@ fn makes_everything_once_for_its_owner_alone_and_then_nothing() {
 }
 
 #[test]
+fn an_empty_directory_made_by_hand_is_made_private_and_one_with_something_in_it_is_refused() {
+    let rig = rig();
+    fs::create_dir(&rig.options.data_dir).unwrap();
+    rig.set_mode("", 0o755);
+    assert!(rig.init().unwrap().made_private);
+    assert_eq!(fs::metadata(&rig.options.data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(!rig.init().unwrap().made_private);
+    rig.set_mode("", 0o755);
+    assert!(matches!(rig.init(), Err(InitError::Exposed { .. })));
+}
+
+#[test]
 fn a_run_interrupted_anywhere_is_completed_and_replaces_nothing() {
     let whole = rig();
     let created = whole.init().unwrap().created;

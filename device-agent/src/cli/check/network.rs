@@ -4,18 +4,21 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::header;
+use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpStream;
 
 use super::{Doctor, exit};
 use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::facade_client::{ClientError, FacadeClient, TlsCause};
+use crate::facade_client::{Ask, ClientError, FacadeClient, TlsCause};
 use crate::identity::Identity;
 
 /// Longest time for one step.
 const STEP: Duration = Duration::from_secs(10);
-const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+/// Two clocks that are further apart are not both right.
+const TOLERATED: SignedDuration = SignedDuration::from_mins(5);
 
 impl Doctor {
     pub(super) async fn examine_facade(&mut self, config: &Config, clock: &Clock, identity: &Identity) {
@@ -37,7 +40,7 @@ impl Doctor {
             Err(error) => return self.fail("tls", Exit::Failed, crate::error_chain(&error)),
         };
         if self.examine_session(&client, &url.to_string()).await {
-            self.examine_standing(&client).await;
+            self.examine_standing(&client, clock).await;
         }
     }
 
@@ -98,14 +101,34 @@ impl Doctor {
         false
     }
 
-    async fn examine_standing(&mut self, client: &FacadeClient) {
-        match client.get("/v2/", MAX_ANSWER_BYTES).await {
-            Ok(_) => self.ok("facade", "knows this device"),
+    async fn examine_standing(&mut self, client: &FacadeClient, clock: &Clock) {
+        match client.ask(&Ask::get("/v2/")).await {
+            Ok(answer) => {
+                self.ok("facade", "knows this device");
+                let date = answer.headers().get(header::DATE).and_then(|date| date.to_str().ok());
+                self.examine_time(date, clock.unchecked());
+            }
             Err(error) => {
                 self.fail("facade", exit(&error), crate::error_chain(&error));
                 self.remedy("ask its operator: facade device show ID");
             }
         }
+    }
+}
+
+impl Doctor {
+    /// Two clocks side by side. Neither decides by this: the agent believes signed times only.
+    fn examine_time(&mut self, date: Option<&str>, here: Timestamp) {
+        let parsed =
+            date.and_then(|date| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok());
+        let Some(there) = parsed else { return };
+        let apart = here.duration_since(there);
+        if apart.abs() <= TOLERATED {
+            return self.ok("time", "agrees with the facade's");
+        }
+        let (minutes, way) = (apart.abs().as_mins(), if apart.is_negative() { "behind" } else { "ahead of" });
+        self.warn("time", format!("the clock here is {minutes} min {way} the facade's ({there})"));
+        self.remedy("whichever is wrong, start NTP there: timedatectl set-ntp true");
     }
 }
 
@@ -126,5 +149,31 @@ fn remedy(error: &ClientError) -> &'static str {
         TlsCause::ServerTime => "set the clock: timedatectl set-ntp true",
         TlsCause::NotTls => "is there another service at this address?",
         _ => "ask the facade's operator",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::Outcome;
+
+    #[test]
+    fn clocks_that_disagree_are_told_apart() {
+        let here: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        for (date, told) in [
+            ("Fri, 20 Nov 2026 12:03:00 GMT", "agrees"),
+            ("Fri, 20 Nov 2026 14:00:00 GMT", "120 min behind"),
+            ("Thu, 19 Nov 2026 12:00:00 GMT", "1440 min ahead of"),
+        ] {
+            let mut doctor = Doctor { findings: Vec::new(), exit: Exit::Success };
+            doctor.examine_time(Some(date), here);
+            let found = &doctor.findings[0];
+            assert!(found.detail.contains(told), "{date}: {}", found.detail);
+            assert!((found.outcome == Outcome::Ok) == (told == "agrees"));
+        }
+        let mut doctor = Doctor { findings: Vec::new(), exit: Exit::Success };
+        doctor.examine_time(Some("yesterday"), here);
+        doctor.examine_time(None, here);
+        assert!(doctor.findings.is_empty());
     }
 }
