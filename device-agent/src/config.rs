@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pki::oci::Platform;
+use pki::x509::KeyKind;
 use thiserror::Error;
 
 use crate::apply::Apply;
+use crate::identity::keys::{Keys, Place};
 use crate::journal::is_standard_error;
 use crate::probe::Probe;
 use crate::runtime::containerd::Identifier;
@@ -49,6 +51,8 @@ pub struct Config {
     pub platform: Option<Platform>,
     /// A file with an enrollment token, for a device that enrolls without anybody at hand.
     pub token_file: Option<PathBuf>,
+    /// Where the device's key is, and of which kind it is.
+    pub keys: Keys,
     /// The HTTP proxy on the way to the facade.
     pub proxy: Option<Proxy>,
     /// How often to check when the facade cannot tell us.
@@ -180,12 +184,15 @@ impl Config {
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let mut texts = Texts::default();
-        let (mut colour, mut no_proxy, mut journal) = (true, None, false);
+        let (mut colour, mut no_proxy, mut journal, mut credentials) = (true, None, false, None);
         let environment = environment.inspect(|(name, text)| {
             colour &= name != "NO_COLOR" || text.is_empty();
             journal |= name == "JOURNAL_STREAM" && text.to_str().is_some_and(is_standard_error);
             if name == "NO_PROXY" || name == "no_proxy" {
                 no_proxy = text.to_str().map(str::to_owned);
+            }
+            if name == "CREDENTIALS_DIRECTORY" {
+                credentials = Some(PathBuf::from(text));
             }
         });
         let (ours, general) = split_environment(environment, &mut texts.mistakes);
@@ -205,6 +212,7 @@ impl Config {
         let mut config = texts.build()?;
         config.colour = colour;
         config.journal = journal;
+        config.keys.credentials = credentials;
         if let Some(list) = no_proxy {
             config.proxy = config.proxy.map(|proxy| proxy.except(&list));
         }
@@ -303,6 +311,7 @@ impl Texts {
 
     fn build(mut self) -> Result<Config, ConfigError> {
         let optional = |text: &str| parse::path(text).map(Some);
+        let kind_origin = self.texts.get("key_type").map(|(origin, _)| origin.clone());
         let mut config = Config {
             state_dir: self.take("state_dir", PathBuf::from("/var/lib/device-agent"), parse::path),
             sink: self.take("sink", Sink::Containerd, parse::sink),
@@ -315,6 +324,11 @@ impl Texts {
             snapshotter: self.take("snapshotter", None, |text| parse::identifier(text).map(Some)),
             platform: self.take("platform", None, parse::platform),
             token_file: self.take("token_file", None, optional),
+            keys: Keys {
+                place: self.take("key", Place::File, parse::key_place),
+                kind: self.take("key_type", KeyKind::P256, parse::key_kind),
+                credentials: None,
+            },
             proxy: self.take("proxy", None, Proxy::parse_setting),
             poll: self.take("poll", Duration::from_secs(300), parse::duration),
             parallel: self.take("parallel", 3, |text| parse::number(text, 1, 8)),
@@ -330,6 +344,10 @@ impl Texts {
             journal: false,
         };
         config.apply.place = config.place();
+        let in_token = matches!(config.keys.place, Place::Token(_));
+        if let Some(origin) = kind_origin.filter(|_| in_token && config.keys.kind == KeyKind::Ed25519) {
+            self.mistake(origin, "key_type: a key in a PKCS#11 token is always a p256 one".to_owned());
+        }
         if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError(self.mistakes)) }
     }
 }
@@ -366,7 +384,7 @@ fn as_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "state_dir",
     "sink",
     "containerd_address",
@@ -374,6 +392,8 @@ const KEYS: [&str; 25] = [
     "snapshotter",
     "platform",
     "token_file",
+    "key",
+    "key_type",
     "proxy",
     "poll",
     "parallel",

@@ -363,7 +363,7 @@ impl Agent {
         if let Some(session) = &self.shared().session {
             return Ok(Arc::clone(session));
         }
-        let identity = Identity::load(&self.dir)?.ok_or(IdentityError::NotEnrolled)?;
+        let identity = Identity::load(&self.dir, &self.config.keys)?.ok_or(IdentityError::NotEnrolled)?;
         // A certificate tells by its signature the earliest time that it can be.
         self.learn(identity.certificate().not_before());
         let client = identity.client(&self.clock, self.config.proxy.as_ref())?;

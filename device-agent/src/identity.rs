@@ -1,6 +1,6 @@
 //! Who this device is: its key, its certificate, and the facade it belongs to.
 //!
-//! The key is made here and never leaves. Enrollment and renewal each prepare everything beside the identity in use and
+//! The key never leaves the device; where on it that is, [`keys`] knows. Enrollment and renewal each prepare everything beside the identity in use and
 //! move it into place file by file in a fixed order; [`Identity::load`] first finishes a move that a crash cut short, so
 //! a device either has a whole identity or none.
 
@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use pki::wire::FacadeUrl;
-use pki::x509::{DeviceId, PrivateKey, TrustDomain};
+use pki::x509::{DeviceId, TrustDomain};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -24,9 +24,12 @@ pub mod anchors;
 pub mod certificate;
 pub mod enroll;
 mod est;
+pub mod keys;
 pub mod renew;
 
-/// The private key.
+use keys::{Keys, Signer, SignerError};
+
+/// The private key, or the name of one that is kept elsewhere.
 pub const KEY_FILE: &str = "identity/key.pem";
 /// The certificate, and the one it was issued with.
 pub const CERTIFICATE_FILE: &str = "identity/cert.pem";
@@ -106,6 +109,14 @@ pub enum IdentityError {
     /// No key could be made.
     #[error("cannot make a key or a certificate request")]
     Key(#[source] pki::x509::KeyError),
+    /// The key is not in a file, and cannot be used where it is.
+    #[error("cannot use the key of this device")]
+    Signer(#[from] SignerError),
+    /// Other programs cannot use a key that is not in a file.
+    #[error(
+        "the key of this device is in {0}, where only device-agent uses it; other programs need it in a file"
+    )]
+    KeyElsewhere(String),
 }
 
 /// `facade.json`.
@@ -126,40 +137,41 @@ pub struct Identity {
     certificate: pki::x509::Identity,
     anchors: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
-    key: Arc<PrivateKey>,
+    key: Arc<Signer>,
 }
 
 impl Identity {
     /// Reads the identity, finishing what a crash left half done; `None` when the device is not enrolled.
-    pub fn load(state: &StateDir) -> Result<Option<Self>, IdentityError> {
+    pub fn load(state: &StateDir, keys: &Keys) -> Result<Option<Self>, IdentityError> {
         enroll::recover(state)?;
         renew::recover(state)?;
-        Self::read(state)
+        Self::read(state, keys)
     }
 
     /// Reads the identity as it is, for those who only look.
-    pub fn read(state: &StateDir) -> Result<Option<Self>, IdentityError> {
+    pub fn read(state: &StateDir, keys: &Keys) -> Result<Option<Self>, IdentityError> {
         let Some(facade) = state.read_json::<Facade>(FACADE_FILE, "enroll the device again")? else {
             return Ok(None);
         };
-        Self::read_pair(state, facade, KEY_FILE, CERTIFICATE_FILE).map(Some)
+        Self::read_pair(state, keys, facade, KEY_FILE, CERTIFICATE_FILE).map(Some)
     }
 
     /// Reads an identity whose key and certificate are in these files.
     fn read_pair(
         state: &StateDir,
+        keys: &Keys,
         facade: Facade,
         key: &'static str,
         certificate: &'static str,
     ) -> Result<Self, IdentityError> {
         let damaged = |file| move || IdentityError::Damaged { file };
-        let key_pem = Zeroizing::new(state.read_private(key)?.ok_or_else(damaged(key))?);
+        let stored = Zeroizing::new(state.read_private(key)?.ok_or_else(damaged(key))?);
         let chain = certificates(state, certificate)?;
         let anchors = certificates(state, ANCHORS_FILE)?;
         let leaf = chain.first().ok_or_else(damaged(certificate))?;
         let certificate = pki::x509::Identity::from_certificate(leaf, &facade.trust_domain)
             .map_err(IdentityError::Certificate)?;
-        let key = parse_key(&key_pem).ok_or_else(damaged(key))?;
+        let key = keys.open(&stored, certificate.key())?.ok_or_else(damaged(key))?;
         if certificate.key() != key.fingerprint() {
             return Err(IdentityError::Mismatch);
         }
@@ -186,9 +198,14 @@ impl Identity {
         &self.anchors
     }
 
+    /// The key.
+    pub fn key(&self) -> &Signer {
+        &self.key
+    }
+
     /// A client that shows this identity.
     pub fn client(&self, clock: &Clock, proxy: Option<&Proxy>) -> Result<FacadeClient, IdentityError> {
-        let credentials = credentials(&self.chain, &self.key);
+        let credentials = credentials(&self.chain, &self.key)?;
         let tls = TlsSettings::new(&self.anchors, Some(credentials), clock)?;
         Ok(FacadeClient::new(&self.facade.url, &tls, proxy)?)
     }
@@ -215,13 +232,9 @@ fn certificates(state: &StateDir, file: &'static str) -> Result<Vec<CertificateD
     }
 }
 
-fn parse_key(pem: &[u8]) -> Option<PrivateKey> {
-    PrivateKey::from_pem(std::str::from_utf8(pem).ok()?).ok()
-}
-
-fn credentials(chain: &[CertificateDer<'static>], key: &PrivateKey) -> Credentials {
-    let key = PrivatePkcs8KeyDer::from(key.to_pkcs8().to_vec());
-    Credentials { chain: chain.to_vec(), key: key.into() }
+fn credentials(chain: &[CertificateDer<'static>], key: &Signer) -> Result<Credentials, ClientError> {
+    let key = key.tls().map_err(ClientError::Settings)?;
+    Ok(Credentials { chain: chain.to_vec(), key })
 }
 
 fn to_pem(certificates: &[CertificateDer<'static>]) -> String {

@@ -3,6 +3,7 @@
 //! A handler parses, calls the catalog, and answers; what it may do is said by [`auth::Caller::require`] in its first
 //! line. Secrets go in and never come out.
 
+pub(crate) mod alarm;
 pub mod auth;
 pub mod device_door;
 pub mod enroll;

@@ -20,5 +20,5 @@ pub use device_id::{DeviceId, DeviceIdError, TrustDomain, TrustDomainError};
 pub use fingerprint::{Fingerprint, FingerprintError, Serial, SerialError};
 pub use identity::{Identity, IdentityError};
 pub use issue::{Authority, DEVICE_LIFETIME, IssueError, Issued};
-pub use key::{KeyError, PrivateKey};
+pub use key::{KeyError, KeyKind, KeyKindError, PrivateKey, request};
 pub use server_name::{ServerName, ServerNameError};

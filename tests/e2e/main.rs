@@ -22,6 +22,7 @@ mod pull;
 mod rig;
 mod secrets;
 mod service;
+mod signer;
 mod stock_clients;
 mod surroundings;
 mod tamper;

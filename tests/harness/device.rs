@@ -20,6 +20,7 @@ pub struct Device {
     id: String,
     directory: TempDir,
     sink: Vec<String>,
+    settings: Vec<(String, String)>,
 }
 
 /// The three files enrollment leaves behind.
@@ -49,7 +50,13 @@ impl Device {
     pub fn new(id: &str) -> Self {
         let directory = TempDir::new().expect("make a directory");
         let sink = format!("oci-layout:{}", directory.path().join("images").display());
-        Self { id: id.into(), directory, sink: vec!["--sink".into(), sink] }
+        Self { id: id.into(), directory, sink: vec!["--sink".into(), sink], settings: Vec::new() }
+    }
+
+    /// The same device with more settings (environment variables) for every verb; an earlier one of a name gives way.
+    pub fn with_settings(mut self, settings: &[(&str, &str)]) -> Self {
+        self.settings.extend(settings.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+        self
     }
 
     /// A device that hands images to a containerd.
@@ -77,7 +84,7 @@ impl Device {
 
     /// A device with the same state: the card was copied, or put back from a backup.
     pub fn copy(&self) -> Self {
-        let copy = Self::new(&self.id);
+        let copy = Self { settings: self.settings.clone(), ..Self::new(&self.id) };
         let mut command = Command::new("cp");
         command.arg("--archive").arg(self.state_dir()).arg(copy.state_dir());
         Outcome::of(&mut command, b"").expect_success();
@@ -108,6 +115,7 @@ impl Device {
     pub fn command(&self, verb: &[&str]) -> Command {
         let mut command = agent();
         command.args(verb).arg("--state-dir").arg(self.state_dir());
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -143,6 +151,7 @@ impl Device {
         let mut command = process::in_clean_environment(Command::new("strace"));
         command.args(["--follow-forks", "--output=/dev/null", &format!("--inject={faults}")]);
         command.arg(agent.get_program()).args(agent.get_args());
+        command.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
         if verb == ["sync"] {
             command.args(&self.sink);
         }

@@ -51,7 +51,8 @@ pub(super) async fn enroll(
     let token: EnrollmentToken = token.trim().parse().map_err(|error| Failure::usage(&error))?;
     let state = StateDir::open(&config.state_dir).map_err(|error| Failure::failed(&error))?;
     let _lock = state.lock().map_err(|error| Failure::failed(&error))?;
-    let around = Surroundings { state: &state, clock, proxy: config.proxy.as_ref() };
+    let (proxy, keys) = (config.proxy.as_ref(), &config.keys);
+    let around = Surroundings { state: &state, clock, proxy, keys };
     let replace = if options.again { Replace::Existing } else { Replace::Never };
     let identity =
         enroll_with(around, &token, replace).await.map_err(|error| Failure::from(AgentError::from(error)))?;

@@ -16,8 +16,12 @@ use crate::state_file::StateDir;
 pub(super) fn print(config: &Config, output: &Output) -> Result<Exit, Failure> {
     let failure = |error: IdentityError| Failure::from(AgentError::from(error));
     let state = StateDir::open_existing(&config.state_dir).map_err(|error| failure(error.into()))?;
-    let identity =
-        Identity::read(&state).map_err(failure)?.ok_or_else(|| failure(IdentityError::NotEnrolled))?;
+    let identity = Identity::read(&state, &config.keys)
+        .map_err(failure)?
+        .ok_or_else(|| failure(IdentityError::NotEnrolled))?;
+    if let Some(place) = identity.key().elsewhere() {
+        return Err(failure(IdentityError::KeyElsewhere(place)));
+    }
     let text = render(
         &identity.facade().url.to_string(),
         &state.path_of(ANCHORS_FILE),

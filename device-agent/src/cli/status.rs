@@ -46,15 +46,15 @@ pub(super) fn status(config: &Config, clock: &Clock, output: &Output) -> Result<
         }
         Err(error) => return Err(Failure::from(AgentError::from(error))),
     };
-    let status = gather(&dir, clock).map_err(Failure::from)?;
+    let status = gather(&dir, config, clock).map_err(Failure::from)?;
     output.result(&status, &status.text());
     Ok(Exit::Success)
 }
 
-fn gather(dir: &StateDir, clock: &Clock) -> Result<Status, AgentError> {
+fn gather(dir: &StateDir, config: &Config, clock: &Clock) -> Result<Status, AgentError> {
     let state: State = dir.read_json(STATE_FILE, "it will be made anew")?.unwrap_or_default();
     raise_clock(dir, clock);
-    let identity = Identity::read(dir)?;
+    let identity = Identity::read(dir, &config.keys)?;
     if let Some(identity) = &identity {
         clock.raise(identity.certificate().not_before());
     }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pki::oci::Platform;
+use pki::x509::{KeyKind, KeyKindError};
 
 use super::{LogFormat, Sink};
+use crate::identity::keys::{Place, TokenUri, UriError};
 use crate::program::Program;
 use crate::runtime::containerd::{Identifier, IdentifierError};
 
@@ -29,6 +31,28 @@ pub(super) fn sink(text: &str) -> Result<Sink, String> {
         }
         _ => Err(format!("{text:?} is neither containerd nor oci-layout:DIR")),
     }
+}
+
+pub(super) fn key_place(text: &str) -> Result<Place, String> {
+    if text == "file" {
+        return Ok(Place::File);
+    }
+    if let Some(name) = text.strip_prefix("credential:") {
+        return name.parse().map(Place::Credential);
+    }
+    if !text.starts_with("pkcs11:") {
+        return Err(format!("{text:?} is none of file, credential:NAME, pkcs11:…"));
+    }
+    let uri: TokenUri = text.parse().map_err(|error: UriError| error.to_string())?;
+    if cfg!(feature = "pkcs11") {
+        Ok(Place::Token(uri))
+    } else {
+        Err("this device-agent was built without the feature pkcs11".to_owned())
+    }
+}
+
+pub(super) fn key_kind(text: &str) -> Result<KeyKind, String> {
+    text.parse().map_err(|error: KeyKindError| error.to_string())
 }
 
 pub(super) fn identifier(text: &str) -> Result<Identifier, String> {
@@ -163,6 +187,17 @@ mod tests {
         }
         for text in ["", "KiB", "1KB", "99999999999GiB"] {
             assert!(bytes(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn reads_where_a_key_is() {
+        assert_eq!(key_place("file"), Ok(Place::File));
+        assert_eq!(key_place("credential:device-key").unwrap().to_string(), "credential:device-key");
+        for text in
+            ["", "tpm", "credential:", "credential:../key", "credential:a/b", "pkcs11:", "pkcs11:object=x"]
+        {
+            assert!(key_place(text).is_err(), "{text:?}");
         }
     }
 

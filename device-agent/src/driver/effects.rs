@@ -40,7 +40,7 @@ impl Agent {
 
     /// An identity that is there and not disowned, or one that the token file gives.
     async fn find_identity(&self) -> Result<(), AgentError> {
-        let present = matches!(Identity::load(&self.dir), Ok(Some(_)));
+        let present = matches!(Identity::load(&self.dir, &self.config.keys), Ok(Some(_)));
         let disowned = self.dir.has(DISOWNED_FILE)?;
         if present && !disowned {
             self.session()?;
@@ -76,7 +76,8 @@ impl Agent {
 
     /// Whether an attempt to enroll could succeed now.
     pub(super) fn can_enroll(&self) -> bool {
-        self.unattended_token().is_some() || matches!(Identity::read(&self.dir), Ok(Some(_)))
+        let enrolled = || matches!(Identity::read(&self.dir, &self.config.keys), Ok(Some(_)));
+        self.unattended_token().is_some() || enrolled()
     }
 
     /// Looks now and then whether somebody has enrolled the device.
@@ -91,7 +92,8 @@ impl Agent {
     }
 
     pub(super) fn surroundings(&self) -> Surroundings<'_> {
-        Surroundings { state: &self.dir, clock: &self.clock, proxy: self.config.proxy.as_ref() }
+        let (proxy, keys) = (self.config.proxy.as_ref(), &self.config.keys);
+        Surroundings { state: &self.dir, clock: &self.clock, proxy, keys }
     }
 
     async fn check(&self) -> Outcome {

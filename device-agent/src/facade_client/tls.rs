@@ -12,9 +12,10 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
 
 use super::error::{Class, ClientError};
@@ -29,8 +30,8 @@ pub struct TlsSettings {
 pub struct Credentials {
     /// Leaf first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The key of the leaf.
-    pub key: PrivateKeyDer<'static>,
+    /// The key of the leaf, wherever it is.
+    pub key: Arc<dyn SigningKey>,
 }
 
 impl TlsSettings {
@@ -73,7 +74,8 @@ impl TlsSettings {
             .with_custom_certificate_verifier(verifier);
         let mut config = match credentials {
             Some(Credentials { chain, key }) => {
-                builder.with_client_auth_cert(chain, key).map_err(ClientError::Settings)?
+                let shown = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+                builder.with_client_cert_resolver(Arc::new(shown))
             }
             None => builder.with_no_client_auth(),
         };

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use pki::wire::{EnrollmentToken, RootPin, TokenId};
-use pki::x509::{Fingerprint, Identity as Leaf, PrivateKey};
+use pki::x509::{Fingerprint, Identity as Leaf};
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
@@ -17,9 +17,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::est::{self, Issued};
+use super::keys::{Keys, Signer};
 use super::{
     ANCHORS_FILE, CERTIFICATE_FILE, DISOWNED_FILE, FACADE_FILE, Facade, Identity, IdentityError, KEY_FILE,
-    certificate, credentials, parse_key, to_pem,
+    certificate, credentials, to_pem,
 };
 use crate::clock::Clock;
 use crate::config::Proxy;
@@ -54,6 +55,8 @@ pub struct Surroundings<'a> {
     pub clock: &'a Clock,
     /// The way out.
     pub proxy: Option<&'a Proxy>,
+    /// Where the key comes from.
+    pub keys: &'a Keys,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,25 +72,27 @@ pub async fn enroll(
 ) -> Result<Identity, IdentityError> {
     recover(around.state)?;
     if replace == Replace::Never {
-        refuse_existing(around.state)?;
+        refuse_existing(around)?;
     }
     let (root, heap) = pinned_root(around, token).await?;
-    let key = staged_key(around.state, token.id)?;
+    let key = staged_key(around, token.id)?;
     let trusting = TlsSettings::new(std::slice::from_ref(&root), None, around.clock)?;
     let client = FacadeClient::new(&token.url, &trusting, around.proxy)?;
-    let request = key.request().map_err(IdentityError::Key)?;
+    let request = key.request(None)?;
     let issued = request_until_answered(&client, &request, token).await?;
     let chain = check_issued(&issued, &key, &root, heap, around.clock)?;
     stage(around, token, &root, &chain, &key).await?;
     recover(around.state)?;
-    Identity::read(around.state)?.ok_or(IdentityError::NotEnrolled)
+    let identity = Identity::read(around.state, around.keys)?.ok_or(IdentityError::NotEnrolled)?;
+    around.keys.retire(around.state);
+    Ok(identity)
 }
 
-fn refuse_existing(state: &StateDir) -> Result<(), IdentityError> {
-    if state.has(DISOWNED_FILE)? {
+fn refuse_existing(around: Surroundings<'_>) -> Result<(), IdentityError> {
+    if around.state.has(DISOWNED_FILE)? {
         return Ok(());
     }
-    match Identity::load(state) {
+    match Identity::load(around.state, around.keys) {
         Ok(None) | Err(IdentityError::Damaged { .. } | IdentityError::Mismatch) => Ok(()),
         Ok(Some(identity)) => Err(IdentityError::AlreadyEnrolled {
             device: identity.device().clone(),
@@ -113,17 +118,14 @@ async fn pinned_root(
 }
 
 /// The key of this attempt: the one of an earlier attempt with the same token, or a new one, durable before it is used.
-fn staged_key(state: &StateDir, token: TokenId) -> Result<PrivateKey, IdentityError> {
+fn staged_key(around: Surroundings<'_>, token: TokenId) -> Result<Signer, IdentityError> {
+    let state = around.state;
     let begun: Option<Begun> = state.read_json(STAGED_TOKEN, "remove it").unwrap_or_default();
-    if begun.is_some_and(|begun| begun.token == token.to_string()) {
-        let pem = state.read_private(STAGED_KEY)?;
-        if let Some(key) = pem.as_deref().and_then(parse_key) {
-            return Ok(key);
-        }
-    }
-    let key = PrivateKey::generate().map_err(IdentityError::Key)?;
-    state.write(STAGED_KEY, key.to_pem().as_bytes())?;
     let token = token.to_string();
+    if begun.is_none_or(|begun| begun.token != token) {
+        state.remove(STAGED_KEY)?;
+    }
+    let key = around.keys.next(state, STAGED_KEY)?;
     state.write_json(STAGED_TOKEN, &Begun { token })?;
     Ok(key)
 }
@@ -155,7 +157,7 @@ async fn request_until_answered(
 /// Finds our certificate in the answer and holds it against key and root; returns it with its issuers.
 fn check_issued(
     issued: &[CertificateDer<'static>],
-    key: &PrivateKey,
+    key: &Signer,
     root: &CertificateDer<'static>,
     mut heap: Vec<CertificateDer<'static>>,
     clock: &Clock,
@@ -205,12 +207,12 @@ async fn stage(
     token: &EnrollmentToken,
     root: &CertificateDer<'static>,
     chain: &[CertificateDer<'static>],
-    key: &PrivateKey,
+    key: &Signer,
 ) -> Result<(), IdentityError> {
     let state = around.state;
     state.write(STAGED_CERTIFICATE, to_pem(chain).as_bytes())?;
     state.write(STAGED_ANCHORS, to_pem(std::slice::from_ref(root)).as_bytes())?;
-    let shown = Some(credentials(chain, key));
+    let shown = Some(credentials(chain, key)?);
     let tls = TlsSettings::new(std::slice::from_ref(root), shown, around.clock)?;
     let client = FacadeClient::new(&token.url, &tls, around.proxy)?;
     for (repository, pin) in [("images", token.images_root), ("director", token.director_root)] {

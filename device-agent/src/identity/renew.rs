@@ -1,18 +1,16 @@
 //! Renewal: a new key and certificate beside the old ones, which stay until the new ones have been used.
 //!
-//! Two phases. First `identity/next/` gets the key, then the certificate for it; a crash leaves the old pair in use and
+//! Where the key is not the agent's to make (a credential, a key with an id of its own in a token), it stays and only the
+//! certificate is new. Two phases. First `identity/next/` gets the key, then the certificate for it; a crash leaves the old pair in use and
 //! the same new key to go on with. Then the new pair makes one request; only when the facade has accepted it does it
 //! take the place of the old one.
 
-use jiff::SignedDuration;
-use pki::x509::PrivateKey;
 use rustls_pki_types::CertificateDer;
 
 use super::enroll::Surroundings;
 use super::est::{self, Issued};
-use super::{
-    CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, parse_key, to_pem,
-};
+use super::keys::Signer;
+use super::{CERTIFICATE_FILE, Identity, IdentityError, KEY_FILE, certificate, certificates, to_pem};
 use crate::facade_client::FacadeClient;
 use crate::state_file::StateDir;
 
@@ -36,8 +34,8 @@ pub async fn renew(
 ) -> Result<Renewal, IdentityError> {
     let state = around.state;
     if !state.has(NEXT_CERTIFICATE)? {
-        let key = next_key(state)?;
-        let request = key.renewal_request(identity.device()).map_err(IdentityError::Key)?;
+        let key = around.keys.next(state, NEXT_KEY)?;
+        let request = key.request(Some(identity.device()))?;
         let issued = match est::reenroll(client, &request).await? {
             Issued::Certificates(issued) => issued,
             Issued::Later(wait) => return Ok(Renewal::Later(wait)),
@@ -47,7 +45,13 @@ pub async fn renew(
         let chain = check(identity, &issued, &authorities, &key)?;
         state.write(NEXT_CERTIFICATE, to_pem(&chain).as_bytes())?;
     }
-    let next = match Identity::read_pair(state, identity.facade().clone(), NEXT_KEY, NEXT_CERTIFICATE) {
+    let next = match Identity::read_pair(
+        state,
+        around.keys,
+        identity.facade().clone(),
+        NEXT_KEY,
+        NEXT_CERTIFICATE,
+    ) {
         Ok(next) => next,
         Err(error) => {
             // Whatever it was, it is not worth keeping: the old pair still works.
@@ -58,6 +62,7 @@ pub async fn renew(
     try_out(around, &next).await?;
     state.rename(NEXT_KEY, KEY_FILE)?;
     recover(state)?;
+    around.keys.retire(state);
     Ok(Renewal::Done(Box::new(next)))
 }
 
@@ -67,21 +72,12 @@ pub fn abandon(state: &StateDir) -> Result<(), IdentityError> {
     Ok(state.remove(NEXT_KEY)?)
 }
 
-fn next_key(state: &StateDir) -> Result<PrivateKey, IdentityError> {
-    if let Some(key) = state.read_private(NEXT_KEY)?.as_deref().and_then(parse_key) {
-        return Ok(key);
-    }
-    let key = PrivateKey::generate().map_err(IdentityError::Key)?;
-    state.write(NEXT_KEY, key.to_pem().as_bytes())?;
-    Ok(key)
-}
-
 /// Our new certificate, with the issuers of the old one or those that came with it.
 fn check(
     identity: &Identity,
     issued: &[CertificateDer<'static>],
     authorities: &[CertificateDer<'static>],
-    key: &PrivateKey,
+    key: &Signer,
 ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let domain = &identity.facade().trust_domain;
     let ours = issued.iter().find(|certificate| {
@@ -118,11 +114,3 @@ pub fn recover(state: &StateDir) -> Result<(), IdentityError> {
     }
     Ok(())
 }
-
-/// Whether a certificate may still be renewed: until it ends, and for a while after, as far as the facade grants it.
-pub fn is_beyond_grace(identity: &Identity, now: jiff::Timestamp) -> bool {
-    now.duration_since(identity.certificate().not_after()) > GRACE
-}
-
-/// How long after its end a certificate is still offered for renewal; the facade has the last word.
-const GRACE: SignedDuration = SignedDuration::from_hours(24 * 365);

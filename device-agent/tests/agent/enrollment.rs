@@ -1,6 +1,7 @@
 //! Enrollment and renewal, and everything that may cut them.
 
 use device_agent::clock::Clock;
+use device_agent::identity::keys::Keys;
 use device_agent::identity::renew::{Renewal, renew};
 use device_agent::identity::{Identity, IdentityError};
 use device_agent::state_file::StateDir;
@@ -47,7 +48,7 @@ async fn refuses_root_metadata_other_than_the_token_pins() {
     facade.fault("director/1.root.json", Fault::WrongByte);
     let error = device.enroll(&facade).await.unwrap_err();
     assert!(matches!(error, IdentityError::WrongRoot { .. }), "{error}");
-    assert!(Identity::load(&device.state()).unwrap().is_none());
+    assert!(Identity::load(&device.state(), &Keys::default()).unwrap().is_none());
     device.enroll(&facade).await.unwrap();
 }
 
@@ -84,14 +85,14 @@ async fn a_cut_at_any_step_leaves_a_whole_identity_or_none() {
         cuts += 1;
         // The device starts again: whatever is there is whole, or the same token still works.
         let state = device.state();
-        match Identity::load(&state) {
+        match Identity::load(&state, &Keys::default()) {
             Ok(Some(identity)) => assert_eq!(identity.device().as_str(), "board-7"),
             Ok(None) => {
                 enroll_in(&state, &facade).await.unwrap();
             }
             Err(error) => panic!("cut after {changes} changes: {error}"),
         }
-        assert!(Identity::load(&state).unwrap().is_some());
+        assert!(Identity::load(&state, &Keys::default()).unwrap().is_some());
         assert!(state.list("enrolling").unwrap().is_empty());
     }
     assert!(cuts > 8, "walked only {cuts} cuts");
@@ -111,7 +112,9 @@ async fn a_repeated_attempt_uses_the_same_key() {
 async fn renew_in(state: &StateDir, identity: &Identity) -> Result<Renewal, IdentityError> {
     let clock = Clock::system();
     let client = identity.client(&clock, None).unwrap();
-    let around = device_agent::identity::enroll::Surroundings { state, clock: &clock, proxy: None };
+    let keys = Keys::default();
+    let around =
+        device_agent::identity::enroll::Surroundings { state, clock: &clock, proxy: None, keys: &keys };
     renew(around, identity, &client).await
 }
 
@@ -121,11 +124,11 @@ async fn renewal_takes_a_new_key_and_a_cut_at_any_step_leaves_one_that_works() {
     device.enroll(&facade).await.unwrap();
     for changes in 0.. {
         let state = device.state();
-        let old = Identity::load(&state).unwrap().unwrap();
+        let old = Identity::load(&state, &Keys::default()).unwrap().unwrap();
         let dying = device.state();
         dying.fail_after(changes);
         let done = renew_in(&dying, &old).await.is_ok();
-        let left = Identity::load(&device.state())
+        let left = Identity::load(&device.state(), &Keys::default())
             .unwrap_or_else(|error| panic!("cut after {changes} changes: {error}"))
             .unwrap();
         let client = left.client(&Clock::system(), None).unwrap();
@@ -144,7 +147,7 @@ async fn a_certificate_that_the_facade_does_not_accept_is_not_put_in_place() {
     let identity = device.enroll(&facade).await.unwrap();
     facade.fault("/v2/", Fault::Status(401));
     renew_in(&device.state(), &identity).await.unwrap_err();
-    let left = Identity::load(&device.state()).unwrap().unwrap();
+    let left = Identity::load(&device.state(), &Keys::default()).unwrap().unwrap();
     assert_eq!(left.certificate().key(), identity.certificate().key());
     assert!(!device.state().has("identity/next/cert.pem").unwrap());
 }
@@ -153,8 +156,13 @@ async fn a_certificate_that_the_facade_does_not_accept_is_not_put_in_place() {
 async fn a_device_whose_clock_shows_1970_enrolls_and_syncs() {
     let (facade, device) = (Facade::start().await, Device::new());
     let clock = Clock::manual(jiff::Timestamp::UNIX_EPOCH);
-    let state = device.state();
-    let around = device_agent::identity::enroll::Surroundings { state: &state, clock: &clock, proxy: None };
+    let (state, keys) = (device.state(), Keys::default());
+    let around = device_agent::identity::enroll::Surroundings {
+        state: &state,
+        clock: &clock,
+        proxy: None,
+        keys: &keys,
+    };
     device_agent::identity::enroll::enroll(
         around,
         &facade.token,

@@ -117,7 +117,8 @@ impl Device {
 
 pub(crate) async fn enroll_in(state: &StateDir, facade: &Facade) -> Result<Identity, IdentityError> {
     let clock = Clock::system();
-    let around = Surroundings { state, clock: &clock, proxy: None };
+    let keys = device_agent::identity::keys::Keys::default();
+    let around = Surroundings { state, clock: &clock, proxy: None, keys: &keys };
     enroll(around, &facade.token, Replace::Never).await
 }
 

@@ -1,9 +1,10 @@
-//! The private key behind a certificate: P-256, made where it is used.
+//! The private key behind a certificate: P-256 or Ed25519, made where it is used.
 //!
 //! It signs requests and certificates, and leaves as PEM for the one file that holds it; it is never printed. What needs
-//! a signature takes [`rcgen::SigningKey`], so that a key in a TPM can stand in later.
+//! a signature takes [`rcgen::SigningKey`], so that a key in a TPM can stand in.
 
 use std::fmt;
+use std::str::FromStr;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
 use thiserror::Error;
@@ -29,13 +30,54 @@ pub enum KeyError {
     Request(#[source] rcgen::Error),
 }
 
+/// The kind of a private key that is made here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyKind {
+    /// ECDSA on the curve P-256: what every TLS library and every TPM 2.0 knows.
+    #[default]
+    P256,
+    /// Ed25519 (RFC 8410).
+    Ed25519,
+}
+
+/// The text names no kind of key.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is not a kind of key (p256 or ed25519)")]
+pub struct KeyKindError(String);
+
+impl FromStr for KeyKind {
+    type Err = KeyKindError;
+
+    fn from_str(text: &str) -> Result<Self, KeyKindError> {
+        match text {
+            "p256" => Ok(Self::P256),
+            "ed25519" => Ok(Self::Ed25519),
+            _ => Err(KeyKindError(text.chars().take(80).collect())),
+        }
+    }
+}
+
 /// A private key.
 pub struct PrivateKey(KeyPair);
 
 impl PrivateKey {
     /// Makes a new P-256 key.
     pub fn generate() -> Result<Self, KeyError> {
-        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(KeyError::Generate)
+        Self::generate_kind(KeyKind::P256)
+    }
+
+    /// Makes a new key of a kind.
+    pub fn generate_kind(kind: KeyKind) -> Result<Self, KeyError> {
+        let algorithm = match kind {
+            KeyKind::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            KeyKind::Ed25519 => &rcgen::PKCS_ED25519,
+        };
+        KeyPair::generate_for(algorithm).map(Self).map_err(KeyError::Generate)
+    }
+
+    /// The kind of the key.
+    pub fn kind(&self) -> KeyKind {
+        if self.0.algorithm() == &rcgen::PKCS_ED25519 { KeyKind::Ed25519 } else { KeyKind::P256 }
     }
 
     /// Reads a key in PKCS#8: P-256, or Ed25519.
@@ -70,22 +112,25 @@ impl PrivateKey {
 
     /// A certificate request (PKCS#10, DER) that proves possession of the key and asks for nothing.
     pub fn request(&self) -> Result<Vec<u8>, KeyError> {
-        self.write_request(DistinguishedName::new())
+        request(self, None)
     }
 
     /// A certificate request of a device that has its name: the subject repeats it (RFC 7030 4.2.2).
     pub fn renewal_request(&self, device: &DeviceId) -> Result<Vec<u8>, KeyError> {
-        let mut subject = DistinguishedName::new();
-        subject.push(DnType::CommonName, device.as_str());
-        self.write_request(subject)
+        request(self, Some(device))
     }
+}
 
-    fn write_request(&self, subject: DistinguishedName) -> Result<Vec<u8>, KeyError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = subject;
-        let request = params.serialize_request(&self.0).map_err(KeyError::Request)?;
-        Ok(request.der().to_vec())
+/// A certificate request (PKCS#10, DER) that proves possession of `key`, wherever that is. A device that has its name
+/// already repeats it as the subject (RFC 7030 4.2.2).
+pub fn request(key: &impl rcgen::SigningKey, device: Option<&DeviceId>) -> Result<Vec<u8>, KeyError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(device) = device {
+        params.distinguished_name.push(DnType::CommonName, device.as_str());
     }
+    let request = params.serialize_request(key).map_err(KeyError::Request)?;
+    Ok(request.der().to_vec())
 }
 
 impl fmt::Debug for PrivateKey {
@@ -116,10 +161,22 @@ mod tests {
     use crate::x509::Csr;
 
     #[test]
-    fn keeps_its_identity_through_pem() {
-        let key = PrivateKey::generate().unwrap();
-        let read = PrivateKey::from_pem(&key.to_pem()).unwrap();
-        assert_eq!(read.fingerprint(), key.fingerprint());
+    fn keeps_its_identity_and_kind_through_pem() {
+        for kind in [KeyKind::P256, KeyKind::Ed25519] {
+            let key = PrivateKey::generate_kind(kind).unwrap();
+            let read = PrivateKey::from_pem(&key.to_pem()).unwrap();
+            assert_eq!((read.fingerprint(), read.kind()), (key.fingerprint(), kind));
+            assert_eq!(Csr::parse(&key.request().unwrap()).unwrap().key(), key.fingerprint());
+        }
+    }
+
+    #[test]
+    fn names_its_kinds_and_rejects_others() {
+        assert_eq!("p256".parse(), Ok(KeyKind::P256));
+        assert_eq!("ed25519".parse(), Ok(KeyKind::Ed25519));
+        for text in ["", "P256", "rsa", "ed448"] {
+            assert!(text.parse::<KeyKind>().is_err(), "{text}");
+        }
     }
 
     #[test]
