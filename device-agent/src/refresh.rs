@@ -11,7 +11,7 @@ use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
 use pki::metadata::{Limits, MetadataError, TrustedSet};
-use pki::wire::{MetadataVersions, RepositoryVersions};
+use pki::wire::{MetadataVersions, Proof, RepositoryVersions};
 use pki::x509::DeviceId;
 use thiserror::Error;
 
@@ -292,6 +292,15 @@ pub fn stored_versions(state: &StateDir) -> MetadataVersions {
     MetadataVersions { images: versions(Repository::Images), director: versions(Repository::Director) }
 }
 
+/// What shows how far this device has come: the stored timestamps, which the facade has signed itself.
+pub fn proof(state: &StateDir) -> Proof {
+    let text = |repository: Repository| {
+        let bytes = state.read(&format!("{}/timestamp.json", repository.directory())).ok().flatten()?;
+        String::from_utf8(bytes).ok()
+    };
+    Proof { images: text(Repository::Images), director: text(Repository::Director) }
+}
+
 fn versions(trusted: &TrustedSet) -> RepositoryVersions {
     RepositoryVersions {
         root: trusted.root().version,
@@ -318,6 +327,9 @@ fn signed_at(trusted: &TrustedSet) -> Option<Timestamp> {
     (signed <= timestamp.expires).then_some(signed)
 }
 
+/// The code of a refusal to go back.
+pub const ROLLBACK: &str = "metadata_rollback";
+
 /// The stable name of a refusal, for the operator's filters.
 pub fn refusal_code(error: &RefreshError) -> &'static str {
     let RefreshError::Metadata { source, .. } = error else {
@@ -332,7 +344,7 @@ pub fn refusal_code(error: &RefreshError) -> &'static str {
         | MetadataError::Rollback { .. }
         | MetadataError::SnapshotListedRollback { .. }
         | MetadataError::TargetsListedRollback { .. }
-        | MetadataError::TargetsVanished { .. } => "metadata_rollback",
+        | MetadataError::TargetsVanished { .. } => ROLLBACK,
         MetadataError::MixAndMatch { .. } | MetadataError::Length { .. } | MetadataError::Hashes { .. } => {
             "metadata_mismatch"
         }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::facade_client::{Ask, ClientError, FacadeClient};
 use crate::lifecycle::{Release, State};
 use crate::progress::Snapshot;
+use crate::refresh;
 use crate::state_file::{StateDir, StateError};
 
 const REPORT_FILE: &str = "report.json";
@@ -162,6 +163,9 @@ impl Reporter<'_> {
         report.metadata = facts.versions;
         report.rolled_back.clone_from(&facts.rolled_back);
         report.waiting = facts.waiting.as_deref().map(Line::shortened);
+        if refused.iter().any(|refusal| refusal.code.as_str() == refresh::ROLLBACK) {
+            report.proof = refresh::proof(self.state);
+        }
         report.free_bytes = facts.free_bytes;
         report.need_bytes = facts.need_bytes;
         report.progress = facts.progress.clone().map(|progress| Progress {

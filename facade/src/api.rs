@@ -16,6 +16,7 @@ mod assignments;
 mod audit;
 mod cache;
 mod connections;
+mod delegations;
 mod devices;
 mod document;
 pub(crate) mod gate;
@@ -81,6 +82,8 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(keys::ceremony))
         .routes(routes!(keys::renew))
         .routes(routes!(keys::recover))
+        .routes(routes!(delegations::list, delegations::add))
+        .routes(routes!(delegations::remove))
         .routes(routes!(keys::request))
         .routes(routes!(keys::sign))
         .routes(routes!(keys::drop_request))

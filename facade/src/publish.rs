@@ -6,6 +6,7 @@
 pub mod bins;
 pub mod director;
 pub mod images;
+pub mod publishers;
 pub mod request;
 pub mod review;
 #[cfg(test)]
@@ -21,9 +22,11 @@ use pki::metadata::MetadataError;
 use pki::metadata::publish::{PublishError, sign};
 use pki::metadata::roles::{Document, RoleKeys};
 use pki::metadata::verify::Signed;
+use pki::oci::Repository;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use self::publishers::PublisherName;
 use self::trust::{KeyRing, RootChangeError};
 use crate::init::InitError;
 use crate::store::StoreError;
@@ -123,6 +126,33 @@ pub enum PublishingError {
     /// A new key could not be made.
     #[error("no key could be made")]
     Key(#[source] KeyError),
+    /// What was revoked is not signed again.
+    #[error("{0} was revoked; a revoked artifact is not signed again")]
+    Revoked(String),
+    /// There is no such publisher.
+    #[error("there is no publisher {0} (facade keys delegations)")]
+    NoPublisher(PublisherName),
+    /// The name is in use.
+    #[error(
+        "there is a publisher {0} already (facade keys delegations); take it back first (facade keys revoke {0})"
+    )]
+    KnownPublisher(PublisherName),
+    /// Two publishers of one repository: the first would answer for both.
+    #[error("{repository} is delegated to {publisher} already (facade keys delegations)")]
+    Delegated {
+        /// The repository.
+        repository: Repository,
+        /// Whose it is.
+        publisher: PublisherName,
+    },
+    /// More than a document should hold.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
     /// An artifact's name cannot be a target.
     #[error("{0} cannot be the name of a target")]
     Name(String),

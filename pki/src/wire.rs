@@ -8,8 +8,8 @@ mod text;
 mod token;
 
 pub use report::{
-    AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Refusal, Report, ReportAnswer, ReportError,
-    RepositoryVersions, RolledBack, Running, Subject, WaitAnswer,
+    AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Proof, Refusal, Report, ReportAnswer,
+    ReportError, RepositoryVersions, RolledBack, Running, Subject, WaitAnswer,
 };
 pub use text::{Code, Line, TextError};
 pub(crate) use token::is_host;

@@ -263,3 +263,63 @@ fn an_unchanged_timestamp_is_one_small_answer() {
     let again = client.send("GET", "/metadata/images/timestamp.json", &[&format!("If-None-Match: {tag}")]);
     assert_eq!((again.status, again.body.len()), (304, 0));
 }
+
+#[test]
+fn one_device_that_lies_about_what_it_has_seen_stops_nobody() {
+    let registry = Registry::open();
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let (liar, device) = (Device::enrolled("liar", &facade), Device::enrolled("board-1", &facade));
+    let versions = r#"{"root":7,"timestamp":900,"snapshot":900,"targets":900}"#;
+    // Metadata that it made itself, as high as it likes.
+    let forged = serde_json::json!({
+        "signed": {"_type": "timestamp", "spec_version": "1.0.34", "version": 900, "expires": "2099-01-01T00:00:00Z",
+            "meta": {"snapshot.json": {"version": 900}}},
+        "signatures": [{"keyid": "0".repeat(64), "sig": "0".repeat(128)}],
+    });
+    let report = format!(
+        r#"{{"version":1,"device":"liar","counter":1,"boot_id":"b","agent_version":"0.1","platform":{{"os":"linux","architecture":"arm64"}},"state":"idle","metadata":{{"images":{versions},"director":{versions}}},"proof":{{"images":{forged},"director":{forged}}}}}"#,
+        forged = Value::from(forged.to_string())
+    );
+    let identity = liar.identity();
+    let mut curl = Command::new("curl");
+    curl.args([
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--noproxy",
+        "*",
+        "--request",
+        "PUT",
+        "--data",
+        &report,
+    ]);
+    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert).arg("--key").arg(&identity.key);
+    curl.arg(format!("{}/v1/report", facade.device_url()));
+    Outcome::of(&mut curl, b"").expect_success();
+
+    let pushed = registry.push("team/app", "v1", &small());
+    facade.deliver(&pushed, "board-1");
+    device.sync().expect_success();
+    assert!(device.delivered().contains(&pushed.digest));
+    facade.ok(&["keys", "rotate", "director", "timestamp"]);
+    device.sync().expect_success();
+    let status = facade.ok(&["status"]).to_string();
+    assert!(status.contains("liar") && status.contains("show nothing signed"), "{status}");
+}
+
+#[test]
+fn an_operator_sees_which_role_a_device_refused_in_which_version_and_why() {
+    let mut scene = Restored::scene();
+    copy(&scene.backup.path().join("data"), &scene.facade.data_dir());
+    scene.facade.start_again();
+    let _ = scene.device.sync();
+    let shown = scene.facade.ok(&["device", "show", "board-1"]);
+    let refused = shown["refused"].to_string();
+    assert!(refused.contains("metadata_rollback"), "{refused}");
+    assert!(refused.contains("director/timestamp.json"), "{refused}");
+    assert!(refused.contains("timestamp goes back from version"), "{refused}");
+    let log = scene.facade.log();
+    let line = log.lines().find(|line| line.contains("device refused")).expect("a line in the log");
+    assert!(line.contains("board-1") && line.contains("metadata_rollback"), "{line}");
+}

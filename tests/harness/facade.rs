@@ -177,10 +177,19 @@ impl Facade {
 
     /// The same, with something on standard input.
     pub fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Outcome {
+        self.cli_with(&self.admin_token_file(), args, input)
+    }
+
+    /// Runs an operator's verb with the token in another file.
+    pub fn cli_as(&self, token_file: &Path, args: &[&str]) -> Outcome {
+        self.cli_with(token_file, args, b"")
+    }
+
+    fn cli_with(&self, token_file: &Path, args: &[&str], input: &[u8]) -> Outcome {
         let mut command = process::command("facade");
         command.args(args).args(["--output", "json"]);
         command.env("FACADE_SERVER", format!("http://{}", self.operator_authority()));
-        command.env("FACADE_TOKEN_FILE", self.admin_token_file());
+        command.env("FACADE_TOKEN_FILE", token_file);
         Outcome::of(&mut command, input)
     }
 

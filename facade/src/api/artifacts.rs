@@ -47,7 +47,13 @@ impl From<PublishingError> for Problem {
             PublishingError::Behind { .. } | PublishingError::RootLost { .. } | PublishingError::Waiting => {
                 Self::conflict(error.to_string())
             }
-            PublishingError::NoRequest => Self::not_found(error.to_string()),
+            PublishingError::NoRequest | PublishingError::NoPublisher(_) => {
+                Self::not_found(error.to_string())
+            }
+            PublishingError::KnownPublisher(_)
+            | PublishingError::Delegated { .. }
+            | PublishingError::TooMany { .. }
+            | PublishingError::Revoked(_) => Self::conflict(error.to_string()),
             PublishingError::Change(_)
             | PublishingError::OnlineOnly
             | PublishingError::Signature(_)
@@ -110,17 +116,33 @@ pub(super) async fn show(state: State, caller: Caller, Path(artifact): Path<Stri
     responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn revoke(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
     caller.require(Role::Operator)?;
-    let mut artifact = state.artifacts.find(&artifact).await?;
+    let artifact = state.artifacts.find(&artifact).await?;
     if artifact.revoked_at.is_none() {
-        artifact.revoked_at = Some(state.clock.now());
-        // Refused at once, whatever becomes of the signature: a revocation that waits must not go on serving.
+        withdraw(&state, vec![artifact.clone()], &caller.name).await?;
+    }
+    let artifact = state.artifacts.get(artifact.name()).await?.unwrap_or(artifact);
+    Ok(Json(view(&state, &artifact)))
+}
+
+/// Revokes artifacts. They are refused at once, whatever becomes of the signature: a revocation that waits must not go on
+/// serving.
+pub(super) async fn withdraw(
+    state: &State,
+    mut artifacts: Vec<artifacts::Artifact>,
+    by: &str,
+) -> Result<(), Problem> {
+    let now = state.clock.now();
+    for artifact in &mut artifacts {
+        artifact.revoked_at = Some(now);
         state.access.remove_artifact(artifact.name());
-        state.images.revoke(&artifact).await?;
+    }
+    let recorded = state.images.revoke(&artifacts).await;
+    for artifact in &artifacts {
         state.pins.remove(artifact.name()).await?;
         state.assignments.withdraw(artifact.name()).await?;
-        tracing::warn!(artifact = %artifact.name(), by = %caller.name, "artifact revoked");
+        tracing::warn!(artifact = %artifact.name(), by = %by, "artifact revoked");
     }
-    Ok(Json(view(&state, &artifact)))
+    Ok(recorded?)
 }
 
 /// Fetches all of an artifact into the cache, and keeps it there whatever becomes of it upstream

@@ -25,6 +25,11 @@ impl Caller {
         Self { name, role }
     }
 
+    /// Whether the caller only pushes; what it pushes to, the handler has to ask.
+    pub fn is_pusher(&self) -> bool {
+        self.role == Role::Pusher
+    }
+
     /// Goes on only if the caller's role is at least this one.
     pub fn require(&self, role: Role) -> Result<(), Problem> {
         if self.role >= role {

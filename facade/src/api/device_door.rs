@@ -194,7 +194,7 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         Ok(bytes) => bytes,
         Err(error) => return error.response(),
     };
-    let report = match Report::parse(&bytes) {
+    let mut report = match Report::parse(&bytes) {
         Ok(report) => report,
         Err(error) => {
             return Dialect::Problem.error(
@@ -212,9 +212,11 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     for refusal in &report.refused {
         tracing::warn!(device.id = %device.id(), subject = ?refusal.subject, code = %refusal.code, reason = %refusal.reason, "device refused");
     }
-    let seen = report.metadata;
-    let observed = facade.images.observe(device.id(), seen.images).await;
-    let observed = observed.and(facade.director.observe(device.id(), seen.director).await);
+    // Judged once, and not kept with the report.
+    let (seen, proof) = (report.metadata, std::mem::take(&mut report.proof));
+    let observed = facade.images.observe(device.id(), seen.images, proof.images.as_deref()).await;
+    let director = facade.director.observe(device.id(), seen.director, proof.director.as_deref()).await;
+    let observed = observed.and(director);
     if let Err(error) = observed {
         tracing::error!(error = %chain(&error), "what a device has seen could not be kept");
     }

@@ -34,8 +34,12 @@ pub(super) async fn import(
     caller: Caller,
     Body(request): Body<ImportRequest>,
 ) -> Answer<ImportReport> {
-    caller.require(Role::Operator)?;
     let repository: Repository = field("repository", &request.repository)?;
+    if caller.is_pusher() {
+        demand_delegated(&state, &caller, &repository, &request).await?;
+    } else {
+        caller.require(Role::Operator)?;
+    }
     if request.tags.is_empty() || request.tags.len() > MAX_TAGS {
         return Err(Problem::invalid("tags", format!("must be 1 to {MAX_TAGS} tags")));
     }
@@ -56,6 +60,30 @@ pub(super) async fn import(
     let results = stream::iter(request.tags).map(|tag| import.one(tag));
     let results = results.buffered(AT_A_TIME).collect().await;
     Ok(Json(ImportReport { results }))
+}
+
+/// A pusher imports for the publisher of its own name, and learns nothing of devices.
+async fn demand_delegated(
+    state: &State,
+    caller: &Caller,
+    repository: &Repository,
+    request: &ImportRequest,
+) -> Result<(), Problem> {
+    let delegations = state.images.delegations().await;
+    let delegated = delegations.iter().any(|delegation| {
+        let publisher = &delegation.publisher;
+        publisher.name.as_str() == caller.name && publisher.repositories.contains(repository)
+    });
+    if !delegated {
+        return Err(Problem::forbidden(format!(
+            "{repository} is not delegated to {name} (facade keys delegate {name} --repository {repository})",
+            name = caller.name
+        )));
+    }
+    if request.pin || request.for_device.is_some() || request.for_group.is_some() {
+        return Err(Problem::forbidden("a pusher only imports; pinning and devices are the operators'"));
+    }
+    Ok(())
 }
 
 /// The devices that the artifacts are meant for, and their platforms as far as they have reported them.

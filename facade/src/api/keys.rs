@@ -16,8 +16,9 @@ use super::types::{
 };
 use super::{Answer, State};
 use crate::publish::PublishingError;
-use crate::publish::images::Outcome;
-use crate::publish::request::Request;
+use crate::publish::images::{Delegation, Outcome};
+use crate::publish::publishers::PublisherName;
+use crate::publish::request::{Desk, Request};
 use crate::publish::trust::{Role, RootChange, Trust};
 use crate::publish::witness::Repository;
 
@@ -29,6 +30,7 @@ pub(super) async fn list(state: State, caller: Caller) -> Answer<Vec<RoleKeys>> 
     let now = state.clock.now();
     let expires = state.images.expires().await;
     let mut roles = state.images.with_trust(|trust| view("images", trust, &expires, now)).await;
+    roles.extend(state.images.delegations().await.iter().map(|delegation| delegated(delegation, now)));
     let expires = state.director.with_trust(|trust| trust.chain.current().expires).await;
     let expires = BTreeMap::from([("root", expires)]);
     roles.extend(state.director.with_trust(|trust| view("director", trust, &expires, now)).await);
@@ -136,21 +138,21 @@ pub(super) async fn recover(
 }
 
 /// Shows what waits for signatures, byte by byte
-#[utoipa::path(get, path = "/api/v1/signing-requests/{repository}", params(("repository" = String, Path, description = "`images` or `director`")), tag = "keys",
+#[utoipa::path(get, path = "/api/v1/signing-requests/{repository}", params(("repository" = String, Path, description = "`images`, `director` or `publisher-NAME`")), tag = "keys",
     responses((status = 200, body = SigningRequest), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn request(
     state: State,
     caller: Caller,
     Path(name): Path<String>,
 ) -> Answer<SigningRequest> {
-    caller.require(Access::Viewer)?;
-    let (request, base, trust) = match repository(&name)? {
-        Repository::Images => {
-            let waiting = state.images.waiting().await?;
+    require(&caller, Access::Viewer, &name)?;
+    let (request, base, trust) = match place(&name)? {
+        Place::Images(desk) => {
+            let waiting = state.images.waiting(&desk).await?;
             let (request, base) = waiting.map(|waiting| (waiting.request, waiting.base)).unzip();
             (request, base.unwrap_or_default(), state.images.with_trust(roots).await)
         }
-        Repository::Director => {
+        Place::Director => {
             (state.director.waiting().await, BTreeMap::new(), state.director.with_trust(roots).await)
         }
     };
@@ -161,7 +163,7 @@ pub(super) async fn request(
 }
 
 /// Takes signatures; once there are enough, what waited is published
-#[utoipa::path(post, path = "/api/v1/signing-requests/{repository}/signatures", params(("repository" = String, Path, description = "`images` or `director`")), request_body = Signatures, tag = "keys",
+#[utoipa::path(post, path = "/api/v1/signing-requests/{repository}/signatures", params(("repository" = String, Path, description = "`images`, `director` or `publisher-NAME`")), request_body = Signatures, tag = "keys",
     responses((status = 200, body = KeysOutcome), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn sign(
     state: State,
@@ -169,16 +171,16 @@ pub(super) async fn sign(
     Path(name): Path<String>,
     Body(request): Body<Signatures>,
 ) -> Answer<KeysOutcome> {
-    caller.require(Access::Operator)?;
+    require(&caller, Access::Operator, &name)?;
     let mut signatures = Vec::new();
     for given in request.signatures {
         let bytes = HEXLOWER_PERMISSIVE.decode(given.sig.as_bytes());
         let bytes = bytes.map_err(|_| Problem::invalid("sig", "a signature is not hexadecimal"))?;
         signatures.push((given.role, Signature { keyid: field("keyid", &given.keyid)?, bytes }));
     }
-    let published = match repository(&name)? {
-        Repository::Director => state.director.attach(&request.id, signatures).await?,
-        Repository::Images => match state.images.attach(&request.id, signatures).await? {
+    let published = match place(&name)? {
+        Place::Director => state.director.attach(&request.id, signatures).await?,
+        Place::Images(desk) => match state.images.attach(&desk, &request.id, signatures).await? {
             None => false,
             Some(added) => {
                 for artifact in &added {
@@ -194,7 +196,7 @@ pub(super) async fn sign(
 }
 
 /// Drops what waits for signatures
-#[utoipa::path(delete, path = "/api/v1/signing-requests/{repository}/{id}", params(("repository" = String, Path, description = "`images` or `director`"), ("id" = String, Path, description = "The request's id")), tag = "keys",
+#[utoipa::path(delete, path = "/api/v1/signing-requests/{repository}/{id}", params(("repository" = String, Path, description = "`images`, `director` or `publisher-NAME`"), ("id" = String, Path, description = "The request's id")), tag = "keys",
     responses((status = 200, body = KeysOutcome), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn drop_request(
     state: State,
@@ -202,9 +204,9 @@ pub(super) async fn drop_request(
     Path((name, id)): Path<(String, String)>,
 ) -> Answer<KeysOutcome> {
     caller.require(Access::Operator)?;
-    match repository(&name)? {
-        Repository::Images => state.images.drop_request(&id).await?,
-        Repository::Director => state.director.drop_request(&id).await?,
+    match place(&name)? {
+        Place::Images(desk) => state.images.drop_request(&desk, &id).await?,
+        Place::Director => state.director.drop_request(&id).await?,
     }
     tracing::warn!(repository = %name, request = %id, by = %caller.name, "signing request dropped");
     Ok(Json(KeysOutcome { outcome: "dropped".to_owned() }))
@@ -231,12 +233,46 @@ fn repository(text: &str) -> Result<Repository, Problem> {
     }
 }
 
-fn outcome(outcome: Outcome) -> KeysOutcome {
+/// Where signatures are waited for.
+enum Place {
+    Images(Desk),
+    Director,
+}
+
+fn place(text: &str) -> Result<Place, Problem> {
+    match (text, PublisherName::of_role(text)) {
+        ("images", _) => Ok(Place::Images(Desk::Operators)),
+        ("director", _) => Ok(Place::Director),
+        (_, Some(publisher)) => Ok(Place::Images(Desk::Publisher(publisher))),
+        _ => Err(Problem::invalid("repository", "must be images, director or publisher-NAME")),
+    }
+}
+
+/// A pusher sees and signs what waits for the publisher of its own name, and nothing else.
+fn require(caller: &Caller, role: Access, name: &str) -> Result<(), Problem> {
+    let own = PublisherName::of_role(name).is_some_and(|publisher| publisher.as_str() == caller.name);
+    if caller.is_pusher() && own { Ok(()) } else { caller.require(role) }
+}
+
+pub(super) fn outcome(outcome: Outcome) -> KeysOutcome {
     let word = match outcome {
         Outcome::Signed | Outcome::Unchanged => "published",
         Outcome::Pending => "pending",
     };
     KeysOutcome { outcome: word.to_owned() }
+}
+
+fn delegated(delegation: &Delegation, now: Timestamp) -> RoleKeys {
+    let place = if delegation.here { "here" } else { "offline" };
+    let id = delegation.publisher.key.id().to_string();
+    RoleKeys {
+        repository: "images".to_owned(),
+        role: delegation.publisher.role(),
+        threshold: 1,
+        keys: vec![RoleKey { id, place: place.to_owned() }],
+        expires_at: delegation.expires.map(|at| at.to_string()),
+        expires_in_seconds: delegation.expires.map(|at| at.as_second().saturating_sub(now.as_second())),
+    }
 }
 
 fn roots(trust: &Trust) -> (Vec<String>, pki::metadata::Root) {

@@ -2,6 +2,7 @@
 //!
 //! What signs (`generate`, `sign`) works without a server, on a machine that never sees one if need be.
 
+mod publisher;
 mod sign;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use self::publisher::{Delegate, Revoke, delegations};
 use self::sign::Sign;
 use super::CliError;
 use super::client::{Client, encode};
@@ -51,7 +53,7 @@ pub(super) enum Verb {
     },
     /// Show what waits for signatures
     Pending {
-        /// `images` or `director`
+        /// `images`, `director` or `publisher-NAME`
         #[arg(default_value = "images")]
         repository: String,
         /// Write it to a file, to be signed on a machine without network
@@ -62,16 +64,22 @@ pub(super) enum Verb {
     Sign(Sign),
     /// Upload signatures that were made on a machine without network
     Upload {
-        /// `images` or `director`
+        /// `images`, `director` or `publisher-NAME`
         repository: String,
         /// The file that `facade keys sign --out` has made
         file: PathBuf,
     },
     /// Drop what waits for signatures
     Drop {
-        /// `images` or `director`
+        /// `images`, `director` or `publisher-NAME`
         repository: String,
     },
+    /// Let a publisher sign for some repositories: CI, without the targets keys
+    Delegate(Delegate),
+    /// List the publishers: who may sign for which repositories
+    Delegations,
+    /// Take a publisher's delegation back
+    Revoke(Revoke),
     /// Sign the images targets again, or ask the operators to
     Renew,
     /// After the database was restored from an older copy: sign above everything that devices have seen
@@ -117,6 +125,9 @@ impl Verb {
             | Self::Pending { .. }
             | Self::Upload { .. }
             | Self::Drop { .. }
+            | Self::Delegate(_)
+            | Self::Delegations
+            | Self::Revoke(_)
             | Self::Renew
             | Self::Recover { .. } => false,
         }
@@ -141,6 +152,9 @@ impl Verb {
             | Self::Pending { .. }
             | Self::Upload { .. }
             | Self::Drop { .. }
+            | Self::Delegate(_)
+            | Self::Delegations
+            | Self::Revoke(_)
             | Self::Renew
             | Self::Recover { .. } => return Err(CliError::Usage("this verb needs a server".to_owned())),
         }
@@ -173,6 +187,9 @@ impl Verb {
                     format!("/api/v1/signing-requests/{}/{}", encode(&repository), encode(&request.id));
                 tell(output, &client.delete(&path).await?);
             }
+            Self::Delegate(delegate) => delegate.run(client, output).await?,
+            Self::Delegations => delegations(client, output).await?,
+            Self::Revoke(revoke) => revoke.run(client, output).await?,
             Self::Renew => tell(output, &client.post("/api/v1/keys/renew", &()).await?),
             Self::Recover { repository, dismiss, .. } => {
                 let request = RecoverRequest { repository, dismiss };

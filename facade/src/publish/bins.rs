@@ -27,16 +27,18 @@ pub fn all() -> impl Iterator<Item = String> {
 
 /// Whether a role is a bin.
 pub fn is_bin(role: &str) -> bool {
-    all().any(|bin| bin == role)
+    let digits = role.strip_prefix("bin-").unwrap_or_default();
+    digits.len() == 2 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn name(first: u8) -> String {
     format!("bin-{first:02x}")
 }
 
-/// Whether the top-level targets list nothing themselves.
+/// Whether the top-level targets have bins.
 pub fn is_split(top: &Targets) -> bool {
-    top.delegations.is_some()
+    let roles = top.delegations.as_ref().map(|delegations| delegations.roles.as_slice());
+    roles.unwrap_or_default().iter().any(|role| is_bin(role.name.as_str()))
 }
 
 /// The delegations to all bins, with the keys of the targets role.

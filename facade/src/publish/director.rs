@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::images::{Outcome, Parts, behind_warning, root_version, target_path};
 use super::request::{REQUESTS, Request, root_draft};
 use super::trust::{Role, RootChange, Trust};
-use super::witness::{Marks, Repository};
+use super::witness::{Doubts, Marks, Repository};
 use super::{PublishingError, TIMESTAMP_FILE, end_of, is_ageing, sign_with, signed_at, versioned};
 use crate::store::{Batch, Table, get_json};
 
@@ -44,6 +44,8 @@ struct State {
     trust: Trust,
     pending: Option<Request>,
     common: Common,
+    /// What devices say they have seen without showing it.
+    doubts: Doubts,
 }
 
 /// What counts for all devices.
@@ -83,7 +85,7 @@ impl Director {
         // What a crash left here after its root had come into force.
         let current = trust.chain.current().version;
         let pending = pending.filter(|request| request.files.iter().any(|draft| draft.version > current));
-        let state = Mutex::new(State { trust, pending, common });
+        let state = Mutex::new(State { trust, pending, common, doubts: Doubts::default() });
         let director = Self { parts, state };
         if let Some((error, _)) = director.behind().await {
             tracing::error!(%error, "nothing is signed");
@@ -218,22 +220,30 @@ impl Director {
         Ok(self.publish_or_wait(&mut state, request).await? == Outcome::Signed)
     }
 
-    /// Holds what a device has seen against what was signed for it.
-    pub async fn observe(&self, device: &DeviceId, seen: RepositoryVersions) -> Result<(), PublishingError> {
-        let state = self.state.lock().await;
+    /// Holds what a device has seen against what was signed for it. Only what our own key has signed counts, and it stops
+    /// what is signed for this device, not for others.
+    pub async fn observe(
+        &self,
+        device: &DeviceId,
+        seen: RepositoryVersions,
+        proof: Option<&str>,
+    ) -> Result<(), PublishingError> {
+        let mut state = self.state.lock().await;
         let signed = self.signed(device).await?;
         let own = Marks { timestamp: signed.timestamp_version, snapshot: signed.version, ..marks(&state) };
-        let Some(claimed) = Marks::claimed(seen, &own) else {
-            return Ok(());
-        };
-        tracing::error!(device.id = %device, seen = ?claimed, "a device has seen newer director metadata than there is");
-        self.parts.witness.claimed(Repository::Director, device, &claimed)
+        let proven = proof.and_then(|text| Marks::proven(text, state.trust.chain.current(), &own));
+        let claimed = Marks::claimed(seen, &own);
+        state.doubts.note(device, claimed.filter(|_| proven.is_none()));
+        let Some(proven) = proven else { return Ok(()) };
+        tracing::error!(device.id = %device, seen = ?proven, "a device shows newer director metadata than there is");
+        self.parts.witness.claimed(Repository::Director, device, &proven)
     }
 
     /// What needs an operator.
     pub async fn warnings(&self) -> Vec<String> {
         let mut warnings = behind_warning(self.behind().await);
         let state = self.state.lock().await;
+        warnings.extend(state.doubts.warnings(NAME));
         if state.pending.is_some() {
             warnings.push("a new director root waits for signatures (facade keys sign director)".to_owned());
         }
@@ -318,7 +328,7 @@ impl Director {
         self.parts.store.commit(batch).await?;
         state.pending = None;
         self.parts.witness.published(Repository::Director, &marks(state))?;
-        for id in state.trust.ring.unused(state.trust.chain.current()) {
+        for id in state.trust.ring.unused(&[state.trust.chain.current()], &BTreeSet::new()) {
             state.trust.ring.remove(id);
             self.parts.vault.remove_key(NAME, id)?;
         }

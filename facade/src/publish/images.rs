@@ -3,19 +3,22 @@
 //! Every change is a [`Request`]: the files it changes, signed with the keys that are here. Where they are all it needs, it
 //! is published at once; otherwise it waits for the operators' signatures, and nothing in it exists before.
 
+mod delegate;
 mod plan;
+mod recovery;
 mod steps;
+mod upkeep;
+mod withdraw;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use steps::{marks, raise};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp as Time;
 use pki::digest::Digest;
 use pki::key::{Signature, SigningKey};
 use pki::metadata::names::TargetPath;
 use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
-use pki::metadata::verify::Signed;
+use pki::metadata::verify::{Authority, Signed};
 use pki::metadata::{Limits, trusted};
 use pki::oci::{ArtifactName, Tag};
 use pki::wire::{RepositoryVersions, RootPin};
@@ -25,10 +28,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
+pub use self::delegate::Delegation;
 use self::plan::Work;
-use super::request::{Addition, Draft, REQUESTS, Request, root_draft};
+pub(super) use self::recovery::behind_warning;
+use self::steps::{marks, raise};
+use super::publishers::{self, Publisher, PublisherName};
+use super::request::{Addition, Desk, Draft, REQUESTS, Request, root_draft};
 use super::trust::{Role, RootChange, Trust};
-use super::witness::{Marks, Repository, Witness};
+use super::witness::{Doubts, Marks, Repository, Witness};
 use super::{
     Lifetimes, MAX_STORED_BYTES, PublishingError, TIMESTAMP_FILE, bins, end_of, is_ageing, sign_with,
     signed_at, versioned,
@@ -36,7 +43,7 @@ use super::{
 use crate::catalog::artifacts::{Artifact, Artifacts};
 use crate::clock::Clock;
 use crate::init::Vault;
-use crate::store::{Batch, Scan, Store, Table, get_json, scan_json};
+use crate::store::{Batch, Scan, Store, Table, scan_json};
 
 /// Signed files by the name they are served under.
 const FILES: Table = Table("images-metadata");
@@ -45,6 +52,9 @@ const FILES: Table = Table("images-metadata");
 const ROLES: Table = Table("images-roles");
 
 const NAME: &str = "images";
+
+/// The role of the top-level targets.
+const TOP: &str = "targets";
 
 /// The target that says by which CA certificates devices trust the facade; its content is in its `custom`.
 const TRUST: &str = "trust/facade-ca.pem";
@@ -82,12 +92,17 @@ pub struct Images {
     parts: Parts,
     /// What is published; its lock is the turn to publish.
     current: Mutex<Current>,
+    /// What devices say they have seen without showing it.
+    doubts: std::sync::Mutex<Doubts>,
 }
 
 struct Current {
     trust: Trust,
     published: Published,
-    pending: Option<Request>,
+    /// What waits for signatures, by whose.
+    pending: BTreeMap<Desk, Request>,
+    /// What is revoked and may still be listed.
+    withdrawn: BTreeSet<ArtifactName>,
 }
 
 #[derive(Clone)]
@@ -108,6 +123,23 @@ struct Listed {
     expires: Time,
 }
 
+impl Published {
+    /// The roles that a device may come to: the others are listed for ever, because nothing may vanish from a snapshot.
+    fn live(&self) -> BTreeSet<String> {
+        let delegations = self.targets.delegations.as_ref();
+        let delegated = delegations.into_iter().flat_map(|delegations| &delegations.roles);
+        let delegated = delegated.map(|role| role.name.as_str().to_owned());
+        let live = delegated.filter(|role| self.roles.contains_key(role));
+        live.chain([TOP.to_owned()]).collect()
+    }
+
+    /// The live roles that the targets keys sign.
+    fn own(&self) -> BTreeSet<String> {
+        let own = |role: &String| role == TOP || bins::is_bin(role);
+        self.live().into_iter().filter(own).collect()
+    }
+}
+
 /// A signing request as operators see it.
 #[derive(Clone, Debug)]
 pub struct Waiting {
@@ -126,10 +158,13 @@ impl Images {
     ) -> Result<Self, PublishingError> {
         let stored = load(&*parts.store).await?;
         let first = stored.is_none();
-        let pending = get_json(&*parts.store, REQUESTS, NAME).await?;
+        let waiting = Scan { prefix: NAME, ..Scan::ALL };
+        let pending = scan_json(&*parts.store, REQUESTS, waiting).await?;
+        let pending = pending.into_iter().filter_map(|(key, request)| Some((Desk::of_key(&key)?, request)));
+        let withdrawn = withdraw::load(&*parts.store).await?;
         let published = stored.unwrap_or_else(|| empty(parts.clock.now(), parts.lifetimes));
-        let current = Mutex::new(Current { trust, published, pending });
-        let images = Self { parts, current };
+        let current = Mutex::new(Current { trust, published, pending: pending.collect(), withdrawn });
+        let images = Self { parts, current, doubts: std::sync::Mutex::default() };
         if first {
             images.begin(first_targets).await?;
         }
@@ -147,19 +182,19 @@ impl Images {
         let request = if let Some(bytes) = first_targets {
             self.request(vec![Draft::new("targets", 1, bytes)?], Vec::new())
         } else {
-            let work = Work { renew: plan::Renew::Top, ..Work::default() };
+            let work = Work { renew: BTreeSet::from([TOP.to_owned()]), ..Work::default() };
             self.draft(&current, &work, Vec::new()).await?
         };
-        self.publish(&mut current, request, Batch::new()).await
+        self.publish(&mut current, &Desk::Operators, request, Batch::new()).await
     }
 
     /// Finishes what a crash has cut short: a new root is in force, and what it asks for is not published yet.
     async fn catch_up(&self) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        if let Some(request) = current.pending.clone() {
+        if let Some(request) = current.pending.get(&Desk::Operators).cloned() {
             let version = request.root().map_err(PublishingError::Refused)?.map(|root| root.version);
             if version == Some(current.trust.chain.current().version) {
-                return self.publish(&mut current, request, Batch::new()).await;
+                return self.publish(&mut current, &Desk::Operators, request, Batch::new()).await;
             }
         }
         let (online, targets) = self.vouched_for(&current).await?;
@@ -170,9 +205,9 @@ impl Images {
             let request = self.request(Vec::new(), Vec::new());
             return self.publish_online(&mut current, request, Batch::new()).await;
         }
-        let work = Work { renew: plan::Renew::All, ..Work::default() };
+        let work = Work { renew: current.published.own(), ..Work::default() };
         let request = self.draft(&current, &work, vec!["the keys have changed".to_owned()]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new()).await.map(drop)
+        self.publish_or_wait(&mut current, &Desk::Operators, request, Batch::new()).await.map(drop)
     }
 
     /// Whether the root in force vouches for the published timestamp and snapshot, and for the targets.
@@ -226,14 +261,14 @@ impl Images {
         let target = Target::new(Digest::sha256(pem.as_bytes()), pem.len() as u64, custom);
         let published = self.published_target(&current.published, &path).await?;
         let said = published.map_or(roots.len() < 2, |published| published == target);
-        if said || current.pending.is_some() {
+        if said || current.pending.contains_key(&Desk::Operators) {
             return Ok(());
         }
         self.demand_not_behind(&current)?;
         let work = Work { add: vec![(path, target)], ..Work::default() };
         let reason = "the CA certificates of the facade have changed".to_owned();
         let request = self.draft(&current, &work, vec![reason]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new()).await.map(drop)
+        self.publish_or_wait(&mut current, &Desk::Operators, request, Batch::new()).await.map(drop)
     }
 
     async fn published_target(
@@ -241,52 +276,79 @@ impl Images {
         published: &Published,
         path: &TargetPath,
     ) -> Result<Option<Target>, PublishingError> {
-        if !bins::is_split(&published.targets) {
-            return Ok(published.targets.targets.get(path).cloned());
-        }
-        let bin = bins::of(path);
-        let version = published.roles.get(&bin).map_or(0, |state| state.version);
-        let targets: Targets = stored(&*self.parts.store, &bin, version).await?;
-        Ok(targets.targets.get(path).cloned())
+        let Some(role) = self.listing(published, path).await? else {
+            return Ok(None);
+        };
+        Ok(self.document(published, &role).await?.targets.get(path).cloned())
     }
 
-    /// Signs artifacts in one step.
+    /// The role that lists a path, as a device finds it.
+    async fn listing(
+        &self,
+        published: &Published,
+        path: &TargetPath,
+    ) -> Result<Option<String>, PublishingError> {
+        if published.targets.targets.contains_key(path) {
+            return Ok(Some(TOP.to_owned()));
+        }
+        let publishers = publishers::of(&published.targets);
+        let role = match publishers::covering(&publishers, path) {
+            Some(covering) => covering.role(),
+            None if bins::is_split(&published.targets) => bins::of(path),
+            None => return Ok(None),
+        };
+        let listed = self.document(published, &role).await?.targets.contains_key(path);
+        Ok(listed.then_some(role))
+    }
+
+    /// What is published of a role; nothing where the role has signed nothing, or not under the keys that it has now.
+    async fn document(&self, published: &Published, role: &str) -> Result<Targets, PublishingError> {
+        if role == TOP {
+            return Ok(published.targets.clone());
+        }
+        let Some(listed) = published.roles.get(role) else {
+            return Ok(plan::nothing());
+        };
+        let file = versioned(listed.version, role);
+        let bytes = self.parts.store.get(FILES, &file).await?;
+        let bytes = bytes.ok_or_else(|| PublishingError::Unreadable { file: file.clone() })?;
+        let publishers = publishers::of(&published.targets);
+        if let Some(signer) = publishers.iter().find(|known| known.role() == role) {
+            return Ok(signed_by(signer, &bytes).unwrap_or_else(plan::nothing));
+        }
+        super::read(role, &file, &bytes)
+    }
+
+    /// Signs artifacts in one step of each desk.
     pub async fn add_all(&self, additions: Vec<Addition>) -> Result<Outcome, PublishingError> {
         let mut current = self.current.lock().await;
         self.demand_not_behind(&current)?;
+        let publishers = publishers::of(&current.published.targets);
         let mut batch = Batch::new();
-        let mut new = Vec::new();
+        let mut new: BTreeMap<Desk, Vec<Addition>> = BTreeMap::new();
         for addition in additions {
-            let known = self.parts.artifacts.get(addition.artifact.name()).await?;
-            if known.is_some_and(|known| known.revoked_at.is_none()) {
-                self.parts.artifacts.put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
-            } else {
-                new.push(addition);
+            let name = addition.artifact.name();
+            match self.parts.artifacts.get(name).await? {
+                Some(known) if known.revoked_at.is_some() => {
+                    return Err(PublishingError::Revoked(name.to_string()));
+                }
+                Some(_) => self.parts.artifacts.put_tag(&mut batch, &addition.tag, name)?,
+                None => {
+                    let desk = desk_of(&publishers, &target_path(name)?);
+                    new.entry(desk).or_default().push(addition);
+                }
             }
         }
-        if new.is_empty() {
-            self.parts.store.commit(batch).await?;
-            return Ok(Outcome::Unchanged);
-        }
-        let request = self.extended(&current, new, Vec::new()).await?;
-        self.publish_or_wait(&mut current, request, batch).await
-    }
-
-    /// Takes an artifact out, and records that it is revoked. Devices are refused it at once, whoever has to sign.
-    pub async fn revoke(&self, artifact: &Artifact) -> Result<(), PublishingError> {
-        let mut current = self.current.lock().await;
-        let mut batch = Batch::new();
-        self.parts.artifacts.put(&mut batch, artifact)?;
-        if self.demand_not_behind(&current).is_err() {
-            return Ok(self.parts.store.commit(batch).await?);
-        }
-        match self.extended(&current, Vec::new(), vec![artifact.clone()]).await {
-            Ok(request) => self.publish_or_wait(&mut current, request, batch).await.map(drop),
-            Err(error) => {
-                self.parts.store.commit(batch).await?;
-                Err(error)
+        self.parts.store.commit(batch).await?;
+        let mut outcome = Outcome::Unchanged;
+        for (desk, additions) in new {
+            let request = self.extended(&current, &desk, additions, Vec::new()).await?;
+            let published = self.publish_or_wait(&mut current, &desk, request, Batch::new()).await?;
+            if outcome != Outcome::Pending {
+                outcome = published;
             }
         }
+        Ok(outcome)
     }
 
     /// Changes the keys of a role: at once where the keys for it are here, else by a signing request.
@@ -297,7 +359,7 @@ impl Images {
     ) -> Result<Outcome, PublishingError> {
         let mut current = self.current.lock().await;
         self.demand_not_behind(&current)?;
-        if current.pending.is_some() {
+        if current.pending.contains_key(&Desk::Operators) {
             return Err(PublishingError::Waiting);
         }
         let now = self.parts.clock.now();
@@ -306,17 +368,17 @@ impl Images {
             self.parts.vault.put_key(NAME, change.role.name(), &key)?;
             current.trust.ring.insert(key);
         }
-        let renew = if change.role == Role::Targets { plan::Renew::All } else { plan::Renew::Nothing };
+        let renew = if change.role == Role::Targets { current.published.own() } else { BTreeSet::new() };
         let work = Work { renew, root: Some(root), ..Work::default() };
         let reason = format!("the keys of {} change", change.role);
         let request = self.draft(&current, &work, vec![reason]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new()).await
+        self.publish_or_wait(&mut current, &Desk::Operators, request, Batch::new()).await
     }
 
-    /// What waits for signatures.
-    pub async fn waiting(&self) -> Result<Option<Waiting>, PublishingError> {
+    /// What waits for signatures at a desk.
+    pub async fn waiting(&self, desk: &Desk) -> Result<Option<Waiting>, PublishingError> {
         let current = self.current.lock().await;
-        let Some(request) = current.pending.clone() else {
+        let Some(request) = current.pending.get(desk).cloned() else {
             return Ok(None);
         };
         let mut base = BTreeMap::new();
@@ -331,173 +393,46 @@ impl Images {
         Ok(Some(Waiting { request, base }))
     }
 
-    /// Drops what waits for signatures.
-    pub async fn drop_request(&self, id: &str) -> Result<(), PublishingError> {
+    /// Drops what waits for signatures, but for what is revoked: that waits again.
+    pub async fn drop_request(&self, desk: &Desk, id: &str) -> Result<(), PublishingError> {
         let mut current = self.current.lock().await;
-        current.pending.as_ref().filter(|request| request.id == id).ok_or(PublishingError::NoRequest)?;
+        let pending = current.pending.get(desk).filter(|request| request.id == id);
+        pending.ok_or(PublishingError::NoRequest)?;
         let mut batch = Batch::new();
-        batch.delete(REQUESTS, NAME);
+        batch.delete(REQUESTS, &desk.key());
         self.parts.store.commit(batch).await?;
-        current.pending = None;
-        Ok(())
+        current.pending.remove(desk);
+        self.forget_unused_keys(&mut current)?;
+        self.take_out(&mut current).await
     }
 
     /// Takes signatures for what waits, each verified; once it has enough, it is published. The artifacts that exist then.
     pub async fn attach(
         &self,
+        desk: &Desk,
         id: &str,
         signatures: Vec<(String, Signature)>,
     ) -> Result<Option<Vec<Artifact>>, PublishingError> {
         let mut current = self.current.lock().await;
-        let pending = current.pending.clone().filter(|request| request.id == id);
+        let pending = current.pending.get(desk).cloned().filter(|request| request.id == id);
         let mut request = pending.ok_or(PublishingError::NoRequest)?;
         for (role, signature) in signatures {
             request.attach(current.trust.chain.current(), &role, signature)?;
         }
         let added = request.additions.iter().map(|addition| addition.artifact.clone()).collect();
-        let outcome = self.publish_or_wait(&mut current, request, Batch::new()).await?;
-        Ok((outcome == Outcome::Signed).then_some(added))
-    }
-
-    /// Signs again what is half-way to its end.
-    pub async fn resign(&self) -> Result<(), PublishingError> {
-        let mut current = self.current.lock().await;
-        self.demand_not_behind(&current)?;
-        let now = self.parts.clock.now();
-        let lifetimes = self.parts.lifetimes;
-        let aged = |state: &Listed| is_ageing(state.expires, now, lifetimes.targets);
-        let root = current.trust.chain.current();
-        let online = current.trust.ring.suffices(&root.roles.targets);
-        if current.pending.is_none() && online && current.published.roles.values().any(aged) {
-            let work = Work { renew: plan::Renew::Aged(now, lifetimes.targets), ..Work::default() };
-            let request = self.draft(&current, &work, Vec::new()).await?;
-            return self.publish(&mut current, request, Batch::new()).await;
+        let outcome = self.publish_or_wait(&mut current, desk, request, Batch::new()).await?;
+        if outcome != Outcome::Signed {
+            return Ok(None);
         }
-        let published = &current.published;
-        if is_ageing(published.snapshot.expires, now, lifetimes.snapshot) {
-            let request = self.request(Vec::new(), Vec::new());
-            return self.publish_online(&mut current, request, Batch::new()).await;
-        }
-        if is_ageing(published.timestamp.expires, now, lifetimes.timestamp) {
-            let mut batch = Batch::new();
-            let next = self.sign_timestamp(&current.trust, published.clone(), now, &mut batch)?;
-            self.parts.store.commit(batch).await?;
-            current.published = next;
-            self.witness(&current)?;
-        }
-        Ok(())
-    }
-
-    /// Asks the operators to renew what only they can sign.
-    pub async fn renew(&self) -> Result<Outcome, PublishingError> {
-        let mut current = self.current.lock().await;
-        self.demand_not_behind(&current)?;
-        if current.pending.is_some() {
-            return Err(PublishingError::Waiting);
-        }
-        let work = Work { renew: plan::Renew::All, ..Work::default() };
-        let request = self.draft(&current, &work, vec!["renewal".to_owned()]).await?;
-        self.publish_or_wait(&mut current, request, Batch::new()).await
-    }
-
-    /// When each role's metadata ends; that of the bins is the first of them to end.
-    pub async fn expires(&self) -> BTreeMap<&'static str, Time> {
-        let current = self.current.lock().await;
-        let published = &current.published;
-        let targets = published.roles.values().map(|state| state.expires).min();
-        BTreeMap::from([
-            ("root", current.trust.chain.current().expires),
-            ("targets", targets.unwrap_or(published.targets.expires)),
-            ("snapshot", published.snapshot.expires),
-            ("timestamp", published.timestamp.expires),
-        ])
-    }
-
-    /// What needs an operator.
-    pub async fn warnings(&self) -> Vec<String> {
-        let mut warnings = behind_warning(self.behind().await);
-        let pending = self.current.lock().await.pending.as_ref().map(|request| request.reasons.len());
-        if let Some(changes) = pending {
-            warnings.push(format!("{changes} changes of images wait for signatures (facade keys sign)"));
-        }
-        let now = self.parts.clock.now();
-        let expires = self.expires().await;
-        for (role, lifetime, remedy) in [
-            ("root", self.parts.lifetimes.root, "facade keys rotate images root, or a ceremony"),
-            ("targets", self.parts.lifetimes.targets, "facade keys renew"),
-        ] {
-            let end = expires.get(role).filter(|end| is_ageing(**end, now, lifetime / 2));
-            warnings.extend(end.map(|end| format!("images/{role} ends {end} ({remedy})")));
-        }
-        warnings
-    }
-
-    /// Holds what a device has seen against what we remember.
-    pub async fn observe(&self, device: &DeviceId, seen: RepositoryVersions) -> Result<(), PublishingError> {
-        let current = self.current.lock().await;
-        let Some(claimed) = Marks::claimed(seen, &marks(&current)) else {
-            return Ok(());
-        };
-        drop(current);
-        tracing::error!(device.id = %device, seen = ?claimed, "a device has seen newer images metadata than there is");
-        self.parts.witness.claimed(Repository::Images, device, &claimed)
-    }
-
-    /// Says that the repository is behind what was published, and by whom it is known.
-    pub async fn behind(&self) -> Option<(PublishingError, Marks)> {
-        let current = self.current.lock().await;
-        let seen = self.parts.witness.marks(Repository::Images);
-        self.demand_not_behind(&current).err().map(|error| (error, seen))
-    }
-
-    /// By an operator's word: signs everything above what was seen.
-    pub async fn recover(&self) -> Result<Outcome, PublishingError> {
-        let mut current = self.current.lock().await;
-        let seen = self.parts.witness.marks(Repository::Images);
-        if seen.root > current.trust.chain.current().version {
-            return Err(PublishingError::RootLost { repository: NAME, seen: seen.root });
-        }
-        let mut raised = current.published.clone();
-        raise(&mut raised, &seen);
-        let before = std::mem::replace(&mut current.published, raised);
-        let work = Work { renew: plan::Renew::All, ..Work::default() };
-        let drafted = self.draft(&current, &work, vec!["recovery from an older copy".to_owned()]).await;
-        current.published = before;
-        let request = Request { floor: Some(seen), ..drafted? };
-        self.publish_or_wait(&mut current, request, Batch::new()).await
-    }
-
-    /// By an operator's word: what devices claimed to have seen was never published.
-    pub async fn dismiss(&self) -> Result<(), PublishingError> {
-        let current = self.current.lock().await;
-        self.parts.witness.settle(Repository::Images, marks(&current))
-    }
-
-    fn demand_not_behind(&self, current: &Current) -> Result<(), PublishingError> {
-        let seen = self.parts.witness.marks(Repository::Images);
-        let own = marks(current);
-        if seen.is_above(&own) {
-            let (own, seen) = (own.timestamp, seen.timestamp);
-            return Err(PublishingError::Behind { repository: NAME, own, seen });
-        }
-        Ok(())
-    }
-
-    fn witness(&self, current: &Current) -> Result<(), PublishingError> {
-        self.parts.witness.published(Repository::Images, &marks(current))
+        self.take_out(&mut current).await?;
+        Ok(Some(added))
     }
 }
 
 fn empty(now: Time, lifetimes: Lifetimes) -> Published {
     let nothing = FileMeta { version: 1, length: None, hashes: None, extra: Map::new() };
     Published {
-        targets: Targets {
-            version: 0,
-            expires: end_of(now, lifetimes.targets),
-            targets: BTreeMap::new(),
-            delegations: None,
-            extra: Map::new(),
-        },
+        targets: Targets { expires: end_of(now, lifetimes.targets), ..plan::nothing() },
         roles: BTreeMap::new(),
         snapshot: Snapshot {
             version: 0,
@@ -537,16 +472,6 @@ async fn stored(store: &dyn Store, role: &str, version: u64) -> Result<Targets, 
     super::read(role, &file, &bytes)
 }
 
-/// What is to be said of a repository that is behind, and who knows.
-pub(super) fn behind_warning(behind: Option<(PublishingError, Marks)>) -> Vec<String> {
-    let Some((error, seen)) = behind else {
-        return Vec::new();
-    };
-    let devices: Vec<String> = seen.claimed_by.iter().map(ToString::to_string).collect();
-    let known = if devices.is_empty() { "witness.json".to_owned() } else { devices.join(", ") };
-    vec![format!("{error}; known from {known}")]
-}
-
 /// The version in the name of a root file.
 pub(super) fn root_version(name: &str) -> Option<u64> {
     name.strip_suffix(".root.json")?.parse().ok()
@@ -555,6 +480,21 @@ pub(super) fn root_version(name: &str) -> Option<u64> {
 /// The name of an artifact as the path of a target.
 pub(super) fn target_path(name: &ArtifactName) -> Result<TargetPath, PublishingError> {
     name.to_string().parse().map_err(|_| PublishingError::Name(name.to_string()))
+}
+
+/// Who signs what is new under a path.
+fn desk_of(publishers: &[Publisher], path: &TargetPath) -> Desk {
+    let publisher = publishers::covering(publishers, path);
+    publisher.map_or(Desk::Operators, |publisher| Desk::Publisher(publisher.name.clone()))
+}
+
+/// A publisher's file, if it has signed it with the key that it has now.
+fn signed_by(publisher: &Publisher, bytes: &[u8]) -> Option<Targets> {
+    let role = publisher.role();
+    let (keys, role_keys) = (publisher.key_map(), publisher.keys());
+    let signed = Signed::<Targets>::parse(&role, bytes, MAX_STORED_BYTES).ok()?;
+    let authority = Authority { delegator: TOP, keys: &keys, keyids: &role_keys.keyids, threshold: 1 };
+    signed.demand(authority).is_ok().then(|| signed.document().clone())
 }
 
 fn target(artifact: &Artifact) -> Target {

@@ -3,6 +3,8 @@
 //! Pure. A request holds the exact bytes to be signed, and what happens once they are. Nothing in it is served, and no
 //! artifact in it exists, before every file has its threshold.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use pki::key::{KeyId, PublicKey, Signature};
 use pki::metadata::publish::attach_signature;
@@ -12,13 +14,50 @@ use pki::metadata::{Limits, MetadataError};
 use pki::oci::Tag;
 use serde::{Deserialize, Serialize};
 
+use super::publishers::{Publisher, PublisherName};
 use super::trust::Trust;
 use super::{PublishingError, sign_with, witness};
 use crate::catalog::artifacts::Artifact;
 use crate::store::Table;
 
-/// Where requests are kept, by the name of their repository.
+/// Where requests are kept, by the name of their repository; those of publishers by [`Desk::key`].
 pub(super) const REQUESTS: Table = Table("signing-requests");
+
+/// Whose signatures a request of the images repository waits for. One desk does not wait for another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Desk {
+    /// Those who hold the root and targets keys.
+    Operators,
+    /// A publisher that holds its own key.
+    Publisher(PublisherName),
+}
+
+impl Desk {
+    /// The key under which its request is kept.
+    pub(super) fn key(&self) -> String {
+        match self {
+            Self::Operators => "images".to_owned(),
+            Self::Publisher(name) => format!("images/{name}"),
+        }
+    }
+
+    /// What its request is called where operators ask for it.
+    pub fn request_name(&self) -> String {
+        match self {
+            Self::Operators => "images".to_owned(),
+            Self::Publisher(name) => name.role(),
+        }
+    }
+
+    /// The desk whose request is kept under `key`.
+    pub(super) fn of_key(key: &str) -> Option<Self> {
+        match key.strip_prefix("images") {
+            Some("") => Some(Self::Operators),
+            Some(rest) => rest.strip_prefix('/')?.parse().ok().map(Self::Publisher),
+            None => None,
+        }
+    }
+}
 
 /// What waits to be signed in one repository.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +76,15 @@ pub struct Request {
     pub removals: Vec<Artifact>,
     /// Versions that must be passed.
     pub floor: Option<witness::Marks>,
+    /// The publishers whose files are among them.
+    #[serde(default)]
+    pub publishers: Vec<Publisher>,
+    /// Whether it changes who signs, by a root or by delegations: nothing else may come between.
+    #[serde(default)]
+    pub changes_signers: bool,
+    /// Files that are to be signed again though they say nothing new.
+    #[serde(default)]
+    pub renews: BTreeSet<String>,
 }
 
 /// An artifact that waits for its signature.
@@ -106,7 +154,15 @@ impl Request {
             additions: Vec::new(),
             removals: Vec::new(),
             floor: None,
+            publishers: Vec::new(),
+            changes_signers: false,
+            renews: BTreeSet::new(),
         }
+    }
+
+    /// Whether only what it says may happen until it is signed or dropped.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.changes_signers || self.floor.is_some()
     }
 
     /// The root that it proposes.
@@ -135,6 +191,16 @@ impl Request {
                     let have = signed.count_signers(authority(root, &root.roles.root));
                     count(signers, &root.roles.root, have);
                 }
+            } else if let Some(publisher) = self.publisher(&draft.role) {
+                let signed = Signed::<Targets>::parse(&draft.role, bytes, Limits::default().targets_bytes)?;
+                let (keys, role) = (publisher.key_map(), publisher.keys());
+                let have = signed.count_signers(Authority {
+                    delegator: "targets",
+                    keys: &keys,
+                    keyids: &role.keyids,
+                    threshold: role.threshold,
+                });
+                count("the publisher's key", &role, have);
             } else {
                 let signed = Signed::<Targets>::parse(&draft.role, bytes, Limits::default().targets_bytes)?;
                 let have = signed.count_signers(authority(next, &next.roles.targets));
@@ -142,6 +208,11 @@ impl Request {
             }
         }
         Ok(progress)
+    }
+
+    /// The publisher whose file bears this role.
+    fn publisher(&self, role: &str) -> Option<&Publisher> {
+        self.publishers.iter().find(|publisher| publisher.role() == role)
     }
 
     /// Whether every file has its threshold.
@@ -158,8 +229,12 @@ impl Request {
     ) -> Result<(), PublishingError> {
         let proposed = self.root().map_err(PublishingError::Refused)?;
         let id = signature.keyid;
-        let roots = [Some(current), proposed.as_ref()];
-        let key = roots.into_iter().flatten().find_map(|root| key_for(root, role, id)).cloned();
+        let key = if let Some(publisher) = self.publisher(role) {
+            Some(publisher.key.clone()).filter(|key| key.id() == id)
+        } else {
+            let roots = [Some(current), proposed.as_ref()];
+            roots.into_iter().flatten().find_map(|root| key_for(root, role, id)).cloned()
+        };
         let key = key.ok_or(PublishingError::NoSigner { keyid: id, role: role.to_owned() })?;
         let draft = self.files.iter_mut().find(|draft| draft.role == role);
         let draft = draft.ok_or_else(|| PublishingError::NotInRequest(role.to_owned()))?;

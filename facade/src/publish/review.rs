@@ -5,13 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pki::key::KeyId;
 use pki::metadata::names::TargetPath;
 use pki::metadata::roles::{Root, Target, Targets};
-use pki::metadata::verify::Signed;
+use pki::metadata::verify::{Authority, Signed};
 use pki::metadata::{Limits, MetadataError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::publishers::{self, Publisher, PublisherName};
 use super::trust::{Role, RootChain};
 use super::{PublishingError, bins};
 
@@ -28,6 +30,8 @@ pub struct Review {
     pub renewed: usize,
     /// What somebody should look into.
     pub warnings: Vec<String>,
+    /// Whose signature counts for each file.
+    pub signers: BTreeMap<String, BTreeSet<KeyId>>,
     /// What to remember once it is signed.
     pub seen: Seen,
 }
@@ -97,8 +101,11 @@ pub enum ReviewError {
         role: String,
     },
     /// Somebody else would be let in.
-    #[error("{0} delegates to others than the bins of the targets keys")]
+    #[error("{0} delegates to others than publishers and the bins of the targets keys")]
     Delegation(String),
+    /// The server does not show who the publishers are.
+    #[error("the request does not show the top-level targets in force, which name its publisher")]
+    NoTop,
     /// A role that nobody here signs.
     #[error("{0} is not a file of this repository")]
     Role(String),
@@ -115,7 +122,8 @@ pub struct Side<'a> {
     pub base: Option<&'a str>,
 }
 
-/// Judges a request under the roots that the operator trusts; `seen` is what was signed here before.
+/// Judges a request under the roots that the operator trusts; `top` are the top-level targets in force, `seen` is what was
+/// signed here before.
 pub fn review(
     trusted: &RootChain,
     sides: &[Side<'_>],
@@ -129,16 +137,18 @@ pub fn review(
         next = proposed_root(current, side.draft)?;
         review.keys = describe(current, &next);
     }
+    let desk = Reviewer::new(current, &next, sides, top, seen)?;
+    review.keys.extend(describe_publishers(&desk.publishers, &desk.proposed));
+    review.signers = sides.iter().map(|side| (side.role.to_owned(), desk.signers(side.role))).collect();
     let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
     let mut judged = Vec::new();
     for side in sides.iter().filter(|side| side.role != "root") {
-        judged.push(judge(current, &next, side, seen)?);
+        judged.push(desk.judge(side)?);
     }
     // Splitting takes entries from the flat list, which then has to be part of what is compared.
     let splits = judged.iter().any(|file| bins::is_bin(&file.role) && file.base.is_none());
-    if let (true, Some(top), false) = (splits, top, judged.iter().any(|file| file.role == "targets")) {
-        let base = base(current, "targets", top, seen)?;
-        before.extend(base.targets);
+    if let (true, Some(top), false) = (splits, &desk.top, judged.iter().any(|file| file.role == "targets")) {
+        before.extend(top.targets.clone());
     }
     for file in judged {
         if let Some(base) = &file.base {
@@ -150,7 +160,7 @@ pub fn review(
         review.renewed += usize::from(old == file.draft.targets);
         before.extend(old);
         for (path, target) in file.draft.targets {
-            demand_in_place(&file.role, &path)?;
+            desk.demand_in_place(&file.role, &path)?;
             after.insert(path, target);
         }
     }
@@ -172,54 +182,125 @@ struct Judged {
     base: Option<Targets>,
 }
 
-fn judge(current: &Root, next: &Root, side: &Side<'_>, seen: &Seen) -> Result<Judged, ReviewError> {
-    if side.role != "targets" && !bins::is_bin(side.role) {
-        return Err(ReviewError::Role(side.role.to_owned()));
-    }
-    let draft = read(side.role, side.draft)?.document().clone();
-    let base = side.base.map(|text| base(current, side.role, text, seen)).transpose()?;
-    let floor = base.as_ref().map_or(0, |base| base.version);
-    if draft.version <= floor {
-        return Err(ReviewError::Version {
-            role: side.role.to_owned(),
-            draft: draft.version,
-            current: floor,
-        });
-    }
-    if let Some(delegations) = &draft.delegations {
-        let expected = bins::delegations(next)
-            .map_err(|_: PublishingError| ReviewError::Delegation(side.role.to_owned()))?;
-        if side.role != "targets" || *delegations != expected {
-            return Err(ReviewError::Delegation(side.role.to_owned()));
-        }
-    }
-    Ok(Judged { role: side.role.to_owned(), draft, base })
+/// What the operator trusts, and who may sign what under it.
+struct Reviewer<'a> {
+    current: &'a Root,
+    next: &'a Root,
+    seen: &'a Seen,
+    top: Option<Targets>,
+    publishers: Vec<Publisher>,
+    proposed: Vec<Publisher>,
 }
 
-/// A file in force, as far as it was signed by those whom the operator trusts, and not older than what was signed here.
-fn base(current: &Root, role: &str, text: &str, seen: &Seen) -> Result<Targets, ReviewError> {
-    let signed = read(role, text)?;
-    signed
-        .demand(current.authority("the root that is trusted here", &current.roles.targets))
-        .map_err(|source| ReviewError::Base { role: role.to_owned(), source })?;
-    let base = signed.document().clone();
-    let published = seen.published.get(role).copied().unwrap_or_default();
-    if base.version < published {
-        return Err(ReviewError::Rollback { role: role.to_owned(), shown: base.version, seen: published });
+impl<'a> Reviewer<'a> {
+    fn new(
+        current: &'a Root,
+        next: &'a Root,
+        sides: &[Side<'_>],
+        top: Option<&str>,
+        seen: &'a Seen,
+    ) -> Result<Self, ReviewError> {
+        let mut desk = Self { current, next, seen, top: None, publishers: Vec::new(), proposed: Vec::new() };
+        if let Some(text) = top {
+            let top = desk.base("targets", text)?;
+            desk.publishers = publishers::of(&top);
+            desk.top = Some(top);
+        }
+        desk.proposed = match sides.iter().find(|side| side.role == "targets") {
+            Some(side) => publishers::of(read(side.role, side.draft)?.document()),
+            None => desk.publishers.clone(),
+        };
+        Ok(desk)
     }
-    Ok(base)
+
+    /// Whose signature counts for a file, before or after the change.
+    fn signers(&self, role: &str) -> BTreeSet<KeyId> {
+        let publishers = self.publishers.iter().chain(&self.proposed);
+        if PublisherName::of_role(role).is_some() {
+            return publishers.filter(|known| known.role() == role).map(|known| known.key.id()).collect();
+        }
+        let keys = if role == "root" { Role::Root } else { Role::Targets };
+        [self.current, self.next].iter().flat_map(|root| keys.keys(root).keyids.clone()).collect()
+    }
+
+    fn judge(&self, side: &Side<'_>) -> Result<Judged, ReviewError> {
+        let publisher = PublisherName::of_role(side.role);
+        if side.role != "targets" && !bins::is_bin(side.role) && publisher.is_none() {
+            return Err(ReviewError::Role(side.role.to_owned()));
+        }
+        if publisher.is_some() && self.top.is_none() {
+            return Err(ReviewError::NoTop);
+        }
+        if publisher.is_some() && !self.proposed.iter().any(|known| known.role() == side.role) {
+            return Err(ReviewError::Role(side.role.to_owned()));
+        }
+        let draft = read(side.role, side.draft)?.document().clone();
+        let base = side.base.map(|text| self.base(side.role, text)).transpose()?;
+        let floor = base.as_ref().map_or(0, |base| base.version);
+        if draft.version <= floor {
+            return Err(ReviewError::Version {
+                role: side.role.to_owned(),
+                draft: draft.version,
+                current: floor,
+            });
+        }
+        self.demand_known_delegations(side.role, &draft)?;
+        Ok(Judged { role: side.role.to_owned(), draft, base })
+    }
+
+    /// Delegations are those to publishers and to bins, exactly as we would write them, and only of the top.
+    fn demand_known_delegations(&self, role: &str, draft: &Targets) -> Result<(), ReviewError> {
+        let expected = match role {
+            "targets" => publishers::delegations(self.next, &self.proposed, bins::is_split(draft))
+                .map_err(|_: PublishingError| ReviewError::Delegation(role.to_owned()))?,
+            _ => None,
+        };
+        if draft.delegations == expected { Ok(()) } else { Err(ReviewError::Delegation(role.to_owned())) }
+    }
+
+    /// A file in force, as far as it was signed by those whom the operator trusts, and not older than what was signed here.
+    fn base(&self, role: &str, text: &str) -> Result<Targets, ReviewError> {
+        let signed = read(role, text)?;
+        let refused = |source| ReviewError::Base { role: role.to_owned(), source };
+        if PublisherName::of_role(role).is_some() {
+            let publisher = self.publishers.iter().find(|known| known.role() == role);
+            let publisher = publisher.ok_or_else(|| ReviewError::Role(role.to_owned()))?;
+            let (keys, role_keys) = (publisher.key_map(), publisher.keys());
+            let (delegator, keyids) = ("the targets that are trusted here", &role_keys.keyids);
+            signed.demand(Authority { delegator, keys: &keys, keyids, threshold: 1 }).map_err(refused)?;
+        } else {
+            let authority =
+                self.current.authority("the root that is trusted here", &self.current.roles.targets);
+            signed.demand(authority).map_err(refused)?;
+        }
+        let base = signed.document().clone();
+        let published = self.seen.published.get(role).copied().unwrap_or_default();
+        if base.version < published {
+            return Err(ReviewError::Rollback {
+                role: role.to_owned(),
+                shown: base.version,
+                seen: published,
+            });
+        }
+        Ok(base)
+    }
+
+    fn demand_in_place(&self, role: &str, path: &TargetPath) -> Result<(), ReviewError> {
+        let publisher = publishers::covering(&self.proposed, path);
+        let in_place = match PublisherName::of_role(role) {
+            Some(name) => publisher.is_some_and(|publisher| publisher.name == name),
+            None => role == "targets" || (publisher.is_none() && bins::of(path) == role),
+        };
+        if in_place {
+            return Ok(());
+        }
+        Err(ReviewError::Misplaced { path: path.clone(), role: role.to_owned() })
+    }
 }
 
 fn read(role: &str, text: &str) -> Result<Signed<Targets>, ReviewError> {
     Signed::<Targets>::parse(role, text.as_bytes(), Limits::default().targets_bytes.max(64 << 20))
         .map_err(|source| ReviewError::File { role: role.to_owned(), source })
-}
-
-fn demand_in_place(role: &str, path: &TargetPath) -> Result<(), ReviewError> {
-    if role == "targets" || bins::of(path) == role {
-        return Ok(());
-    }
-    Err(ReviewError::Misplaced { path: path.clone(), role: role.to_owned() })
 }
 
 fn compare(
@@ -271,4 +352,17 @@ fn describe(current: &Root, next: &Root) -> Vec<String> {
         }
     }
     lines
+}
+
+/// How the publishers change, one line each.
+fn describe_publishers(before: &[Publisher], after: &[Publisher]) -> Vec<String> {
+    let describe = |publisher: &Publisher| {
+        let repositories: Vec<String> = publisher.repositories.iter().map(ToString::to_string).collect();
+        format!("publisher {}: key {} for {}", publisher.name, publisher.key.id(), repositories.join(", "))
+    };
+    let gone = before.iter().filter(|publisher| !after.contains(publisher));
+    let new = after.iter().filter(|publisher| !before.contains(publisher));
+    gone.map(|publisher| format!("{} goes", describe(publisher)))
+        .chain(new.map(|publisher| format!("{} is added", describe(publisher))))
+        .collect()
 }

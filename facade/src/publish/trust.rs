@@ -2,7 +2,7 @@
 //!
 //! Pure. A root joins the chain only as a device would accept it: signed by the keys of the root before it and by its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
@@ -115,9 +115,10 @@ impl KeyRing {
         self.signers(role).len() as u64 >= role.threshold
     }
 
-    /// The keys that no role of `root` has any more.
-    pub fn unused(&self, root: &Root) -> Vec<KeyId> {
-        let used = |id: &KeyId| Role::ALL.iter().any(|role| role.keys(root).keyids.contains(id));
+    /// The keys that are neither a role's in one of `roots` nor among `others`.
+    pub fn unused(&self, roots: &[&Root], others: &BTreeSet<KeyId>) -> Vec<KeyId> {
+        let has = |root: &Root, id: &KeyId| Role::ALL.iter().any(|role| role.keys(root).keyids.contains(id));
+        let used = |id: &KeyId| others.contains(id) || roots.iter().any(|root| has(root, id));
         self.0.keys().copied().filter(|id| !used(id)).collect()
     }
 }

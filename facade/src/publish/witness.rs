@@ -1,12 +1,13 @@
 //! The witness: the highest versions that anybody has seen, kept outside the database.
 //!
 //! A database restored from an older copy would sign versions that devices have seen with other content, and every device
-//! would refuse them. The witness notices, and so do the devices' reports; then nothing is signed until an operator says
-//! so.
+//! would refuse them. The witness notices, and so do devices that show a timestamp which our own key has signed; then
+//! nothing is signed until an operator says so. A device that only says that it has seen more stops nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
+use pki::metadata::{Limits, Root, Verified, trusted};
 use pki::wire::RepositoryVersions;
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::PublishingError;
 use crate::init::Vault;
 
-/// No honest history is this much ahead of ours; a device that claims so lies, and must not burn our versions.
+/// No honest history is this much ahead of ours; whoever has signed it is a thief, and must not burn our versions.
 const MAX_AHEAD: u64 = 1_000_000;
+
+/// Devices whose word is remembered without a proof.
+const MAX_DOUBTS: usize = 100;
 
 /// The highest versions of one repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,18 +54,67 @@ impl Marks {
             || self.sequence > other.sequence
     }
 
-    /// What a device has seen, where that is possible and more than `own`.
+    /// What a device says it has seen, where that is more than `own`.
     pub fn claimed(seen: RepositoryVersions, own: &Self) -> Option<Self> {
         let claimed = Self {
             root: seen.root,
             timestamp: seen.timestamp,
             snapshot: seen.snapshot.max(seen.targets),
-            sequence: 0,
-            claimed_by: BTreeSet::new(),
+            ..Self::default()
         };
-        let ours = own.root.max(own.timestamp).max(own.snapshot);
-        let theirs = claimed.root.max(claimed.timestamp).max(claimed.snapshot);
-        (claimed.is_above(own) && theirs <= ours.saturating_add(MAX_AHEAD)).then_some(claimed)
+        claimed.is_above(own).then_some(claimed)
+    }
+
+    /// What a timestamp shows that the keys of `root` have signed, where that is more than `own`. A key that was retired
+    /// shows nothing: retiring it is how versions that a thief has driven up come down again.
+    pub fn proven(timestamp: &str, root: &Verified<Root>, own: &Self) -> Option<Self> {
+        let signed = trusted::stored_timestamp(root, timestamp.as_bytes(), &Limits::default()).ok()?;
+        let proven = Self {
+            root: own.root,
+            timestamp: signed.version,
+            snapshot: signed.meta.snapshot.version,
+            ..Self::default()
+        };
+        let near = |seen: u64, own: u64| seen <= own.saturating_add(MAX_AHEAD);
+        let possible = near(proven.timestamp, own.timestamp) && near(proven.snapshot, own.snapshot);
+        if !possible {
+            tracing::error!(?proven, "a timestamp of an impossible version is signed: rotate its key");
+        }
+        let above = proven.timestamp > own.timestamp || proven.snapshot > own.snapshot;
+        (possible && above).then_some(proven)
+    }
+}
+
+/// What devices say they have seen without showing it: told to operators, and believed by nobody.
+#[derive(Debug, Default)]
+pub struct Doubts(BTreeMap<DeviceId, Marks>);
+
+impl Doubts {
+    /// Notes what a device claims now, or that it claims nothing.
+    pub fn note(&mut self, device: &DeviceId, claimed: Option<Marks>) {
+        let Some(claimed) = claimed else {
+            self.0.remove(device);
+            return;
+        };
+        if !self.0.contains_key(device) {
+            tracing::warn!(device.id = %device, ?claimed, "a device claims newer metadata than there is, and does not show it");
+            if self.0.len() >= MAX_DOUBTS {
+                return;
+            }
+        }
+        self.0.insert(device.clone(), claimed);
+    }
+
+    /// One line of what is to be looked into.
+    pub fn warnings(&self, repository: &str) -> Option<String> {
+        let (first, claimed) = self.0.first_key_value()?;
+        let count = self.0.len();
+        Some(format!(
+            "{count} devices say that they have seen newer {repository} metadata than there is, and show nothing signed \
+             (first: {first}, root {}, timestamp {}, snapshot {}): either a root was lost with an older data directory, \
+             or they do not tell the truth; nothing is stopped by it",
+            claimed.root, claimed.timestamp, claimed.snapshot
+        ))
     }
 }
 
@@ -123,7 +176,7 @@ impl Witness {
         self.change(repository, |seen| seen.raise(marks))
     }
 
-    /// Remembers that a device has seen more.
+    /// Remembers that a device has shown more.
     pub fn claimed(
         &self,
         repository: Repository,

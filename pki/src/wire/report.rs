@@ -73,6 +73,9 @@ pub struct Report {
     /// The metadata that it trusts.
     #[serde(default)]
     pub metadata: MetadataVersions,
+    /// What shows that the facade is behind the metadata that this device trusts.
+    #[serde(default, skip_serializing_if = "Proof::is_empty")]
+    pub proof: Proof,
     /// Free bytes where images go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_bytes: Option<u64>,
@@ -178,6 +181,25 @@ pub struct RepositoryVersions {
     pub targets: u64,
 }
 
+/// The stored timestamp files of a device that refused to go back, as they were received. The facade believes their
+/// signatures, which are its own, and not the device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Of the images repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
+    /// Of the director repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub director: Option<String>,
+}
+
+impl Proof {
+    /// Whether it shows nothing.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_none() && self.director.is_none()
+    }
+}
+
 /// How far the fetch of one artifact has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -214,6 +236,7 @@ impl Report {
             rolled_back: Vec::new(),
             waiting: None,
             metadata: MetadataVersions::default(),
+            proof: Proof::default(),
             free_bytes: None,
             need_bytes: None,
             progress: None,

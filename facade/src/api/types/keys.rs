@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 pub struct RoleKeys {
     /// `images` or `director`.
     pub repository: String,
-    /// `root`, `targets`, `snapshot` or `timestamp`.
+    /// `root`, `targets`, `snapshot`, `timestamp` or `publisher-NAME`.
     pub role: String,
     /// How many of the keys must sign.
     pub threshold: u64,
@@ -68,6 +68,36 @@ pub struct KeysOutcome {
     pub outcome: String,
 }
 
+/// A publisher: who may sign for some repositories without the targets keys.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Delegation {
+    /// Its name.
+    pub name: String,
+    /// The repositories that it may sign for, and nothing else.
+    pub repositories: Vec<String>,
+    /// The id of its key.
+    pub key: String,
+    /// Where the key is: `here`, in the data directory, or `offline`, with the publisher.
+    pub place: String,
+    /// When what it has signed ends (RFC 3339); absent before it has signed anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+}
+
+/// A publisher that is to be let in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DelegationRequest {
+    /// Its name; an operator token of this name with the role `pusher` may import for it.
+    pub name: String,
+    /// The repositories.
+    pub repositories: Vec<String>,
+    /// Its public key as a TUF key object, where it holds the key itself; otherwise the facade makes one and signs with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub key: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
 /// A repository that is behind what was published before.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -82,7 +112,7 @@ pub struct RecoverRequest {
 /// Metadata that waits for signatures.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SigningRequest {
-    /// `images` or `director`.
+    /// `images`, `director` or `publisher-NAME`.
     pub repository: String,
     /// Tells it from the requests before it; a changed request has another.
     pub id: String,
@@ -102,7 +132,7 @@ pub struct SigningRequest {
 /// One file that waits for signatures.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SigningFile {
-    /// `root`, `targets` or a bin.
+    /// `root`, `targets`, a bin or `publisher-NAME`.
     pub role: String,
     /// The file with the signatures so far. Signed are the canonical bytes of its `signed` member.
     pub file: String,

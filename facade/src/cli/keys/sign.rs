@@ -23,7 +23,7 @@ use crate::publish::trust::RootChain;
 /// Sign what waits.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Sign {
-    /// `images` or `director`
+    /// `images`, `director`, or `publisher-NAME` for what waits for a publisher
     #[arg(default_value = "images")]
     repository: String,
     /// Your key file; with --signer, the file with the public key
@@ -35,7 +35,7 @@ pub(in crate::cli) struct Sign {
     /// Command that signs standard input and prints the signature in hexadecimal: a token, an HSM, a vault
     #[arg(long, value_name = "COMMAND", conflicts_with = "passphrase_file")]
     signer: Option<String>,
-    /// A root of the repository that you trust; by default the one beside the key
+    /// A root of the repository that you trust; by default the one beside the key (`images.root.json`)
     #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
     /// Sign without being asked
@@ -93,7 +93,7 @@ impl Sign {
             return Err(CliError::Usage(format!("the request is for {found}, not for {wanted}")));
         }
         let chain = self.trusted_chain(request)?;
-        let seen_file = self.beside(&format!("{}.seen.json", self.repository));
+        let seen_file = self.beside(&format!("{}.seen.json", self.trusted()));
         let seen: Seen = if seen_file.exists() { read_json(&seen_file)? } else { Seen::default() };
         let sides: Vec<Side<'_>> = request
             .files
@@ -105,18 +105,17 @@ impl Sign {
         output.note(&show(request, &review));
         self.demand_expected(&review)?;
         self.demand_consent()?;
-        let signatures = self.signatures(request)?;
+        let signatures = self.signatures(request, &review)?;
         // From here on we have signed: whatever becomes of it, an older state shown as current is a lie.
         write_json(&seen_file, &review.seen)?;
-        std::fs::write(self.beside(&format!("{}.root.json", self.repository)), chain.current().bytes())
+        std::fs::write(self.beside(&format!("{}.root.json", self.trusted())), chain.current().bytes())
             .map_err(|error| failed(&seen_file, &error))?;
         Ok(signatures)
     }
 
     /// The roots from the one that is trusted here to the newest that follows from it.
     fn trusted_chain(&self, request: &SigningRequest) -> Result<RootChain, CliError> {
-        let file =
-            self.root.clone().unwrap_or_else(|| self.beside(&format!("{}.root.json", self.repository)));
+        let file = self.root.clone().unwrap_or_else(|| self.beside(&format!("{}.root.json", self.trusted())));
         let bytes = std::fs::read(&file).map_err(|error| {
             CliError::Usage(format!(
                 "no trusted root: {} cannot be read ({error}); name one with --root (facade init leaves it beside the keys)",
@@ -165,10 +164,15 @@ impl Sign {
         if answer.trim() == "yes" { Ok(()) } else { Err(CliError::Failed("not signed".to_owned())) }
     }
 
-    fn signatures(&self, request: &SigningRequest) -> Result<Signatures, CliError> {
+    /// A request may hold files of other keys too; only ours are signed.
+    fn signatures(&self, request: &SigningRequest, review: &Review) -> Result<Signatures, CliError> {
         let signer = self.signer()?;
+        let id = signer.key().id();
         let mut signatures = Vec::new();
         for file in &request.files {
+            if !review.signers.get(&file.role).is_some_and(|signers| signers.contains(&id)) {
+                continue;
+            }
             let message = message(file.file.as_bytes()).map_err(|error| CliError::from_error(&error))?;
             let signature = signer.sign(&message)?;
             signatures.push(FileSignature {
@@ -177,13 +181,15 @@ impl Sign {
                 sig: data_encoding::HEXLOWER.encode(&signature.bytes),
             });
         }
-        // A request may hold files of other keys too; the server is told only of ours.
-        let mine = |signature: &FileSignature| may_sign(request, &signature.role, &signature.keyid);
-        signatures.retain(mine);
         if signatures.is_empty() {
             return Err(CliError::Failed("your key signs nothing of this request".to_owned()));
         }
         Ok(Signatures { id: request.id.clone(), signatures })
+    }
+
+    /// The repository whose root is the start of trust.
+    fn trusted(&self) -> &str {
+        if self.repository == "director" { "director" } else { "images" }
     }
 
     fn signer(&self) -> Result<Signer, CliError> {
@@ -206,6 +212,13 @@ impl Sign {
 }
 
 impl Signer {
+    fn key(&self) -> &PublicKey {
+        match self {
+            Self::File(key) => key.public(),
+            Self::Command { key, .. } => key,
+        }
+    }
+
     fn sign(&self, message: &[u8]) -> Result<Signature, CliError> {
         match self {
             Self::File(key) => Ok(key.sign(message)),
@@ -242,18 +255,6 @@ fn run_signer(command: &str, message: &[u8]) -> Result<Vec<u8>, CliError> {
     data_encoding::HEXLOWER
         .decode(text.as_bytes())
         .map_err(|_| failed("did not print a signature in hexadecimal".to_owned()))
-}
-
-/// Whether a key has a part in a file, under the root in force or the proposed one.
-fn may_sign(request: &SigningRequest, role: &str, keyid: &str) -> bool {
-    let proposed = request.files.iter().filter(|file| file.role == "root").map(|file| &file.file);
-    proposed.chain(request.roots.last()).any(|root| {
-        let root: serde_json::Value = serde_json::from_str(root).unwrap_or_default();
-        let role = if role == "root" { "root" } else { "targets" };
-        let keyids =
-            root.pointer(&format!("/signed/roles/{role}/keyids")).and_then(serde_json::Value::as_array);
-        keyids.is_some_and(|keyids| keyids.iter().any(|id| id.as_str() == Some(keyid)))
-    })
 }
 
 /// What would be signed, in words; derived from the bytes, not from what the server says of them.

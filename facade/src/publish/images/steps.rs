@@ -12,16 +12,18 @@ impl Images {
         Request::new(files, reasons, self.parts.clock.now())
     }
 
-    /// What waits already, with more; signatures that it had are void, because its bytes change.
+    /// What waits already at a desk, with more; signatures that it had are void, because its bytes change.
     pub(super) async fn extended(
         &self,
         current: &Current,
+        desk: &Desk,
         additions: Vec<Addition>,
         removals: Vec<Artifact>,
     ) -> Result<Request, PublishingError> {
         let (mut all, mut gone) = (additions, removals);
-        if let Some(pending) = &current.pending {
-            if pending.files.iter().any(|draft| draft.role == "root") || pending.floor.is_some() {
+        let mut work = Work::default();
+        if let Some(pending) = current.pending.get(desk) {
+            if pending.is_exclusive() {
                 return Err(PublishingError::Waiting);
             }
             for earlier in &pending.additions {
@@ -38,8 +40,8 @@ impl Images {
                 .filter(|earlier| gone.iter().all(|other| other.name() != earlier.name()));
             let earlier: Vec<_> = earlier.cloned().collect();
             gone.extend(earlier);
+            work.renew.clone_from(&pending.renews);
         }
-        let mut work = Work::default();
         let mut reasons = Vec::new();
         for addition in &all {
             reasons.push(format!("add {} ({})", addition.artifact.name(), addition.tag));
@@ -49,8 +51,11 @@ impl Images {
             reasons.push(format!("revoke {}", artifact.name()));
             work.remove.push(target_path(artifact.name())?);
         }
+        if !work.renew.is_empty() {
+            reasons.push("renewal".to_owned());
+        }
         let request = self.draft(current, &work, reasons).await?;
-        Ok(Request { additions: all, removals: gone, ..request })
+        Ok(Request { additions: all, removals: gone, renews: work.renew, ..request })
     }
 
     /// Drafts the files that change, signed with the keys that are here.
@@ -66,28 +71,36 @@ impl Images {
         if let Some(next) = &work.root {
             files.push(root_draft(&current.trust, next)?);
         }
-        for (role, targets) in plan::plan(self, &current.published, work, root).await? {
-            let bytes = sign_with(&targets, &role, &root.roles.targets, ring)?;
+        let publishers =
+            work.publishers.clone().unwrap_or_else(|| publishers::of(&current.published.targets));
+        let mut signing = Vec::new();
+        for (role, targets) in plan::plan(self, &current.published, work, root, ring).await? {
+            let publisher = publishers.iter().find(|publisher| publisher.role() == role);
+            let keys = publisher.map_or_else(|| root.roles.targets.clone(), Publisher::keys);
+            let bytes = sign_with(&targets, &role, &keys, ring)?;
             files.push(Draft::new(&role, targets.version, bytes)?);
+            signing.extend(publisher.cloned());
         }
-        Ok(self.request(files, reasons))
+        let changes_signers = work.root.is_some();
+        Ok(Request { publishers: signing, changes_signers, ..self.request(files, reasons) })
     }
 
     pub(super) async fn publish_or_wait(
         &self,
         current: &mut Current,
+        desk: &Desk,
         request: Request,
         mut batch: Batch,
     ) -> Result<Outcome, PublishingError> {
         let complete =
             request.is_complete(current.trust.chain.current()).map_err(PublishingError::Refused)?;
         if complete {
-            self.publish(current, request, batch).await?;
+            self.publish(current, desk, request, batch).await?;
             return Ok(Outcome::Signed);
         }
-        batch.put_json(REQUESTS, NAME, &request)?;
+        batch.put_json(REQUESTS, &desk.key(), &request)?;
         self.parts.store.commit(batch).await?;
-        current.pending = Some(request);
+        current.pending.insert(desk.clone(), request);
         Ok(Outcome::Pending)
     }
 
@@ -96,15 +109,16 @@ impl Images {
     pub(super) async fn publish(
         &self,
         current: &mut Current,
+        desk: &Desk,
         request: Request,
         mut batch: Batch,
     ) -> Result<(), PublishingError> {
         if let Some(draft) = request.files.iter().find(|draft| draft.role == "root")
             && draft.version > current.trust.chain.current().version
         {
-            if !request.additions.is_empty() || current.pending.is_some() {
+            if !request.additions.is_empty() || current.pending.contains_key(desk) {
                 let mut waiting = Batch::new();
-                waiting.put_json(REQUESTS, NAME, &request)?;
+                waiting.put_json(REQUESTS, &desk.key(), &request)?;
                 self.parts.store.commit(waiting).await?;
             }
             let mut chain = current.trust.chain.clone();
@@ -112,14 +126,10 @@ impl Images {
             self.parts.vault.put_root(NAME, draft.version, draft.text.as_bytes())?;
             current.trust.chain = chain;
         }
-        batch.delete(REQUESTS, NAME);
+        batch.delete(REQUESTS, &desk.key());
         self.publish_online(current, request, batch).await?;
-        current.pending = None;
-        for id in current.trust.ring.unused(current.trust.chain.current()) {
-            current.trust.ring.remove(id);
-            self.parts.vault.remove_key(NAME, id)?;
-        }
-        Ok(())
+        current.pending.remove(desk);
+        self.settle_publishers(current).await
     }
 
     /// Puts the files of a request in place, and signs the snapshot and the timestamp over them.
@@ -195,13 +205,14 @@ pub(super) fn put_targets(
     batch.put(FILES, &file, bytes.to_vec());
     // Hashes of hundreds of bins would make every snapshot large; versions alone rule out mixing them, and signatures
     // everything else.
-    let meta = match draft.role.as_str() {
-        "targets" => FileMeta::of(draft.version, bytes),
-        _ => FileMeta { version: draft.version, length: None, hashes: None, extra: Map::new() },
+    let meta = if bins::is_bin(&draft.role) {
+        FileMeta { version: draft.version, length: None, hashes: None, extra: Map::new() }
+    } else {
+        FileMeta::of(draft.version, bytes)
     };
     next.snapshot.meta.insert(format!("{}.json", draft.role), meta);
     next.roles.insert(draft.role.clone(), state);
-    if draft.role == "targets" {
+    if draft.role == TOP {
         next.targets = targets;
     }
     Ok(())
@@ -211,6 +222,14 @@ pub(super) fn put_targets(
 pub(super) fn raise(published: &mut Published, seen: &Marks) {
     published.snapshot.version = published.snapshot.version.max(seen.snapshot);
     published.timestamp.version = published.timestamp.version.max(seen.timestamp);
+    // What no device comes to any more is listed for ever, and may not go back either.
+    let live = published.live();
+    for (file, meta) in &mut published.snapshot.meta {
+        if file.strip_suffix(".json").is_some_and(|role| !live.contains(role)) {
+            let version = meta.version.max(seen.snapshot);
+            *meta = FileMeta { version, length: None, hashes: None, extra: Map::new() };
+        }
+    }
 }
 
 pub(super) fn marks(current: &Current) -> Marks {
