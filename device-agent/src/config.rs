@@ -384,7 +384,8 @@ fn as_text(value: &toml::Value) -> Option<String> {
     }
 }
 
-const KEYS: [&str; 27] = [
+/// Every key, in the order of the documentation.
+pub const KEYS: [&str; 27] = [
     "state_dir",
     "sink",
     "containerd_address",

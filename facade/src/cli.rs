@@ -13,6 +13,7 @@ mod import;
 mod keys;
 mod operator;
 mod output;
+mod profile;
 mod provision;
 mod rekey;
 mod server;
@@ -28,6 +29,7 @@ use thiserror::Error;
 use crate::api::problem::{Problem, chain};
 pub use output::Format;
 use output::Output;
+use profile::Target;
 
 /// Brings container images from the registries you use to a fleet of edge devices.
 #[derive(Parser, Debug)]
@@ -53,15 +55,12 @@ Exit codes: 0 success, 1 failed, 2 wrong use, 3 some of a batch failed, 4 server
 
 #[derive(Args, Debug)]
 struct Global {
-    /// Address of the operator door
-    #[arg(
-        long,
-        global = true,
-        env = "FACADE_SERVER",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
-    server: String,
+    /// Address of the operator door [default: port 8080 of this machine]
+    #[arg(long, global = true, env = "FACADE_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// Server, token and authorities by name, from ~/.config/drayage/config.toml
+    #[arg(long, global = true, env = "FACADE_PROFILE", value_name = "NAME")]
+    profile: Option<String>,
     /// File with the operator's token
     #[arg(long, global = true, env = "FACADE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -244,8 +243,13 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
         .enable_all()
         .build()
         .map_err(|error| CliError::from_error(&error))?;
-    let client =
-        client::Client::new(&global.server, global.token_file.as_deref(), global.ca_file.as_deref())?;
+    let given = Target {
+        server: global.server.clone(),
+        token_file: global.token_file.clone(),
+        ca_file: global.ca_file.clone(),
+    };
+    let target = Target::resolve(given, global.profile.as_deref(), &crate::config::environment())?;
+    let client = client::Client::new(&target)?;
     runtime.block_on(async {
         match verb {
             Verb::Connection(verb) => verb.run(&client, output).await,

@@ -15,6 +15,7 @@ use pki::x509::{DeviceId, Fingerprint, ServerName};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{self, SignalKind};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::Layer as _;
@@ -309,12 +310,16 @@ impl Running {
             self.device_door.tls.clone(),
             self.config,
         ));
-        tasks.spawn(reload_on_hangup(
-            self.device_door.tls.clone(),
-            reloading,
-            self.facade.clock.clone(),
-            stopping.clone(),
-        ));
+        // Before anybody is told that we are ready: a SIGHUP without a handler ends the process.
+        if let Ok(hangup) = unix::signal(SignalKind::hangup()) {
+            tasks.spawn(reload_on_hangup(
+                hangup,
+                self.device_door.tls.clone(),
+                reloading,
+                self.facade.clock.clone(),
+                stopping.clone(),
+            ));
+        }
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.close();
@@ -463,18 +468,19 @@ async fn assemble(
     })
 }
 
-/// Resolves when the process is asked to stop.
-pub async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the signals end the process as they always do.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Resolves when the process is asked to stop. From the call on, and not only from the first poll, the signals no longer
+/// end the process by themselves: who is told that the facade is ready may stop it at once. Needs a runtime around it.
+pub fn signal() -> impl Future<Output = ()> + Send {
+    let signals = (unix::signal(SignalKind::terminate()), unix::signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            // Without handlers the signals end the process as they always do.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod import;
 mod keys;
 mod life;
 mod operators;
+mod profiles;
 mod publishers;
 mod pull;
 mod rig;

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::CliError;
+use super::profile::{DEFAULT_SERVER, Target};
 use crate::api::problem::{Problem, chain};
 use crate::secret::Secret;
 
@@ -32,24 +33,20 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(
-        server: &str,
-        token_file: Option<&Path>,
-        ca_file: Option<&Path>,
-    ) -> Result<Self, CliError> {
-        let server = server.trim_end_matches('/').to_owned();
+    pub(super) fn new(target: &Target) -> Result<Self, CliError> {
+        let server = target.server.as_deref().unwrap_or(DEFAULT_SERVER).trim_end_matches('/').to_owned();
         if !server.starts_with("http://") && !server.starts_with("https://") {
             return Err(CliError::Usage(format!(
                 "--server {server:?} is not an address (for example http://127.0.0.1:8080)"
             )));
         }
-        let token = read_token(token_file)?;
+        let token = read_token(target.token_file.as_deref())?;
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
             rustls::crypto::aws_lc_rs::default_provider(),
         ))
         .with_safe_default_protocol_versions()
         .map_err(|error| CliError::from_error(&error))?
-        .with_root_certificates(roots(ca_file)?)
+        .with_root_certificates(roots(target.ca_file.as_deref())?)
         .with_no_client_auth();
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
@@ -144,7 +141,7 @@ impl Client {
 fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {
     let Some(file) = file else {
         return Err(CliError::NotAllowed(
-            "no token: name its file with --token-file or FACADE_TOKEN_FILE (facade init leaves the first one in DIR/admin.token)"
+            "no token: name its file with --token-file, FACADE_TOKEN_FILE or a profile (facade init leaves the first one in DIR/admin.token)"
                 .to_owned(),
         ));
     };

@@ -115,7 +115,7 @@ impl Serve {
             .build()
             .map_err(|error| CliError::from_error(&error))?;
         runtime
-            .block_on(facade::serve(config, Clock::system(), facade::signal()))
+            .block_on(async { facade::serve(config, Clock::system(), facade::signal()).await })
             .map_err(|error| CliError::from_error(&error))
     }
 }

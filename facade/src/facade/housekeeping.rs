@@ -5,6 +5,7 @@
     expect(clippy::wildcard_imports, reason = "the other half of one noun, in a file of its own")
 )]
 use super::*;
+use tokio::signal::unix::Signal;
 
 /// Renews the server's certificate where it is our own and near its end; connections that are open stay open.
 pub(super) async fn renew_server_certificate(tls: &Tls, config: &Config, now: Timestamp) {
@@ -27,11 +28,13 @@ pub(super) async fn renew_server_certificate(tls: &Tls, config: &Config, now: Ti
 
 /// Takes the server certificate that lies in the data directory whenever the process gets `SIGHUP`. One that cannot be
 /// used changes nothing; connections that are open stay open.
-pub(super) async fn reload_on_hangup(tls: Tls, config: Config, clock: Clock, stopping: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return;
-    };
+pub(super) async fn reload_on_hangup(
+    mut hangup: Signal,
+    tls: Tls,
+    config: Config,
+    clock: Clock,
+    stopping: CancellationToken,
+) {
     loop {
         tokio::select! {
             _ = hangup.recv() => {}
