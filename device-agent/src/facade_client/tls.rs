@@ -380,3 +380,35 @@ impl fmt::Display for TlsCause {
         f.write_str(text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alert_about_our_certificate_has_words_of_its_own_wherever_it_comes() {
+        for (alert, words, disowns) in [
+            (AlertDescription::CertificateRequired, "it saw no certificate of this device", false),
+            (AlertDescription::CertificateExpired, "has expired", true),
+            (AlertDescription::CertificateRevoked, "was revoked", true),
+            (AlertDescription::UnknownCA, "a CA that it does not know", true),
+            (AlertDescription::BadCertificate, "was refused", true),
+            (AlertDescription::CertificateUnknown, "was refused", true),
+            (AlertDescription::AccessDenied, "was refused", true),
+            (AlertDescription::InternalError, "the handshake failed", false),
+        ] {
+            // As it comes from a read long after the handshake of TLS 1.3.
+            let late =
+                std::io::Error::new(std::io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
+            let cause = TlsCause::of(&late).unwrap();
+            assert!(cause.to_string().contains(words), "{alert:?}: {cause}");
+            assert_eq!(cause.disowns(), disowns, "{alert:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tls_error_has_no_cause_in_tls() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert_eq!(TlsCause::of(&reset), None);
+    }
+}

@@ -53,6 +53,23 @@ async fn refuses_root_metadata_other_than_the_token_pins() {
 }
 
 #[tokio::test]
+async fn junk_in_place_of_certificates_is_refused_and_costs_nothing_but_the_attempt() {
+    let (facade, device) = (Facade::start().await, Device::new());
+    for (path, fault) in [
+        ("cacerts", Fault::CutAt(10)),
+        ("cacerts", Fault::WrongByte),
+        ("simpleenroll", Fault::WrongByte),
+        ("simpleenroll", Fault::Encoded),
+        ("simpleenroll", Fault::Redirect),
+    ] {
+        facade.fault(path, fault);
+        device.enroll(&facade).await.unwrap_err();
+        assert!(Identity::load(&device.state(), &Keys::default()).unwrap().is_none(), "{path}");
+    }
+    device.enroll(&facade).await.unwrap();
+}
+
+#[tokio::test]
 async fn tells_a_refused_token_from_a_lost_connection() {
     let (facade, device) = (Facade::start().await, Device::new());
     facade.fault("simpleenroll", Fault::Status(401));
