@@ -1,11 +1,11 @@
 //! A device's identity over the years: renewal, expiry, copies, revocation, and power cuts in between.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::process::{COMMAND, Outcome};
+use harness::process::{COMMAND, Outcome, as_root, clock_at};
 use harness::{Device, DeviceClient, Facade, Fault, ImageBuilder, Process, Proxy, Registry, When, poll};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -132,6 +132,107 @@ fn a_full_disk_at_any_step_of_renewal_leaves_the_identity_in_use() {
         device.with_faults(&["sync"], &full);
         device.sync().expect_success();
         assert_eq!(standing(&facade, "board-1"), "active", "disk full from change {number} on");
+    }
+}
+
+#[test]
+fn a_full_disk_at_any_step_of_enrollment_leaves_a_device_that_the_same_token_enrolls() {
+    let facade = Facade::start();
+    for call in ["fsync", "renameat"] {
+        for number in 1.. {
+            assert!(number < 40, "{call} has no end");
+            let device = Device::new(&format!("{call}-{number}"));
+            let token = facade.token(device.id());
+            let full =
+                device.with_faults(&["enroll", &token], &format!("{call}:error=ENOSPC:when={number}+"));
+            let again = device.enroll(&token);
+            assert!(again.text().contains("enrolled as"), "{call} {number}: {}", again.text());
+            device.sync().expect_success();
+            if full.code == 0 {
+                assert!(number > 2, "{call} never met a full disk");
+                break;
+            }
+            assert!(full.text().contains("No space left"), "{call} {number}: {}", full.text());
+        }
+    }
+}
+
+/// A small disk of its own under the state directory of a device.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn under(device: &Device, pages: u32) -> Self {
+        let path = device.state_dir();
+        fs::create_dir(&path).expect("make the state directory");
+        let size = format!("size={}k,mode=0700", pages * 4);
+        let mut mount = as_root("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path);
+        Outcome::of(&mut mount, b"").expect_success();
+        Self(path)
+    }
+
+    fn grow(&self) {
+        let mut mount = as_root("mount");
+        Outcome::of(mount.args(["-o", "remount,size=4m"]).arg(&self.0), b"").expect_success();
+    }
+
+    /// Fills the disk up to so many pages.
+    fn fill(&self, pages: u64) {
+        let found = rustix::fs::statvfs(&self.0).expect("look at the disk");
+        let ballast = (found.f_bavail * found.f_frsize).saturating_sub(pages * 4096);
+        let bytes = vec![1; usize::try_from(ballast).expect("a small disk")];
+        fs::write(self.0.join(".ballast"), bytes).expect("fill the disk");
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.0.join(".ballast")).expect("make room");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut umount = as_root("umount");
+        Outcome::of(umount.arg("--lazy").arg(&self.0), b"");
+    }
+}
+
+#[test]
+fn enrollment_on_a_disk_of_any_size_ends_whole_or_is_done_again_with_the_same_token() {
+    let facade = Facade::start();
+    for pages in 1.. {
+        assert!(pages < 60, "no disk is large enough");
+        let device = Device::new(&format!("board-{pages}"));
+        let disk = SmallDisk::under(&device, pages);
+        let token = facade.token(device.id());
+        let first = device.enroll(&token);
+        if first.code == 0 {
+            assert!(pages > 5, "a disk of {pages} pages was enough");
+            device.sync();
+            return;
+        }
+        assert!(first.code == 1 && first.text().contains("No space left"), "{pages}: {}", first.text());
+        let report = device.check_with(&[]).json().to_string();
+        assert!(report.contains("make room"), "{report}");
+        disk.grow();
+        device.enroll(&token).expect_success();
+        device.sync().expect_success();
+        assert_eq!(standing(&facade, device.id()), "active");
+    }
+}
+
+#[test]
+fn renewal_on_a_disk_that_fills_up_leaves_an_identity_that_works_once_there_is_room() {
+    let facade = Facade::start_with(&[ALWAYS_DUE]);
+    let device = Device::new("board-1");
+    let disk = SmallDisk::under(&device, 1024);
+    device.enroll(&facade.token("board-1")).expect_success();
+    device.sync().expect_success();
+    for pages in 0..12 {
+        disk.fill(pages);
+        device.sync();
+        disk.empty();
+        device.sync().expect_success();
+        assert_eq!(standing(&facade, "board-1"), "active", "{pages} pages were free");
     }
 }
 
@@ -299,7 +400,7 @@ fn revoking_a_device_cuts_the_stream_it_is_reading() {
 
 #[test]
 fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one_is_not() {
-    let facade = Facade::start();
+    let facade = Facade::start_with(&[("FACADE_WAIT_TIMEOUT", "10s")]);
     let device = Device::enrolled("board-1", &facade);
     let data = facade.data_dir();
     let run = |script: &str| {
@@ -313,7 +414,23 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
         );
         run(&script).stdout
     };
-    // A device holds a connection open meanwhile.
+    // A device waits for news meanwhile, on a connection that began under the old certificate.
+    let identity = device.identity();
+    let version = DeviceClient::new(&facade.device_url(), &identity).get("/v1/wait?since=0");
+    let version: Value = serde_json::from_slice(&version.body).expect("an answer in JSON");
+    let log = TempDir::new().unwrap();
+    let mut curl = Command::new("curl");
+    curl.args([
+        "--silent",
+        "--show-error",
+        "--noproxy",
+        "*",
+        "--write-out",
+        "status %{http_code} %{num_connects}",
+    ]);
+    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert).arg("--key").arg(&identity.key);
+    curl.arg(format!("{}/v1/wait?since={}", facade.device_url(), version["version"]));
+    let mut waiting = Process::start("curl", &mut curl, &log.path().join("log"));
     let mut daemon = device.start_daemon();
     // An RSA key of the operator's own, signed by the CA that devices know.
     run(
@@ -325,7 +442,9 @@ fn the_operators_server_certificate_is_taken_without_a_restart_and_a_useless_one
     );
     facade.hang_up();
     poll("the new certificate", Duration::from_secs(10), || shown().contains("the operator").then_some(()));
-    assert!(daemon.is_running());
+    assert!(daemon.is_running() && waiting.is_running());
+    assert!(waiting.wait().success(), "the connection was dropped: {}", waiting.log());
+    assert!(waiting.log().contains("status 204 1"), "{}", waiting.log());
     // One that no device would take is refused, and the one in use stays.
     run(
         "umask 077; cd tls; openssl req -x509 -newkey rsa:2048 -nodes -keyout server.key -subj '/CN=useless' \
@@ -386,4 +505,95 @@ fn a_fleet_moves_to_another_ca_and_a_device_that_slept_through_it_comes_too() {
     sleeper.sync_in("+100d").expect_success();
     assert_eq!(fs::read(sleeper.identity().ca).unwrap(), fs::read(facade.ca_file()).unwrap());
     sleeper.sync_in("+100d").expect_success();
+}
+
+/// The state of a device at another time.
+fn status_in(device: &Device, when: &str) -> Value {
+    let mut command = device.command(&["status", "--output", "json"]);
+    Outcome::of(command.envs(clock_at(when)), b"").expect_success().json()
+}
+
+#[test]
+fn a_device_that_slept_for_two_years_through_fifty_roots_and_two_cas_comes_back_or_says_what_it_needs() {
+    let registry = Registry::open();
+    let mut facade = Facade::start();
+    facade.connect(&registry);
+    let first = registry.push("team/app", "v1", &ImageBuilder::new().says("first").build());
+    let sleepers = [Device::enrolled("sleeper-1", &facade), Device::enrolled("sleeper-2", &facade)];
+    for device in &sleepers {
+        facade.deliver(&first, device.id());
+        device.sync().expect_success();
+    }
+    for number in 0..50 {
+        for repository in ["images", "director"] {
+            facade.ok(&["keys", "rotate", repository, "root"]);
+        }
+        if number % 25 == 10 {
+            roll_ca(&mut facade);
+        }
+    }
+    let data = facade.data_dir().display().to_string();
+    facade.cli(&["ca", "retire", "--data-dir", &data]).expect_success();
+    facade.start_again_in("+730d");
+    // By default nobody renews so late: the device says so, and what it has stays.
+    let [device, other] = &sleepers;
+    device.sync_in("+730d").expect_code(5);
+    assert_eq!(status_in(device, "+730d")["needs_enrollment"], true);
+    assert_eq!(device.delivered(), [first.digest].into());
+    let second = registry.push("team/app", "v2", &ImageBuilder::new().says("second").build());
+    for device in &sleepers {
+        facade.deliver(&second, device.id());
+    }
+    let token = facade.token(device.id());
+    let mut again = device.command(&["enroll", "--again", &token]);
+    Outcome::of(again.envs(clock_at("+730d")), b"").expect_success();
+    device.sync_in("+730d").expect_success();
+    assert_eq!(device.delivered(), [first.digest, second.digest].into());
+    // Where the operator grants it, signed metadata leads the other one from its old root to the present one.
+    facade.start_again_with("FACADE_DEVICE_CERTIFICATE_GRACE", "1000d");
+    other.sync_in("+730d").expect_success();
+    assert_eq!(other.delivered(), [first.digest, second.digest].into());
+    assert_eq!(fs::read(other.identity().ca).unwrap(), fs::read(facade.ca_file()).unwrap());
+    assert_eq!(status_in(other, "+730d")["needs_enrollment"], false);
+    assert_eq!(standing(&facade, "sleeper-2"), "active");
+}
+
+#[test]
+fn no_session_is_resumed_past_the_check_of_the_certificate() {
+    let facade = Facade::start();
+    let device = Device::enrolled("board-1", &facade);
+    let (identity, directory) = (device.identity(), TempDir::new().unwrap());
+    let connect = |version: &str, session: &str| {
+        // The server speaks after the handshake in TLS 1.3: the request makes the client wait for its tickets.
+        let script = format!(
+            "printf 'GET /v2/ HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' |
+             openssl s_client -connect {} -servername localhost -{version} {session} session.pem -ign_eof \
+                 -CAfile {} -cert {} -key {} 2>&1 || true",
+            facade.device_authority(),
+            identity.ca.display(),
+            identity.cert.display(),
+            identity.key.display()
+        );
+        let mut shell = Command::new("sh");
+        Outcome::of(shell.current_dir(directory.path()).args(["-c", &script]), b"").stdout
+    };
+    for version in ["tls1_2", "tls1_3"] {
+        let first = connect(version, "-sess_out");
+        assert!(first.contains("200 OK"), "{first}");
+        if directory.path().join("session.pem").exists() {
+            let second = connect(version, "-sess_in");
+            assert!(!second.contains("Reused"), "{version}: {second}");
+            let _ = fs::remove_file(directory.path().join("session.pem"));
+        }
+    }
+    facade.ok(&["device", "revoke", "board-1"]);
+    for version in ["tls1_2", "tls1_3"] {
+        let refused = connect(version, "-sess_out");
+        assert!(!refused.contains("200 OK") && refused.contains("403"), "{version}: {refused}");
+    }
+    // A deleted one is nobody any more, and its name may be given again.
+    facade.ok(&["device", "delete", "board-1"]);
+    assert_eq!(device.sync().code, 5);
+    Device::enrolled("board-1", &facade).sync().expect_success();
+    assert_eq!(device.sync().code, 5);
 }

@@ -48,7 +48,7 @@ pub(super) enum Verb {
         /// The device's id
         id: String,
     },
-    /// Take a suspended device back
+    /// Take a device back that was suspended or is in quarantine
     Restore {
         /// The device's id
         id: String,
