@@ -15,6 +15,7 @@ mod artifacts;
 mod assignments;
 mod audit;
 mod cache;
+mod change;
 mod connections;
 mod delegations;
 mod devices;

@@ -67,6 +67,15 @@ pub struct Held {
     pub last_used: Timestamp,
 }
 
+/// Everything that is held, together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// How many contents.
+    pub blobs: u64,
+    /// Their bytes.
+    pub size_bytes: u64,
+}
+
 /// Verified content, by digest.
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
@@ -84,6 +93,12 @@ pub trait Blobs: Send + Sync + 'static {
 
     /// All content, without reading any of it.
     async fn list(&self) -> Result<Vec<Held>, BlobsError>;
+
+    /// How much content there is, as it was counted when it came and went.
+    fn total(&self) -> Total;
+
+    /// The contents after one, in the order of their digests' text, without reading any of them or looking at the rest.
+    async fn page(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Held>, BlobsError>;
 
     /// Content that is partly there and not being received, with what is there of it.
     async fn list_partial(&self) -> Result<Vec<Held>, BlobsError>;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::operator_door::TrustedProxies;
 use crate::secret::Secret;
 use crate::service::is_standard_error;
 use crate::upstream::AwsEnvironment;
@@ -32,6 +33,8 @@ pub struct Config {
     pub operator_tls_certificate: Option<PathBuf>,
     /// Private key of the operator door, PEM.
     pub operator_tls_key: Option<PathBuf>,
+    /// Reverse proxies in front of the operator door, whose `X-Forwarded-For` is believed.
+    pub operator_trusted_proxies: TrustedProxies,
     /// The address devices are told; by default the first host name and the port of the device door.
     pub public_url: Option<String>,
     /// Key that seals secrets; by default `keys/seal.key` in the data directory.
@@ -102,6 +105,7 @@ impl Config {
             operator_listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             operator_tls_certificate: None,
             operator_tls_key: None,
+            operator_trusted_proxies: TrustedProxies::default(),
             public_url: None,
             seal_key_file: None,
             wait_timeout: Duration::from_secs(55),
@@ -167,6 +171,7 @@ settings! {
     operator_listen: address, "address of the operator door (127.0.0.1:8080); other than loopback only with a certificate";
     operator_tls_certificate: some_path, "certificate chain of the operator door, PEM";
     operator_tls_key: some_path, "private key of the operator door, PEM";
+    operator_trusted_proxies: proxies, "reverse proxies whose X-Forwarded-For is believed, for example 127.0.0.1, 10.0.0.0/8 (none)";
     public_url: some_https_url, "what devices are told (https://<first host name>:<device port>)";
     seal_key_file: some_path, "key that seals registry secrets (keys/seal.key in the data directory)";
     wait_timeout: duration, "how long a device's wait for news lasts (55s)";
@@ -400,6 +405,10 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!("{text:?} is not an address with a port (for example 127.0.0.1:8080 or [::]:8443)")
     })
+}
+
+fn proxies(text: &str) -> Result<TrustedProxies, String> {
+    text.parse()
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

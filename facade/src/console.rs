@@ -4,14 +4,18 @@
 //! what it answers; so no page can do what the API would refuse to that token. Everything works without JavaScript:
 //! forms, and a redirect after each.
 
+mod access;
 mod artifacts;
 mod assignments;
+mod audit;
+mod cache;
 mod calls;
 mod connections;
 mod devices;
 mod enrollment;
 mod fields;
 mod guard;
+mod keys;
 mod overview;
 mod page;
 mod repository;
@@ -101,6 +105,12 @@ fn pages(console: Console) -> Router {
         .route("/console/enrollment/revoke", post(enrollment::revoke))
         .route("/console/assignments", get(assignments::list).post(assignments::assign))
         .route("/console/assignments/remove", post(assignments::take_back))
+        .route("/console/cache", get(cache::show))
+        .route("/console/cache/{change}", post(cache::change))
+        .route("/console/keys", get(keys::show))
+        .route("/console/access", get(access::show).post(access::make))
+        .route("/console/access/revoke", post(access::revoke))
+        .route("/console/audit", get(audit::show))
         .route("/console/style.css", get(style))
         .route("/console/console.js", get(script))
         .route("/console/{*elsewhere}", get(page::nowhere))

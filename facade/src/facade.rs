@@ -32,12 +32,14 @@ use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::access::Access;
 use crate::catalog::artifacts::Artifacts;
 use crate::catalog::assignments::Assignments;
-use crate::catalog::audit::Audit;
+use crate::catalog::audit::{Audit, AuditError};
 use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
 use crate::catalog::pins::Pins;
+use crate::catalog::probe::Probe;
 use crate::catalog::registries::{Registries, RegistriesError};
+use crate::catalog::replies::Replies;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::console;
@@ -87,6 +89,9 @@ pub enum StartError {
     /// A connection does not open.
     #[error(transparent)]
     Registries(#[from] RegistriesError),
+    /// The audit log cannot be used.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// Metadata cannot be signed.
     #[error(transparent)]
     Publishing(#[from] PublishingError),
@@ -138,6 +143,8 @@ pub struct Facade {
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ca_fingerprint: Fingerprint,
     ca_roots: Vec<Vec<u8>>,
+    /// Changes that operators asked for, which go on to their end.
+    pub(crate) changes: TaskTracker,
     pub(crate) clock: Clock,
     pub(crate) devices: Devices,
     pub(crate) director: Director,
@@ -146,11 +153,13 @@ pub struct Facade {
     pub(crate) metrics: Metrics,
     pub(crate) public_url: FacadeUrl,
     pub(crate) pins: Arc<Pins>,
+    pub(crate) probe: Probe,
     pub(crate) puller: Puller,
     pub(crate) raised: Raised,
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
     pub(crate) assignments: Assignments,
+    pub(crate) replies: Replies,
     pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
@@ -182,11 +191,6 @@ impl Facade {
         Ok(())
     }
 
-    /// Bytes in the cache.
-    pub(crate) async fn cache_bytes(&self) -> Result<u64, BlobsError> {
-        Ok(self.blobs.list().await?.iter().map(|held| held.size_bytes).sum())
-    }
-
     /// Takes a device's record as it is now into memory.
     pub(crate) async fn reload_device(&self, id: &DeviceId) {
         match self.devices.get(id).await {
@@ -214,6 +218,9 @@ impl Facade {
             let page = self.devices.list(after.as_ref(), STEP).await?;
             for device in &page {
                 self.assignments.device_changed(device);
+                if let Some(received) = self.devices.report(&device.id).await? {
+                    self.assignments.census().set_report(&received.report);
+                }
             }
             match page.last() {
                 Some(last) if page.len() == STEP => after = Some(last.id.clone()),
@@ -296,7 +303,7 @@ impl Running {
     pub async fn until(self, shutdown: impl Future<Output = ()> + Send) {
         let stopping = self.facade.stopping.clone();
         let tasks = TaskTracker::new();
-        let reloading = self.config.clone();
+        let (reloading, drain) = (self.config.clone(), self.config.drain_timeout);
         let vitals = Vitals {
             device_door: self.device_door.pulse.clone(),
             operator_door: self.operator_door.pulse(),
@@ -329,6 +336,9 @@ impl Running {
         service::stopping();
         stopping.cancel();
         tasks.wait().await;
+        self.facade.changes.close();
+        // What is not done by then is recorded at the next start.
+        let _ = tokio::time::timeout(drain, self.facade.changes.wait()).await;
         self.facade.puller.stop().await;
         if let Err(error) = self.facade.registries.keep_health().await {
             tracing::error!(error = %chain(&error), "the health of connections could not be stored");
@@ -445,7 +455,10 @@ async fn assemble(
         assignments: Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
         raised: Raised::default(),
+        changes: TaskTracker::new(),
+        probe: Probe::new(Arc::clone(&store)),
         refusals: Limit::default(),
+        replies: Replies::open(Arc::clone(&store)).await?,
         tokens: Tokens::new(store, data.admin_token_hash),
         seal_key: SealKeyPlace { data_dir: config.data_dir.clone(), elsewhere: config.seal_key_file.clone() },
         stopping: CancellationToken::new(),
@@ -504,3 +517,6 @@ pub fn log(config: &Config) -> Result<(), String> {
     };
     started.map_err(|error| format!("log: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,13 @@ pub struct RoleLabels {
     pub role: String,
 }
 
+/// Which devices.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StandingLabels {
+    /// What the devices are to us, as in `active`.
+    pub standing: String,
+}
+
 /// Everything that is counted. Clones count together.
 #[derive(Clone, Default)]
 pub struct Metrics {
@@ -63,6 +70,22 @@ pub struct Metrics {
     pub answers: Family<AnswerLabels, Counter>,
     /// When metadata ends, in seconds since 1970.
     pub metadata_expires: Family<RoleLabels, Gauge>,
+    /// Devices, by standing.
+    pub devices: Family<StandingLabels, Gauge>,
+    /// Active devices that run what they should.
+    pub devices_up_to_date: Gauge,
+    /// Active devices whose newest report refuses something.
+    pub devices_refusing: Gauge,
+    /// Connected registries.
+    pub registries: Gauge,
+    /// Those whose last use failed.
+    pub registries_failing: Gauge,
+    /// Signed artifacts that are not revoked.
+    pub artifacts: Gauge,
+    /// Bytes in the cache.
+    pub cache_bytes: Gauge,
+    /// Bytes that could still be stored.
+    pub cache_free_bytes: Gauge,
     registry: Arc<Register>,
 }
 
@@ -106,6 +129,24 @@ impl Metrics {
         ] {
             registry.register_with_unit(name, help, Unit::Bytes, counter.clone());
         }
+        let gauges = [
+            ("devices_up_to_date", "Active devices that run what they should", &self.devices_up_to_date),
+            (
+                "devices_refusing",
+                "Active devices whose newest report refuses something",
+                &self.devices_refusing,
+            ),
+            ("registries", "Connected registries", &self.registries),
+            ("registries_failing", "Connected registries whose last use failed", &self.registries_failing),
+            ("artifacts", "Signed artifacts that are not revoked", &self.artifacts),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register("devices", "Devices by standing", self.devices.clone());
+        registry.register_with_unit("cache", "Content in the cache", Unit::Bytes, self.cache_bytes.clone());
+        let free = self.cache_free_bytes.clone();
+        registry.register_with_unit("cache_free", "Room that is left for content", Unit::Bytes, free);
         registry.register("flights", "Flights under way", self.flights.clone());
         registry.register("connections", "Open connections on the device door", self.connections.clone());
         registry.register("streams", "Open streams of content", self.streams.clone());
@@ -159,10 +200,32 @@ mod tests {
         let metrics = Metrics::new();
         // A family shows itself with its first member.
         metrics.answers.get_or_create(&AnswerLabels { action: "ping", status: 200 }).inc();
+        metrics.devices.get_or_create(&StandingLabels { standing: "active".to_owned() }).set(1);
+        metrics.metadata_expires.get_or_create(&RoleLabels { role: "images/targets".to_owned() }).set(1);
         let mut counted = names(&metrics.text());
         documented.sort();
         counted.sort();
         assert_eq!(documented, counted);
+    }
+
+    /// Every name of a metric that a text has.
+    fn named(text: &str) -> std::collections::BTreeSet<String> {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        words.filter(|word| word.starts_with("facade_")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_only_metrics_that_are_documented() {
+        let documented = named(include_str!("../docs/metrics.md"));
+        let dashboard = include_str!("../docs/monitoring/grafana-dashboard.json");
+        let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+        let alerts = include_str!("../docs/monitoring/alerts.yaml");
+        for text in [dashboard.to_string().as_str(), alerts] {
+            let named = named(text);
+            assert!(named.len() > 5, "{named:?}");
+            let unknown: Vec<_> = named.difference(&documented).collect();
+            assert_eq!(unknown, [""; 0]);
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The operator door: accepts connections, with TLS where a certificate is configured, and serves the API on them.
 
-use std::net::SocketAddr;
+mod proxies;
+
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::api::gate::Peer;
 use crate::config::Config;
 use crate::facade::StartError;
 use crate::service::Pulse;
+pub(crate) use proxies::TrustedProxies;
 
 /// Most connections at a time: people, pipelines and a console, not a fleet.
 const MAX_CONNECTIONS: usize = 512;
@@ -36,6 +39,7 @@ pub(crate) struct OperatorDoor {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    proxies: Arc<TrustedProxies>,
     drain: Duration,
     pulse: Pulse,
 }
@@ -50,7 +54,8 @@ impl OperatorDoor {
             (Some(certificate), Some(key)) => Some(acceptor(certificate, key)?),
             _ => None,
         };
-        Ok(Self { listener, tls, router, drain: config.drain_timeout, pulse: Pulse::default() })
+        let proxies = Arc::new(config.operator_trusted_proxies.clone());
+        Ok(Self { listener, tls, router, proxies, drain: config.drain_timeout, pulse: Pulse::default() })
     }
 
     /// Where it listens.
@@ -82,9 +87,11 @@ impl OperatorDoor {
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                 continue;
             };
-            let (tls, router, watcher) = (self.tls.clone(), self.router.clone(), graceful.watcher());
+            let routes =
+                Routes { router: self.router.clone(), peer: peer.ip(), proxies: Arc::clone(&self.proxies) };
+            let (tls, watcher) = (self.tls.clone(), graceful.watcher());
             tasks.spawn(async move {
-                connection(tcp, tls, Routes { router, peer: Peer(peer.ip()) }, watcher).await;
+                connection(tcp, tls, routes, watcher).await;
                 drop(place);
             });
         }
@@ -101,7 +108,8 @@ impl OperatorDoor {
 /// The routes as one connection sees them.
 struct Routes {
     router: Router,
-    peer: Peer,
+    peer: IpAddr,
+    proxies: Arc<TrustedProxies>,
 }
 
 async fn connection(tcp: TcpStream, tls: Option<TlsAcceptor>, router: Routes, watcher: Watcher) {
@@ -124,7 +132,8 @@ async fn serve(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(routes.peer);
+        let caller = routes.proxies.caller(routes.peer, request.headers());
+        request.extensions_mut().insert(Peer(caller));
         routes.router.clone().call(request)
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);

@@ -215,6 +215,64 @@ await story("a token is made, shown once, and revoked", async () => {
   assert.equal(await page.locator("main img").count(), 0);
 });
 
+await story("a device is put in a group and taken out of it", async () => {
+  await go("/console/device?id=board-1");
+  await page.getByLabel("Put it in group").fill("kitchen");
+  await page.getByRole("button", { name: "Add" }).click();
+  await see("board-1 is in kitchen now");
+  await page.getByRole("button", { name: "Take it out of kitchen" }).click();
+  await see("board-1 is in no group now");
+  await see("What operators did");
+  await look("device-groups");
+});
+
+await story("the cache is shown, checked and pruned", async () => {
+  await go("/console/cache");
+  await look("cache");
+  await page.getByRole("button", { name: "Check every byte" }).click();
+  await see("blobs are whole");
+  await page.getByLabel("Remove what").selectOption("0");
+  await page.getByRole("button", { name: "Prune" }).click();
+  await see(/Removed \d+ blobs/);
+});
+
+await story("the keys say when what they signed ends", async () => {
+  await go("/console/keys");
+  await page.getByRole("row", { name: /images root/ }).waitFor();
+  await page.getByRole("row", { name: /director targets/ }).getByText("signed for each device").waitFor();
+  await look("keys");
+});
+
+await story("an operator's token is made, shown once, and revoked", async () => {
+  await go("/console/access");
+  await look("empty-access");
+  await page.getByLabel("Name").fill("auditor");
+  await page.getByRole("button", { name: "Make a token" }).click();
+  await see("drayage-operator.");
+  await look("access");
+  await page.reload();
+  assert.equal(await page.getByText("drayage-operator.").count(), 0);
+  await page.getByLabel("Name").fill(HOSTILE);
+  await page.getByRole("button", { name: "Make a token" }).click();
+  await page.locator(".notice.bad").waitFor();
+  assert.equal(await page.locator("main img").count(), 0);
+  await page.getByRole("button", { name: "Revoke token auditor" }).click();
+  await see("Token auditor is revoked");
+});
+
+await story("the audit log is filtered, paged and checked", async () => {
+  await go("/console/audit?check=yes");
+  await see("The log is whole");
+  await look("audit");
+  await page.getByLabel("Action or subject has").fill("operator-tokens");
+  await page.getByRole("button", { name: "Filter" }).click();
+  await page.getByRole("row", { name: /operator-tokens\/auditor/ }).waitFor();
+  assert.equal(await page.getByRole("row", { name: /connections/ }).count(), 0);
+  await go(`/console/audit?text=${encodeURIComponent(HOSTILE)}&who=${encodeURIComponent(HOSTILE)}`);
+  await see("No record found");
+  assert.equal(await page.locator("main img").count(), 0);
+});
+
 await story("an error page has its request's id", async () => {
   expected = /404/;
   const answer = await go("/console/device?id=nobody");

@@ -9,7 +9,7 @@ use harness::process::Outcome;
 use harness::{Device, Facade, Image, Registry};
 
 /// What is asked of an operation in each phase; with the fixed seed the run is the same every time.
-const EXAMPLES: &str = "25";
+const EXAMPLES: &str = "15";
 
 /// Not checked: that everything the document allows is accepted, because names and addresses are stricter than the type
 /// `string` says; and that a wrong token is always answered 401, because somebody who tries many gets 429.

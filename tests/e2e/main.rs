@@ -9,6 +9,7 @@ mod authorization;
 mod board;
 mod cache;
 mod ceremonies;
+mod changes;
 mod connections;
 mod console;
 mod credentials;

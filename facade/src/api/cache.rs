@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use axum::Json;
+use pki::digest::Digest;
 
 use super::auth::{Caller, Role};
-use super::extract::{Body, Paging, Query};
+use super::extract::{Body, Paging, Query, field};
 use super::problem::Problem;
 use super::types::{CacheChecked, CacheUsage, CachedBlob, Page, PruneRequest, Pruned};
 use super::{Answer, State};
@@ -27,7 +28,7 @@ pub(super) async fn usage(state: State, caller: Caller) -> Answer<CacheUsage> {
     caller.require(Role::Viewer)?;
     let usage = state.puller.usage().await?;
     Ok(Json(CacheUsage {
-        blobs: usage.blobs as u64,
+        blobs: usage.blobs,
         size_bytes: usage.size_bytes,
         partial_bytes: usage.partial_bytes,
         free_bytes: usage.free_bytes,
@@ -44,21 +45,18 @@ pub(super) async fn list(
 ) -> Answer<Page<CachedBlob>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
-    let held = state.puller.list().await?;
-    let mut blobs: Vec<CachedBlob> = held
-        .iter()
-        .map(|held| CachedBlob {
-            digest: held.digest.to_string(),
-            size_bytes: held.size_bytes,
-            last_used: held.last_used.to_string(),
-        })
-        .filter(|blob| paging.after.as_ref().is_none_or(|after| blob.digest > *after))
-        .collect();
-    blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
-    let more = blobs.len() > limit;
-    blobs.truncate(limit);
-    let next = blobs.last().filter(|_| more).map(|last| last.digest.clone());
-    Ok(Json(Page { items: blobs, next }))
+    let after: Option<Digest> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
+    // One more than asked for says whether there is more.
+    let mut held = state.puller.page(after, limit.saturating_add(1)).await?;
+    let more = held.len() > limit;
+    held.truncate(limit);
+    let next = held.last().filter(|_| more).map(|last| last.digest.to_string());
+    let items = held.iter().map(|held| CachedBlob {
+        digest: held.digest.to_string(),
+        size_bytes: held.size_bytes,
+        last_used: held.last_used.to_string(),
+    });
+    Ok(Json(Page { items: items.collect(), next }))
 }
 
 /// Removes what no device may have from the cache

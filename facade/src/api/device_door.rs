@@ -227,8 +227,11 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         Ok(None) => {}
         Err(error) => return report_refused(facade, device, error).await,
     }
-    match facade.devices.record_report(report, now).await {
-        Ok(answer) => json(&answer),
+    match facade.devices.record_report(report.clone(), now).await {
+        Ok(answer) => {
+            facade.assignments.census().set_report(&report);
+            json(&answer)
+        }
         Err(error) => {
             if let Some(alarm) = Alarm::of(&error) {
                 facade.raise(alarm, remote, &request_id).await;

@@ -12,7 +12,8 @@ use super::extract::{Body, Paging, Path, Query, field};
 use super::problem::Problem;
 use super::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmentToken, Page, Refusal};
 use super::{Answer, State};
-use crate::catalog::devices::{self, DevicesError, Group, TokenRecord, TokenRequest};
+use crate::catalog::census::Mark;
+use crate::catalog::devices::{self, DevicesError, Group, Standing, TokenRecord, TokenRequest};
 
 /// Longest life of an enrollment token in seconds: 90 days.
 const MAX_TTL_SECONDS: u64 = 90 * 86_400;
@@ -42,6 +43,8 @@ impl From<DevicesError> for Problem {
 pub(super) struct DevicesQuery {
     /// Only those of this group
     group: Option<String>,
+    /// Only those with this standing: `pending`, `active`, `suspended`, `quarantined` or `revoked`
+    standing: Option<String>,
 }
 
 /// Lists the devices
@@ -57,14 +60,17 @@ pub(super) async fn list(
     let group: Option<Group> = query.group.as_deref().map(|text| field("group", text)).transpose()?;
     let after: Option<DeviceId> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
     let limit = paging.limit()?;
-    let devices = match &group {
-        None => state.devices.list(after.as_ref(), limit).await?,
-        Some(group) => {
-            let mut devices = Vec::new();
-            for id in state.assignments.members(group, after.as_ref(), limit) {
-                devices.extend(state.devices.get(&id).await?);
-            }
-            devices
+    let standing: Option<Standing> =
+        query.standing.as_deref().map(|text| field("standing", text)).transpose()?;
+    let devices = match (&group, standing) {
+        (None, None) => state.devices.list(after.as_ref(), limit).await?,
+        (Some(group), standing) => {
+            let ids = members_with(&state, group, standing, after, limit);
+            read_devices(&state, ids).await?
+        }
+        (None, Some(standing)) => {
+            let mark = Mark::Standing(standing);
+            read_devices(&state, state.assignments.census().with(mark, after.as_ref(), limit)).await?
         }
     };
     let next = devices.last().filter(|_| devices.len() == limit).map(|last| last.id.to_string());
@@ -73,6 +79,37 @@ pub(super) async fn list(
         items.push(view(&state, device).await?);
     }
     Ok(Json(Page { items, next }))
+}
+
+/// A page of a group's devices that have a standing, from memory.
+fn members_with(
+    state: &State,
+    group: &Group,
+    standing: Option<Standing>,
+    mut after: Option<DeviceId>,
+    limit: usize,
+) -> Vec<DeviceId> {
+    let census = state.assignments.census();
+    let has = |id: &DeviceId| standing.is_none_or(|standing| census.has(id, Mark::Standing(standing)));
+    let mut found = Vec::new();
+    loop {
+        let page = state.assignments.members(group, after.as_ref(), limit);
+        let more = page.len() == limit;
+        after = page.last().cloned();
+        found.extend(page.into_iter().filter(has));
+        if found.len() >= limit || !more {
+            found.truncate(limit);
+            return found;
+        }
+    }
+}
+
+async fn read_devices(state: &State, ids: Vec<DeviceId>) -> Result<Vec<devices::Device>, Problem> {
+    let mut devices = Vec::new();
+    for id in ids {
+        devices.extend(state.devices.get(&id).await?);
+    }
+    Ok(devices)
 }
 
 /// Shows one device

@@ -92,6 +92,24 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
+    /// A request with the same idempotency key has no answer yet.
+    pub fn under_way() -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "request-under-way",
+            "a request with this Idempotency-Key is under way; ask again in a moment",
+        )
+    }
+
+    /// An idempotency key came with another request before.
+    pub fn key_reused() -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "this Idempotency-Key came with another request before; make a new one for each request",
+        )
+    }
+
     /// A registry did not do its part.
     pub fn upstream(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "registry-failed", detail)

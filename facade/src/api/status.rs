@@ -8,30 +8,40 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
 use super::auth::{Caller, Role};
-use super::problem::Problem;
+use super::problem;
 use super::types::Status;
 use super::{Answer, State};
+use crate::catalog::census::{Census, Mark};
 use crate::catalog::devices::Standing;
-use crate::metrics::RoleLabels;
+use crate::metrics::{RoleLabels, StandingLabels};
 
-/// How many records one step of counting reads.
-const STEP: usize = 1000;
+/// Most connections that are named in the warnings.
+const NAMED: usize = 20;
+/// Room that the database and the log need in bytes; with less, nothing can be promised.
+const LEAST_FREE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Says whether all is well
 #[utoipa::path(get, path = "/api/v1/status", tag = "status",
-    responses((status = 200, body = Status), (status = 401, body = Problem)))]
+    responses((status = 200, body = Status), (status = 401, body = problem::Problem)))]
 pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
     caller.require(Role::Viewer)?;
-    let connections = state.registries.list(None, usize::MAX).await?;
-    let artifacts = state.artifacts.list(None, None, usize::MAX).await?;
     let mut warnings = Vec::new();
-    for connection in &connections {
-        let health = state.registries.health(&connection.definition.host).unwrap_or_default();
-        if let Some(error) = health.last_error {
-            warnings.push(format!("{}: {error}", connection.definition.host));
+    let failing = state.registries.failing();
+    warnings.extend(failing.iter().take(NAMED).map(|(host, error)| format!("{host}: {error}")));
+    if failing.len() > NAMED {
+        let others = failing.len() - NAMED;
+        warnings.push(format!("{others} more connections fail (facade connection list)"));
+    }
+    let census = state.assignments.census();
+    let devices: BTreeMap<String, u64> = standings(census).filter(|(_, count)| *count > 0).collect();
+    for (mark, are) in
+        [(Mark::Standing(Standing::Quarantined), "are quarantined"), (Mark::Refuses, "refuse something")]
+    {
+        match census.count(mark) {
+            0 => {}
+            count => warnings.push(format!("{count} devices {are} (facade device list)")),
         }
     }
-    let (devices, up_to_date) = count_devices(&state, &mut warnings).await?;
     warnings.extend(state.images.warnings().await);
     warnings.extend(state.director.warnings().await);
     let expires = metadata_expires(&state).await;
@@ -43,13 +53,13 @@ pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
     let expires = expires.into_iter().map(|(role, at)| (role, at.to_string())).collect();
     Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        connections: connections.len() as u64,
-        artifacts: artifacts.iter().filter(|artifact| artifact.revoked_at.is_none()).count() as u64,
+        connections: state.registries.count() as u64,
+        artifacts: state.access.artifact_count() as u64,
         devices,
-        devices_up_to_date: up_to_date,
+        devices_up_to_date: census.count(Mark::UpToDate) as u64,
         metadata_expires: expires,
         metadata_expires_in_seconds: countdown,
-        cache_bytes: state.cache_bytes().await.map_err(|error| Problem::internal(&error))?,
+        cache_bytes: state.blobs.total().size_bytes,
         warnings,
     }))
 }
@@ -63,61 +73,80 @@ async fn metadata_expires(state: &State) -> BTreeMap<String, Timestamp> {
     expires
 }
 
-async fn count_devices(
-    state: &State,
-    warnings: &mut Vec<String>,
-) -> Result<(BTreeMap<String, u64>, u64), Problem> {
-    let mut counts = BTreeMap::new();
-    let mut up_to_date = 0;
-    let mut refusing = 0_u64;
-    let mut after = None;
-    loop {
-        let page = state.devices.list(after.as_ref(), STEP).await?;
-        for device in &page {
-            *counts.entry(device.standing.to_string()).or_insert(0) += 1;
-            if device.standing != Standing::Active {
-                continue;
-            }
-            let Some(received) = state.devices.report(&device.id).await? else {
-                continue;
-            };
-            refusing += u64::from(!received.report.refused.is_empty());
-            let running = &received.report.running;
-            let wanted = state.assignments.wanted(&device.id);
-            if wanted.iter().all(|wanted| running.iter().any(|running| running.artifact == *wanted)) {
-                up_to_date += 1;
-            }
-        }
-        match page.last() {
-            Some(last) if page.len() == STEP => after = Some(last.id.clone()),
-            _ => break,
-        }
-    }
-    if let Some(count) = counts.get("quarantined") {
-        warnings.push(format!("{count} devices are quarantined (facade device list)"));
-    }
-    if refusing > 0 {
-        warnings.push(format!("{refusing} devices refuse something (facade device list)"));
-    }
-    Ok((counts, up_to_date))
+/// How many devices have each standing.
+fn standings(census: &Census) -> impl Iterator<Item = (String, u64)> {
+    let count = |standing: Standing| census.count(Mark::Standing(standing)) as u64;
+    Standing::ALL.into_iter().map(move |standing| (standing.to_string(), count(standing)))
 }
 
-/// Whether the facade can do its work: its store answers.
+/// Whether the facade can do its work, one line for each thing it needs.
 pub(super) async fn ready(state: State) -> Response {
-    match state.registries.list(None, 1).await {
-        Ok(_) => "ready\n".into_response(),
-        Err(error) => {
-            tracing::error!(error = %super::problem::chain(&error), "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, "the store does not answer\n").into_response()
+    let checks = [
+        ("store", check_store(&state).await),
+        ("sealing key", state.registries.seals().await.map_err(|error| error.to_string())),
+        ("signed metadata", check_timestamp(&state).await),
+        ("disk", check_disk(&state).await),
+    ];
+    let mut text = String::new();
+    let mut status = StatusCode::OK;
+    for (name, outcome) in checks {
+        match outcome {
+            Ok(()) => text = format!("{text}{name}: ok\n"),
+            // Whoever asks need not be signed in: the log has the rest.
+            Err(error) => {
+                tracing::error!(check = name, %error, "not ready");
+                status = StatusCode::SERVICE_UNAVAILABLE;
+                text = format!("{text}{name}: failed\n");
+            }
         }
     }
+    (status, text).into_response()
+}
+
+/// The store must take a write: one that only reads can neither enroll a device nor record a change.
+async fn check_store(state: &State) -> Result<(), String> {
+    state.probe.store(state.clock.now()).await.map_err(|error| problem::chain(&error))
+}
+
+/// The timestamp is signed by the facade itself, again and again: where it has ended, that has failed. What only an
+/// operator's offline key can renew is a warning elsewhere; images that were taken go on being served.
+async fn check_timestamp(state: &State) -> Result<(), String> {
+    let expires = state.images.expires().await;
+    match expires.get("timestamp") {
+        Some(end) if *end > state.clock.now() => Ok(()),
+        Some(end) => Err(format!("the timestamp ended {end}")),
+        None => Err("there is no timestamp".to_owned()),
+    }
+}
+
+async fn check_disk(state: &State) -> Result<(), String> {
+    let free = state.blobs.free_bytes().await.map_err(|error| problem::chain(&error))?;
+    if free < LEAST_FREE_BYTES { Err(format!("{free} bytes are free")) } else { Ok(()) }
 }
 
 /// The counters, as Prometheus reads them.
 pub(super) async fn metrics(state: State) -> Response {
+    let metrics = &state.metrics;
     for (role, at) in metadata_expires(&state).await {
-        state.metrics.metadata_expires.get_or_create(&RoleLabels { role }).set(at.as_second());
+        metrics.metadata_expires.get_or_create(&RoleLabels { role }).set(at.as_second());
+    }
+    let census = state.assignments.census();
+    for (standing, count) in standings(census) {
+        metrics.devices.get_or_create(&StandingLabels { standing }).set(gauge(count));
+    }
+    metrics.devices_up_to_date.set(gauge(census.count(Mark::UpToDate) as u64));
+    metrics.devices_refusing.set(gauge(census.count(Mark::Refuses) as u64));
+    metrics.registries.set(gauge(state.registries.count() as u64));
+    metrics.registries_failing.set(gauge(state.registries.failing().len() as u64));
+    metrics.artifacts.set(gauge(state.access.artifact_count() as u64));
+    metrics.cache_bytes.set(gauge(state.blobs.total().size_bytes));
+    if let Ok(free) = state.blobs.free_bytes().await {
+        metrics.cache_free_bytes.set(gauge(free));
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], state.metrics.text()).into_response()
+    ([(header::CONTENT_TYPE, kind)], metrics.text()).into_response()
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use pki::digest::{Algorithm, Digest};
 
 use super::staging::{create, remove_if_there};
-use super::{Blobs, BlobsError, Content, Held, Staging, Verified};
+use super::{Blobs, BlobsError, Content, Held, Staging, Total, Verified};
 use crate::clock::Clock;
 
 const PARTIAL: &str = "partial";
@@ -28,6 +28,7 @@ const USE_RESOLUTION: Duration = Duration::from_hours(1);
 pub struct FsBlobs {
     directory: Arc<Path>,
     clock: Clock,
+    total: Arc<Mutex<Total>>,
 }
 
 impl FsBlobs {
@@ -36,7 +37,15 @@ impl FsBlobs {
         for needed in [directory.to_path_buf(), directory.join(PARTIAL)] {
             make_directory(&needed).map_err(|source| failed("create", &needed, source))?;
         }
-        Ok(Self { directory: directory.into(), clock })
+        let blobs = Self { directory: directory.into(), clock, total: Arc::default() };
+        let held = blobs.list_now()?;
+        let size_bytes = held.iter().map(|held| held.size_bytes).sum();
+        *blobs.counted() = Total { blobs: held.len() as u64, size_bytes };
+        Ok(blobs)
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Total> {
+        self.total.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -86,17 +95,58 @@ impl FsBlobs {
             .set_modified(self.clock.now().into())
             .map_err(|source| failed("date", &path, source))?;
         verified.file.sync_all().map_err(|source| failed("sync", &verified.path, source))?;
-        fs::rename(&verified.path, &path).map_err(|source| failed("rename to", &path, source))?;
+        let size_bytes = verified.file.metadata().map_err(|source| failed("inspect", &path, source))?.len();
+        {
+            let mut total = self.counted();
+            let replaces = path.exists();
+            fs::rename(&verified.path, &path).map_err(|source| failed("rename to", &path, source))?;
+            if !replaces {
+                total.blobs = total.blobs.saturating_add(1);
+                total.size_bytes = total.size_bytes.saturating_add(size_bytes);
+            }
+        }
         sync_directory(directory)
     }
 
     fn delete_now(&self, digest: Digest) -> Result<bool, BlobsError> {
         let path = self.path(digest);
+        let mut total = self.counted();
+        let size_bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
         match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                total.blobs = total.blobs.saturating_sub(1);
+                total.size_bytes = total.size_bytes.saturating_sub(size_bytes);
+                Ok(true)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(failed("remove", &path, source)),
         }
+    }
+
+    /// Directories are by the first two digits, so a page reads few of them.
+    fn page_now(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Held>, BlobsError> {
+        let after = after.map(|digest| digest.to_string());
+        let is_after = |name: &str| after.as_ref().is_none_or(|after| name > after.as_str());
+        let mut page = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for shard in 0..=255_u8 {
+                let shard = format!("{shard:02x}");
+                // The last name that this directory could hold.
+                if !is_after(&format!("{}:{shard}g", algorithm.name())) {
+                    continue;
+                }
+                let mut held = Vec::new();
+                collect(&self.directory.join(algorithm.name()).join(shard), &[algorithm], &mut held)?;
+                held.retain(|held| is_after(&held.digest.to_string()));
+                held.sort_by_key(|held| held.digest.hex());
+                page.extend(held);
+                if page.len() >= limit {
+                    page.truncate(limit);
+                    return Ok(page);
+                }
+            }
+        }
+        Ok(page)
     }
 
     fn list_now(&self) -> Result<Vec<Held>, BlobsError> {
@@ -148,6 +198,14 @@ impl Blobs for FsBlobs {
 
     async fn list(&self) -> Result<Vec<Held>, BlobsError> {
         self.blocking("list content", Self::list_now).await
+    }
+
+    fn total(&self) -> Total {
+        *self.counted()
+    }
+
+    async fn page(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Held>, BlobsError> {
+        self.blocking("list content", move |this| this.page_now(after, limit)).await
     }
 
     async fn list_partial(&self) -> Result<Vec<Held>, BlobsError> {

@@ -146,6 +146,12 @@ impl Access {
         }
     }
 
+    /// How many artifacts there are that somebody may have.
+    pub fn artifact_count(&self) -> usize {
+        let artifacts = self.artifacts.lock().unwrap_or_else(PoisonError::into_inner);
+        artifacts.values().filter(|cell| cell.contents.load().is_some()).count()
+    }
+
     /// What a device is to us.
     pub fn standing(&self, id: &DeviceId) -> Standing {
         self.cell(id).map_or(Standing::Unknown, |device| device.view.load().standing)

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::access::{Access, DeviceEntry};
-use super::devices::{Device, Group};
+use super::census::Census;
+use super::devices::{Device, Group, Standing};
 use crate::store::{Batch, Scan, Store, StoreError, Table, scan_json};
 
 const TABLE: Table = Table("assignments");
@@ -77,6 +78,7 @@ fn assigned_at(together: &Together) -> Option<Timestamp> {
 pub struct Assignments {
     store: Arc<dyn Store>,
     access: Arc<Access>,
+    census: Census,
     state: RwLock<State>,
 }
 
@@ -91,6 +93,7 @@ struct State {
 }
 
 struct Member {
+    standing: Standing,
     groups: BTreeSet<Group>,
     entry: DeviceEntry,
     news: Arc<Notify>,
@@ -165,7 +168,7 @@ impl Assignments {
         for (_, assignment) in scan_json::<Assignment>(&*store, TABLE, Scan::ALL).await? {
             state.insert(assignment);
         }
-        Ok(Self { store, access, state: RwLock::new(state) })
+        Ok(Self { store, access, census: Census::default(), state: RwLock::new(state) })
     }
 
     /// Assigns artifacts, and gives the changes and how many devices they reach.
@@ -245,6 +248,11 @@ impl Assignments {
         scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await
     }
 
+    /// What is counted of the devices.
+    pub fn census(&self) -> &Census {
+        &self.census
+    }
+
     /// What a device should have now.
     pub fn wanted(&self, device: &DeviceId) -> BTreeSet<ArtifactName> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).wanted(device)
@@ -283,7 +291,9 @@ impl Assignments {
         for group in &groups {
             state.groups.entry(group.clone()).or_default().insert(id.clone());
         }
-        state.members.insert(id.clone(), Member { groups, entry: device.access(), news });
+        state
+            .members
+            .insert(id.clone(), Member { standing: device.standing, groups, entry: device.access(), news });
         self.refresh(&state, &id);
     }
 
@@ -299,6 +309,7 @@ impl Assignments {
             member.news.notify_waiters();
         }
         self.access.remove_device(id);
+        self.census.remove(id);
     }
 
     fn apply(&self, state: &State, targets: &BTreeSet<Target>) -> usize {
@@ -313,7 +324,9 @@ impl Assignments {
         let Some(member) = state.members.get(device) else {
             return;
         };
-        let artifacts = state.wanted(device).into_iter().collect();
+        let wanted = state.wanted(device);
+        let artifacts = wanted.iter().cloned().collect();
+        self.census.set_device(device, member.standing, wanted);
         self.access.set_device(device.clone(), DeviceEntry { artifacts, ..member.entry.clone() });
         member.news.notify_waiters();
     }

@@ -1,10 +1,16 @@
 //! The audit log: what operators changed and what they must know of devices, as a chain in which each record holds the hash of the one before.
 //!
+//! What is about to be done is written down before it is done, and becomes a record when it is known how it ended. What a
+//! crash left open is recorded at the next start, as [`UNKNOWN`]: no change is without its record.
+//!
 //! A record is only ever added. Whoever edits, removes or swaps records in the database breaks the chain, and
 //! [`Audit::verify`] says where; whoever can rewrite the whole database can also rewrite the chain, so each hash is
 //! logged as well, for a log server out of that reach.
 
+pub mod search;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
@@ -17,11 +23,15 @@ use crate::store::{Batch, Scan, Store, StoreError, Table, get_json, scan_json};
 
 const TABLE: Table = Table("audit");
 const HEAD_TABLE: Table = Table("audit-head");
+/// What is under way, and what a crash left open.
+const OPEN_TABLE: Table = Table("audit-open");
 const HEAD: &str = "head";
 /// What the first record holds as the hash of the one before.
 const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// How many records are verified at a time.
+/// How many records are read at a time.
 const STEP: usize = 1000;
+/// The result of what was begun and never answered, because the facade stopped in its middle.
+pub const UNKNOWN: u16 = 0;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +46,7 @@ pub struct Happening {
     pub subject: String,
     /// The address that asked.
     pub from: String,
-    /// The HTTP status of the answer.
+    /// The HTTP status of the answer, or [`UNKNOWN`].
     pub result: u16,
     /// The request's id, as it is in the log.
     pub request_id: String,
@@ -90,22 +100,62 @@ pub enum AuditError {
     Unwritable(#[source] serde_json::Error),
 }
 
+/// Something that was written down before it is done.
+#[derive(Debug)]
+#[must_use = "what was begun is open until it is finished"]
+pub struct Begun {
+    key: String,
+    happening: Happening,
+}
+
 /// The audit log of a store.
 pub struct Audit {
     store: Arc<dyn Store>,
     head: Mutex<Head>,
+    begun: AtomicU64,
 }
 
 impl Audit {
-    /// Opens the log where it ends.
-    pub async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+    /// Opens the log where it ends, and records what the last run left open.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, AuditError> {
         let head = get_json(&*store, HEAD_TABLE, HEAD).await?;
         let head = head.unwrap_or_else(|| Head { sequence: 0, hash: BEGINNING.to_owned() });
-        Ok(Self { store, head: Mutex::new(head) })
+        let open = scan_json::<Happening>(&*store, OPEN_TABLE, Scan::ALL).await?;
+        let audit = Self { store, head: Mutex::new(head), begun: AtomicU64::new(0) };
+        for (key, happening) in open {
+            tracing::warn!(request.id = %happening.request_id, action = %happening.action, subject = %happening.subject, "the facade stopped in the middle of a change");
+            audit.finish(Begun { key, happening }, UNKNOWN, Batch::new()).await?;
+        }
+        Ok(audit)
+    }
+
+    /// Writes down what is about to be done, together with what else the batch holds.
+    pub async fn begin(&self, happening: Happening, mut batch: Batch) -> Result<Begun, AuditError> {
+        let key = key(self.begun.fetch_add(1, Ordering::Relaxed));
+        batch.require_absent(OPEN_TABLE, &key);
+        batch.put_json(OPEN_TABLE, &key, &happening)?;
+        self.store.commit(batch).await?;
+        Ok(Begun { key, happening })
+    }
+
+    /// Records how it ended, together with what else the batch holds.
+    pub async fn finish(&self, begun: Begun, result: u16, mut batch: Batch) -> Result<Record, AuditError> {
+        batch.delete(OPEN_TABLE, &begun.key);
+        self.append_with(Happening { result, ..begun.happening }, batch).await
+    }
+
+    /// Forgets what changed nothing, together with what else the batch holds.
+    pub async fn withdraw(&self, begun: Begun, mut batch: Batch) -> Result<(), AuditError> {
+        batch.delete(OPEN_TABLE, &begun.key);
+        Ok(self.store.commit(batch).await?)
     }
 
     /// Adds a record, and returns when it is durable.
     pub async fn append(&self, happening: Happening) -> Result<Record, AuditError> {
+        self.append_with(happening, Batch::new()).await
+    }
+
+    async fn append_with(&self, happening: Happening, mut batch: Batch) -> Result<Record, AuditError> {
         let mut head = self.head.lock().await;
         let sequence = head.sequence.saturating_add(1);
         let record = Record {
@@ -115,7 +165,6 @@ impl Audit {
             happening,
         };
         let next = Head { sequence, hash: record.hash.clone() };
-        let mut batch = Batch::new();
         batch.require_absent(TABLE, &key(sequence));
         batch.put_json(TABLE, &key(sequence), &record)?;
         batch.put_json(HEAD_TABLE, HEAD, &next)?;
@@ -196,6 +245,19 @@ mod tests {
     use super::*;
     use crate::store::sled::SledStore;
 
+    pub(super) fn happening(number: u32) -> Happening {
+        Happening {
+            at: "2026-11-20T12:00:00Z".parse::<Timestamp>().unwrap()
+                + jiff::SignedDuration::from_mins(number.into()),
+            who: if number.is_multiple_of(2) { "admin".to_owned() } else { "ci".to_owned() },
+            action: "POST /api/v1/connections".to_owned(),
+            subject: format!("host={number}.example"),
+            from: "192.0.2.1".to_owned(),
+            result: 200,
+            request_id: format!("request-{number}"),
+        }
+    }
+
     struct Rig {
         store: Arc<dyn Store>,
         audit: Audit,
@@ -209,16 +271,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(store);
         let audit = Audit::open(Arc::clone(&store)).await.unwrap();
         for number in 1..=5 {
-            let happening = Happening {
-                at: "2026-11-20T12:00:00Z".parse().unwrap(),
-                who: "admin".to_owned(),
-                action: "POST /api/v1/connections".to_owned(),
-                subject: format!("host={number}.example"),
-                from: "192.0.2.1".to_owned(),
-                result: 200,
-                request_id: format!("request-{number}"),
-            };
-            audit.append(happening).await.unwrap();
+            audit.append(self::happening(number)).await.unwrap();
         }
         Rig { store, audit, _directory: directory }
     }
@@ -251,6 +304,27 @@ mod tests {
         assert_eq!(again.append(happening).await.unwrap().sequence, 6);
         assert!(matches!(again.verify().await.unwrap(), Verdict::Whole(head) if head.sequence == 6));
         assert_eq!(again.list(Some(4), 10).await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_open_is_recorded_at_the_next_start() {
+        let rig = five_records().await;
+        let begun = rig.audit.begin(happening(6), Batch::new()).await.unwrap();
+        let refused = rig.audit.begin(happening(7), Batch::new()).await.unwrap();
+        let lost = rig.audit.begin(happening(8), Batch::new()).await.unwrap();
+        rig.audit.withdraw(refused, Batch::new()).await.unwrap();
+        rig.audit.finish(begun, 502, Batch::new()).await.unwrap();
+        drop(lost);
+        for _ in 0..2 {
+            let again = Audit::open(Arc::clone(&rig.store)).await.unwrap();
+            let records = again.list(Some(5), 10).await.unwrap();
+            let results: Vec<(&str, u16)> = records
+                .iter()
+                .map(|record| (record.happening.request_id.as_str(), record.happening.result))
+                .collect();
+            assert_eq!(results, [("request-6", 502), ("request-8", UNKNOWN)]);
+            assert!(matches!(again.verify().await.unwrap(), Verdict::Whole(_)));
+        }
     }
 
     #[tokio::test]

@@ -210,6 +210,28 @@ impl Registries {
         self.registry(host).ok().map(|registry| registry.health())
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Those whose last use failed, by host, with what went wrong.
+    pub fn failing(&self) -> BTreeMap<RegistryHost, String> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let failing = live.iter().filter_map(|(host, registry)| {
+            registry.health().current_error().map(|error| (host.clone(), error.to_owned()))
+        });
+        failing.collect()
+    }
+
+    /// Whether secrets can be sealed, and opened again.
+    pub async fn seals(&self) -> Result<(), SealError> {
+        let place = Context { host: "readiness", field: "probe", version: 0 };
+        let keys = self.keys.lock().await;
+        let sealed = keys.seal(b"probe", place)?;
+        keys.open(&sealed, place).map(|_| ())
+    }
+
     fn put_live(&self, registry: Registry) {
         let host = registry.definition().host.clone();
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);

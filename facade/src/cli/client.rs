@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -26,10 +28,22 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Longest wait for an answer. An import of many tags from a slow registry takes its time.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(30);
 
+/// Pauses before a request is sent again whose connection was lost: a facade that restarts is back within them.
+const RETRY_AFTER: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+
 pub(super) struct Client {
     http: HttpClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
     server: String,
     token: Secret,
+    /// Names this run of the command, so that no change of it is made twice.
+    run: String,
+    changes: AtomicU64,
 }
 
 impl Client {
@@ -50,7 +64,16 @@ impl Client {
         .with_no_client_auth();
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        Ok(Self { http: HttpClient::builder(TokioExecutor::new()).build(connector), server, token })
+        let mut run = [0; 16];
+        getrandom::fill(&mut run).map_err(|error| CliError::from_error(&error))?;
+        let (run, changes) = (HEXLOWER.encode(&run), AtomicU64::new(0));
+        Ok(Self {
+            http: HttpClient::builder(TokioExecutor::new()).build(connector),
+            server,
+            token,
+            run,
+            changes,
+        })
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
@@ -75,18 +98,33 @@ impl Client {
 
     /// Every item of a paged list.
     pub(super) async fn all<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, CliError> {
+        self.paged(path, usize::MAX).await
+    }
+
+    async fn paged<T: DeserializeOwned>(&self, path: &str, wanted: usize) -> Result<Vec<T>, CliError> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let mut items = Vec::new();
         let mut after = String::new();
-        loop {
+        while items.len() < wanted {
+            let limit = wanted.saturating_sub(items.len()).min(500);
             let page: crate::api::types::Page<T> =
-                self.get(&format!("{path}{separator}limit=500{after}")).await?;
+                self.get(&format!("{path}{separator}limit={limit}{after}")).await?;
             items.extend(page.items);
             match page.next {
                 Some(next) => after = format!("&after={}", encode(&next)),
-                None => return Ok(items),
+                None => break,
             }
         }
+        Ok(items)
+    }
+
+    /// The first items of a paged list.
+    pub(super) async fn first<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wanted: usize,
+    ) -> Result<Vec<T>, CliError> {
+        self.paged(path, wanted).await
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -99,15 +137,20 @@ impl Client {
             Some(body) => serde_json::to_vec(body).map_err(|error| CliError::from_error(&error))?,
             None => Vec::new(),
         };
-        let request = Request::builder()
-            .method(method)
+        let mut request = Request::builder()
             .uri(format!("{}{path}", self.server))
             .header("authorization", format!("Bearer {}", self.token.expose()))
-            .header("content-type", "application/json")
+            .header("content-type", "application/json");
+        if method != Method::GET {
+            let number = self.changes.fetch_add(1, Ordering::Relaxed);
+            request = request.header("idempotency-key", format!("\"{}-{number}\"", self.run));
+        }
+        let request = request
+            .method(method)
             .body(Full::new(Bytes::from(body)))
             .map_err(|_| CliError::Usage(format!("{}{path} is not an address", self.server)))?;
         let (status, bytes) =
-            tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(request)).await.map_err(|_| {
+            tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(&request)).await.map_err(|_| {
                 self.unreachable(format!("no answer within {} minutes", ANSWER_TIMEOUT.as_secs() / 60))
             })??;
         if status.is_success() {
@@ -125,17 +168,43 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CliError> {
-        let response = self.http.request(request).await.map_err(|error| self.unreachable(chain(&error)))?;
+    /// Sends a request until it is answered. Once it may have arrived, a lost connection does not mean that it was not
+    /// done; its key keeps it from being done twice.
+    async fn exchange(&self, request: &Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CliError> {
+        let mut pauses = RETRY_AFTER.iter();
+        let mut arrived = false;
+        loop {
+            let lost = match self.exchange_once(request.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(lost) => lost,
+            };
+            arrived |= lost.arrived;
+            match pauses.next().filter(|_| arrived) {
+                Some(pause) => tokio::time::sleep(*pause).await,
+                None => return Err(self.unreachable(lost.cause)),
+            }
+        }
+    }
+
+    async fn exchange_once(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Lost> {
+        let sent = self.http.request(request).await;
+        let response = sent.map_err(|error| Lost { arrived: !error.is_connect(), cause: chain(&error) })?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let bytes = body.map_err(|error| self.unreachable(chain(&*error)))?.to_bytes();
+        let bytes = body.map_err(|error| Lost { arrived: true, cause: chain(&*error) })?.to_bytes();
         Ok((status, bytes))
     }
 
     fn unreachable(&self, cause: String) -> CliError {
         CliError::Unreachable { server: self.server.clone(), cause }
     }
+}
+
+/// A request without an answer.
+struct Lost {
+    /// Whether it may have reached the server.
+    arrived: bool,
+    cause: String,
 }
 
 fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {

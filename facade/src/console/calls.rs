@@ -37,6 +37,10 @@ impl Api {
         self.call(Method::DELETE, path, Body::empty()).await
     }
 
+    pub(super) async fn put<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        self.call(Method::PUT, path, Body::empty()).await
+    }
+
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
         self.call(Method::POST, path, Body::empty()).await
     }

@@ -8,12 +8,10 @@ use super::fields::encoded;
 use super::guard::{Change, Visit};
 use super::page::{Failure, Frame, Outcome, page, short};
 use crate::api::problem::Problem;
-use crate::api::types::{Device, Page};
+use crate::api::types::{AuditRecord, Device, Page};
 
 /// Devices on one page.
 const SHOWN: usize = 100;
-/// Pages that one search for a standing looks through.
-const SEARCHED: usize = 10;
 
 const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "revoked"];
 
@@ -33,11 +31,15 @@ struct Listing {
 struct Detail {
     frame: Frame,
     device: Device,
+    /// What operators did to it, newest first.
+    history: Page<AuditRecord>,
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let group = visit.query.text("group").to_owned();
-    let standing = visit.query.text("standing").to_owned();
+    // What is no standing filters nothing.
+    let standing = STANDINGS.into_iter().find(|standing| *standing == visit.query.text("standing"));
+    let standing = standing.unwrap_or_default().to_owned();
     let (devices, next) = search(&visit, &group, &standing).await?;
     Ok(page(&Listing {
         frame: visit.frame("Devices", "/console/devices"),
@@ -49,38 +51,27 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     }))
 }
 
-/// A page of devices, and where the next one begins. A search goes no further than a few thousand devices at a time.
+/// A page of devices, and where the next one begins.
 async fn search(
     visit: &Visit,
     group: &str,
     standing: &str,
 ) -> Result<(Vec<Device>, Option<String>), Problem> {
-    let mut after = visit.query.filled("after");
-    let mut devices = Vec::new();
-    for _ in 0..SEARCHED {
-        let limit = SHOWN - devices.len();
-        let mut path = format!("/api/v1/devices?limit={limit}");
-        if !group.is_empty() {
-            path = format!("{path}&group={}", encoded(group));
-        }
-        if let Some(after) = &after {
-            path = format!("{path}&after={}", encoded(after));
-        }
-        let page: Page<Device> = visit.api.get(&path).await?;
-        let found = page.items.into_iter();
-        devices.extend(found.filter(|device| standing.is_empty() || device.standing == standing));
-        after = page.next;
-        if after.is_none() || devices.len() >= SHOWN {
-            break;
-        }
+    let mut path = format!("/api/v1/devices?limit={SHOWN}");
+    let filters = [("group", group), ("standing", standing), ("after", visit.query.text("after"))];
+    for (name, value) in filters.iter().filter(|(_, value)| !value.is_empty()) {
+        path = format!("{path}&{name}={}", encoded(value));
     }
-    Ok((devices, after))
+    let page: Page<Device> = visit.api.get(&path).await?;
+    Ok((page.items, page.next))
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let id = encoded(visit.query.text("id"));
     let device: Device = visit.api.get(&format!("/api/v1/devices/{id}")).await?;
-    Ok(page(&Detail { frame: visit.frame(&device.id, "/console/devices"), device }))
+    let about = encoded(&format!("devices/{}", device.id));
+    let history = visit.api.get(&format!("/api/v1/audit?order=newest&limit=10&text={about}")).await?;
+    Ok(page(&Detail { frame: visit.frame(&device.id, "/console/devices"), device, history }))
 }
 
 pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response {
@@ -90,6 +81,9 @@ pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response
 }
 
 async fn do_it(change: &Change, verb: &str, id: &str) -> Result<String, Problem> {
+    if verb == "join" || verb == "leave" {
+        return group(change, verb, id).await;
+    }
     if !["approve", "suspend", "restore", "revoke"].contains(&verb) {
         return Err(Problem::not_found("there is no such change"));
     }
@@ -102,6 +96,16 @@ async fn do_it(change: &Change, verb: &str, id: &str) -> Result<String, Problem>
     let path = format!("/api/v1/devices/{}/{verb}", encoded(id));
     let device: Device = change.visit.api.post(&path).await?;
     Ok(Outcome::done(&format!("{} is {} now.", device.id, device.standing)).html())
+}
+
+/// Puts a device in a group, or takes it out.
+async fn group(change: &Change, verb: &str, id: &str) -> Result<String, Problem> {
+    let group = change.fields.text("group");
+    let path = format!("/api/v1/devices/{}/groups/{}", encoded(id), encoded(group));
+    let api = &change.visit.api;
+    let device: Device = if verb == "join" { api.put(&path).await? } else { api.delete(&path).await? };
+    let groups = if device.groups.is_empty() { "no group".to_owned() } else { device.groups.join(", ") };
+    Ok(Outcome::done(&format!("{} is in {groups} now.", device.id)).html())
 }
 
 impl Detail {

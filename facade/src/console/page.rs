@@ -28,7 +28,7 @@ const HEADERS: [(HeaderName, &str); 6] = [
 ];
 
 /// The menu: address, name.
-pub(super) const MENU: [(&str, &str); 7] = [
+pub(super) const MENU: [(&str, &str); 11] = [
     ("/console", "Overview"),
     ("/console/connections", "Connections"),
     ("/console/repository", "Repositories"),
@@ -36,6 +36,10 @@ pub(super) const MENU: [(&str, &str); 7] = [
     ("/console/assignments", "Assignments"),
     ("/console/devices", "Devices"),
     ("/console/enrollment", "Enrollment"),
+    ("/console/cache", "Cache"),
+    ("/console/keys", "Keys"),
+    ("/console/access", "Access"),
+    ("/console/audit", "Audit log"),
 ];
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -14,7 +14,7 @@ const READ_BYTES: usize = 256 * 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Whole blobs.
-    pub blobs: usize,
+    pub blobs: u64,
     /// Their bytes.
     pub size_bytes: u64,
     /// Bytes of blobs that are not whole yet.
@@ -35,19 +35,18 @@ pub struct Checked {
 impl Puller {
     /// What the cache takes and has left.
     pub async fn usage(&self) -> Result<Usage, BlobsError> {
-        let (held, partial) = (self.0.blobs.list().await?, self.0.blobs.list_partial().await?);
-        let sum = |held: &[Held]| held.iter().map(|blob| blob.size_bytes).sum();
+        let (total, partial) = (self.0.blobs.total(), self.0.blobs.list_partial().await?);
         Ok(Usage {
-            blobs: held.len(),
-            size_bytes: sum(&held),
-            partial_bytes: sum(&partial),
+            blobs: total.blobs,
+            size_bytes: total.size_bytes,
+            partial_bytes: partial.iter().map(|blob| blob.size_bytes).sum(),
             free_bytes: self.0.blobs.free_bytes().await?,
         })
     }
 
-    /// What the cache holds.
-    pub async fn list(&self) -> Result<Vec<Held>, BlobsError> {
-        self.0.blobs.list().await
+    /// What the cache holds after some content, in the order of the digests.
+    pub async fn page(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Held>, BlobsError> {
+        self.0.blobs.page(after, limit).await
     }
 
     /// Deletes what no device may have, what is neither pinned nor in flight, and has not been asked for in `unused_for`;

@@ -34,6 +34,21 @@ pub enum Standing {
     Revoked,
 }
 
+impl Standing {
+    /// Every standing, in the order of a device's life.
+    pub const ALL: [Self; 5] =
+        [Self::Pending, Self::Active, Self::Suspended, Self::Quarantined, Self::Revoked];
+}
+
+impl std::str::FromStr for Standing {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let standing = Self::ALL.into_iter().find(|standing| standing.to_string() == text);
+        standing.ok_or("must be pending, active, suspended, quarantined or revoked")
+    }
+}
+
 impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
