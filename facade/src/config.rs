@@ -364,11 +364,17 @@ fn check(config: &Config, errors: &mut Vec<String>) {
 
 /// The complaint about an unknown key, with the nearest known one.
 pub fn unknown<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let nearest = known.max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
-    match nearest {
+    match nearest(key, known, 0.0) {
         Some(nearest) => format!("unknown setting {key:?} (did you mean {nearest:?}?)"),
         None => format!("unknown setting {key:?}"),
     }
+}
+
+/// The known text that is most like another one, if it is at least so much like it (0: not at all, 1: the same).
+pub fn nearest<T: AsRef<str>>(text: &str, known: impl Iterator<Item = T>, least: f64) -> Option<T> {
+    let like = known.map(|known| (strsim::jaro_winkler(text, known.as_ref()), known));
+    let best = like.filter(|(like, _)| *like >= least).max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.map(|(_, known)| known)
 }
 
 fn text(text: &str) -> Result<String, String> {

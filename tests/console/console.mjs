@@ -138,6 +138,30 @@ await story("an upstream's and a person's text cannot be HTML", async () => {
   await look("device-hostile");
 });
 
+await story("what a hostile registry answers is text", async () => {
+  const hostile = process.env.CONSOLE_HOSTILE_REGISTRY;
+  await go("/console/connections");
+  await page.getByLabel("Registry: its host").fill(hostile);
+  await page.getByLabel("User name", { exact: true }).fill("somebody");
+  await page.getByLabel("Password or token").fill("something");
+  await page.getByText("Google, AWS, private networks").click();
+  await page.getByLabel("It may have loopback").check();
+  await page.getByLabel("Speak plain HTTP").check();
+  await page.getByRole("button", { name: "Connect and test" }).click();
+  await page.locator(".notice.bad").waitFor();
+  const clean = async (path) => {
+    await go(path);
+    assert.equal(await page.locator("main img, main script").count(), 0, path);
+    assert.ok(!(await page.title()).includes("owned"), path);
+  };
+  await clean("/console/connections");
+  expected = /40\d|50\d/;
+  await clean(`/console/repository?repository=${hostile}/team/app`);
+  expected = /$^/;
+  await clean("/console");
+  await look("hostile-registry");
+});
+
 let name;
 await story("tags are picked and imported, each with its outcome", async () => {
   await go("/console/repository");

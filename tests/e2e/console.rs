@@ -1,5 +1,7 @@
 //! The console in a real browser, with a real registry and devices that are enrolled, one of them hostile.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::Command;
 
 use harness::process::Outcome;
@@ -24,6 +26,22 @@ fn report_as(device: &Device, facade: &Facade, reason: &str) {
     Outcome::of(&mut curl, b"").expect_success();
 }
 
+/// A registry whose errors are meant for a browser.
+fn hostile_registry() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let host = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        let body = serde_json::json!({"errors": [{"code": "DENIED", "message": HOSTILE}]}).to_string();
+        for mut asked in listener.incoming().filter_map(Result::ok) {
+            // Enough of any request that this meets.
+            let _ = asked.read(&mut [0; 4096]);
+            let head = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Type: application/json";
+            let _ = write!(asked, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    host
+}
+
 #[test]
 #[ignore = "needs node and Chromium: tests/install console, then tests/run console"]
 fn each_page_does_its_main_job_in_a_browser() {
@@ -40,6 +58,7 @@ fn each_page_does_its_main_job_in_a_browser() {
         .env("CONSOLE_URL", format!("http://{}", facade.operator_authority()))
         .env("CONSOLE_TOKEN_FILE", facade.admin_token_file())
         .env("CONSOLE_REGISTRY", registry.host())
+        .env("CONSOLE_HOSTILE_REGISTRY", hostile_registry())
         .env("CONSOLE_REGISTRY_USER", harness::registry::USER)
         .env("CONSOLE_REGISTRY_PASSWORD", harness::registry::PASSWORD)
         .env("CONSOLE_SCREENSHOTS", format!("{here}/../target/console-screenshots"));

@@ -118,7 +118,7 @@ async fn read_devices(state: &State, ids: Vec<DeviceId>) -> Result<Vec<devices::
 pub(super) async fn show(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Viewer)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state.devices.get(&id).await?.ok_or_else(|| not_found(&id))?;
+    let device = state.devices.get(&id).await?.ok_or_else(|| not_found(&state, &id))?;
     Ok(Json(view(&state, device).await?))
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn show(state: State, caller: Caller, Path(id): Path<String>) -
 pub(super) async fn delete(state: State, caller: Caller, Path(id): Path<String>) -> Answer<Device> {
     caller.require(Role::Operator)?;
     let id: DeviceId = field("id", &id)?;
-    let device = state.devices.get(&id).await?.ok_or_else(|| not_found(&id))?;
+    let device = state.devices.get(&id).await?.ok_or_else(|| not_found(&state, &id))?;
     let shown = view(&state, device).await?;
     state.devices.delete(&id).await?;
     state.assignments.device_deleted(&id);
@@ -184,8 +184,11 @@ pub(super) async fn changed(state: &State, caller: &Caller, device: devices::Dev
     Ok(Json(view(state, device).await?))
 }
 
-fn not_found(id: &DeviceId) -> Problem {
-    Problem::not_found(format!("no device {id} (facade device list)"))
+fn not_found(state: &State, id: &DeviceId) -> Problem {
+    Problem::not_found(match state.assignments.resembling(id) {
+        Some(known) => format!("no device {id}: did you mean {known}? (facade device list)"),
+        None => format!("no device {id} (facade device list)"),
+    })
 }
 
 /// Makes an enrollment token

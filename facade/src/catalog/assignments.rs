@@ -20,6 +20,9 @@ use super::census::Census;
 use super::devices::{Device, Group, Standing};
 use crate::store::{Batch, Scan, Store, StoreError, Table, scan_json};
 
+/// How much one name must be like another to be offered in its place.
+const ALIKE: f64 = 0.85;
+
 const TABLE: Table = Table("assignments");
 
 /// Whom an artifact is assigned to.
@@ -272,6 +275,13 @@ impl Assignments {
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         members.range::<DeviceId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
+    }
+
+    /// A device whose name is like one that nobody has: somebody mistyped it.
+    pub fn resembling(&self, id: &DeviceId) -> Option<DeviceId> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let known = state.members.keys().map(DeviceId::as_str);
+        crate::config::nearest(id.as_str(), known, ALIKE).and_then(|known| known.parse().ok())
     }
 
     /// Takes over a device that is new or has changed. Call it after the change is durable.

@@ -51,7 +51,7 @@ impl Client {
         let server = target.server.as_deref().unwrap_or(DEFAULT_SERVER).trim_end_matches('/').to_owned();
         if !server.starts_with("http://") && !server.starts_with("https://") {
             return Err(CliError::Usage(format!(
-                "--server {server:?} is not an address (for example http://127.0.0.1:8080)"
+                "--server {server:?} is not an address: did you mean http://{server} or https://{server}?"
             )));
         }
         let token = read_token(target.token_file.as_deref())?;
@@ -181,7 +181,11 @@ impl Client {
             arrived |= lost.arrived;
             match pauses.next().filter(|_| arrived) {
                 Some(pause) => tokio::time::sleep(*pause).await,
-                None => return Err(self.unreachable(lost.cause)),
+                None if arrived => return Err(self.unreachable(lost.cause)),
+                None => {
+                    let remedy = "is facade serve running there? --server or FACADE_SERVER names another";
+                    return Err(self.unreachable(format!("{} ({remedy})", lost.cause)));
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use facade::metrics::{AnswerLabels, Metrics, RoleLabels};
+use facade::metrics::{AnswerLabels, Metrics, RoleLabels, StandingLabels};
 
 /// Every metric with its kind and what it counts.
 pub(crate) fn page() -> String {
@@ -13,6 +13,7 @@ pub(crate) fn page() -> String {
     // A family shows itself with its first member.
     metrics.answers.get_or_create(&AnswerLabels { action: "ping", status: 200 }).inc();
     metrics.metadata_expires.get_or_create(&RoleLabels { role: "images/timestamp".to_owned() }).set(0);
+    metrics.devices.get_or_create(&StandingLabels { standing: "active".to_owned() }).set(0);
     let encoded = metrics.text();
     let mut help = "";
     for line in encoded.lines() {
