@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use http::StatusCode;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use pki::wire::EnrollmentToken;
 use pki::x509::est;
 use rustls_pki_types::CertificateDer;
@@ -20,6 +20,8 @@ const SIMPLE_REENROLL: &str = "/.well-known/est/simplereenroll";
 const MAX_ANSWER_BYTES: u64 = 256 * 1024;
 /// No facade may ask a device to wait longer before it tries again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// Nor to try again at once.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What came of a request for a certificate.
 pub(super) enum Issued {
@@ -78,16 +80,25 @@ async fn send(client: &FacadeClient, ask: &Ask) -> Result<Issued, IdentityError>
     match answer.status() {
         StatusCode::OK => Ok(Issued::Certificates(decode(&answer.whole(MAX_ANSWER_BYTES).await?)?)),
         StatusCode::ACCEPTED => {
-            let seconds = answer
-                .headers()
-                .get(RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-                .ok_or(IdentityError::Answer("202 without Retry-After"))?;
-            let wait = Duration::from_secs(seconds).clamp(Duration::from_secs(1), LONGEST_WAIT);
-            Ok(Issued::Later(wait))
+            let wait = wait(answer.headers()).ok_or(IdentityError::Answer("202 without Retry-After"))?;
+            Ok(Issued::Later(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)))
         }
         _ => Err(IdentityError::Answer("an unexpected status")),
     }
+}
+
+/// How long we are told to wait (RFC 9110 10.2.3): seconds, or a date, which is held against the date of the same answer
+/// because the clock here may be wrong.
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let told = text(RETRY_AFTER)?;
+    // More than fits is as long as it gets.
+    if !told.is_empty() && told.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(told.parse().map_or(LONGEST_WAIT, Duration::from_secs));
+    }
+    let date = |text: &str| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    let apart = date(told)?.duration_since(text(DATE).and_then(date)?);
+    Some(Duration::try_from(apart).unwrap_or_default())
 }
 
 /// Certs-only PKCS#7 in base64.
@@ -96,4 +107,29 @@ fn decode(body: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let certificates =
         pki::x509::pkcs7::decode(&der).map_err(|_| IdentityError::Answer("it is not certs-only PKCS#7"))?;
     Ok(certificates.into_iter().map(CertificateDer::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_as_it_is_told_in_either_form_and_within_reason() {
+        let now = "Fri, 20 Nov 2026 12:00:00 GMT";
+        let told = |text: &'static str, date: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
+            headers.extend(date.map(|date| (DATE, HeaderValue::from_static(date))));
+            wait(&headers)
+        };
+        assert_eq!(told("10", None), Some(Duration::from_secs(10)));
+        assert_eq!(told("Fri, 20 Nov 2026 12:02:00 GMT", Some(now)), Some(Duration::from_secs(120)));
+        // In the past, and beyond every number.
+        assert_eq!(told("Thu, 19 Nov 2026 12:00:00 GMT", Some(now)), Some(Duration::ZERO));
+        assert_eq!(told("99999999999999999999999", None), Some(LONGEST_WAIT));
+        for text in ["-1", "soon", "", "1.5", "Fri, 20 Nov 2026 12:02:00 GMT"] {
+            assert_eq!(told(text, None), None, "{text:?}");
+        }
+        assert_eq!(wait(&HeaderMap::new()), None);
+    }
 }

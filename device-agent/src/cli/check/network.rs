@@ -40,7 +40,7 @@ impl Doctor {
             Err(error) => return self.fail("tls", Exit::Failed, crate::error_chain(&error)),
         };
         if self.examine_session(&client, &url.to_string()).await {
-            self.examine_standing(&client, clock).await;
+            self.examine_standing(&client, clock, identity).await;
         }
     }
 
@@ -101,7 +101,7 @@ impl Doctor {
         false
     }
 
-    async fn examine_standing(&mut self, client: &FacadeClient, clock: &Clock) {
+    async fn examine_standing(&mut self, client: &FacadeClient, clock: &Clock, identity: &Identity) {
         match client.ask(&Ask::get("/v2/")).await {
             Ok(answer) => {
                 self.ok("facade", "knows this device");
@@ -110,7 +110,7 @@ impl Doctor {
             }
             Err(error) => {
                 self.fail("facade", exit(&error), crate::error_chain(&error));
-                self.remedy("ask its operator: facade device show ID");
+                self.remedy(format!("ask its operator: facade device show {}", identity.device()));
             }
         }
     }
