@@ -14,6 +14,8 @@
 pub mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(test)]
+mod hostile;
 pub mod lookup;
 pub mod names;
 pub mod publish;

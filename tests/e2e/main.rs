@@ -17,6 +17,7 @@ mod enroll;
 mod est;
 mod faults;
 mod import;
+mod interop;
 mod keys;
 mod life;
 mod operators;

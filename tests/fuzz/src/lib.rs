@@ -3,6 +3,12 @@
 //! `cargo fuzz run TARGET` (in this directory) feeds them without end; `tests/fuzz/bounded.rs` does so for a moment in every
 //! test run. What a parser accepts has to survive being written and read again.
 
+/// The facade's own reader of `WWW-Authenticate`, as it is: nothing else of the facade is needed for it.
+#[path = "../../../facade/src/upstream/challenge.rs"]
+mod challenge;
+
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderMap, HeaderValue};
 use pki::metadata::Limits;
 use pki::metadata::roles::{Document, Root, Snapshot, Targets, Timestamp};
 use pki::metadata::verify::Signed;
@@ -11,7 +17,7 @@ use pki::metadata::verify::Signed;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     ("metadata_root", |bytes| metadata::<Root>("root", bytes)),
     ("metadata_timestamp", |bytes| metadata::<Timestamp>("timestamp", bytes)),
     ("metadata_snapshot", |bytes| metadata::<Snapshot>("snapshot", bytes)),
@@ -20,6 +26,9 @@ pub const TARGETS: [Target; 10] = [
     ("manifest", manifest),
     ("names", names),
     ("certificate", certificate),
+    ("csr", csr),
+    ("est", est),
+    ("challenge", challenges),
     ("token", token),
     ("report", report),
 ];
@@ -78,11 +87,58 @@ fn names(bytes: &[u8]) {
     round::<pki::wire::FacadeUrl>(text);
 }
 
+/// Certificates as a peer sends them, and as they lie in files.
 fn certificate(bytes: &[u8]) {
+    if let Ok(domain) = "fleet.example".parse()
+        && let Ok(identity) = pki::x509::Identity::from_certificate(bytes, &domain)
+    {
+        // Who is believed to be a device has a name that can be written and read again.
+        assert_eq!(identity.id().to_string().parse().as_ref(), Ok(identity.id()));
+    }
     if let Ok(text) = std::str::from_utf8(bytes) {
         drop(pki::x509::pem::certificates(text));
+        drop(pki::x509::pem::ed25519_seed(text));
         drop(pki::x509::PrivateKey::from_pem(text));
     }
+}
+
+/// Certificate requests as they come out of their base64.
+fn csr(bytes: &[u8]) {
+    if let Ok(request) = pki::x509::Csr::parse(bytes)
+        && let (Ok(device), Ok(domain)) = ("board-1".parse(), "fleet.example".parse())
+    {
+        drop(request.check_subject(&device));
+        drop(request.check_names(&device, &domain));
+    }
+}
+
+/// Bodies of EST, which are base64 of a request on the way there and of a PKCS#7 message on the way back.
+fn est(bytes: &[u8]) {
+    if let Ok(der) = pki::x509::est::decode(bytes) {
+        assert_eq!(pki::x509::est::decode(pki::x509::est::encode(&der).as_bytes()).as_ref(), Ok(&der));
+        csr(&der);
+        pkcs7(&der);
+    }
+    pkcs7(bytes);
+}
+
+fn pkcs7(der: &[u8]) {
+    if let Ok(certificates) = pki::x509::pkcs7::decode(der) {
+        // What it holds is what a message of our own would hold.
+        let again = pki::x509::pkcs7::encode(certificates.iter().map(Vec::as_slice));
+        assert_eq!(pki::x509::pkcs7::decode(&again).ok(), Some(certificates));
+    }
+}
+
+/// What a registry asks for, one header a line.
+fn challenges(bytes: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n').take(32) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append(WWW_AUTHENTICATE, value);
+        }
+    }
+    assert!(challenge::challenges(&headers).len() <= 16);
 }
 
 fn token(bytes: &[u8]) {

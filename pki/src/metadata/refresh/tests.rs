@@ -134,6 +134,23 @@ fn rejects_root_signed_below_the_old_threshold() {
 }
 
 #[test]
+fn a_root_that_lowers_a_threshold_needs_the_higher_one_that_is_trusted() {
+    let mut repository = Repository::new();
+    let keys = vec![key(1), key(21), key(22)];
+    let public: Vec<_> = keys.iter().map(crate::key::SigningKey::public).collect();
+    repository.root.roles.root = RoleKeys::new(&public, 2);
+    repository.root.keys.extend(public.iter().map(|key| (key.id(), (*key).clone())));
+    repository.root_keys = keys;
+    repository.publish_root();
+    let mut client = Client::new(&repository);
+    let mut next = repository.root.successor(repository.root.expires);
+    next.roles.root.threshold = 1;
+    repository.files.insert("2.root.json".to_owned(), signed(&next, &[key(21)]));
+    let refused = client.refresh(&repository).unwrap_err();
+    assert!(matches!(refused, MetadataError::UnmetThreshold { valid: 1, threshold: 2, .. }));
+}
+
+#[test]
 fn rejects_root_signed_below_its_own_threshold() {
     let mut repository = Repository::new();
     let new = key(9);
