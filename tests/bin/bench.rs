@@ -13,19 +13,24 @@ mod memory;
 mod metadata;
 #[path = "bench/pull.rs"]
 mod pull;
+#[path = "bench/rounds.rs"]
+mod rounds;
 #[path = "bench/servers.rs"]
 mod servers;
+#[path = "bench/wire.rs"]
+mod wire;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("memory") => memory::run(),
-        Some("metadata") => metadata::run(),
-        Some("pull") => pull::run(),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("memory", [])) => memory::run(),
+        Some(("metadata", [])) => metadata::run(),
+        Some(("pull", rows)) => pull::run(rows),
         _ => {
-            drop(writeln!(std::io::stderr(), "usage: bench memory | metadata | pull"));
+            drop(writeln!(std::io::stderr(), "usage: bench memory | metadata | pull [ROWS…]"));
             ExitCode::from(2)
         }
     }

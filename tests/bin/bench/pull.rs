@@ -1,292 +1,347 @@
 //! `bench pull`: facade, docker-registry and nginx under the same load in turn, as ratios.
 //!
 //! All three have the same certificates, TLS 1.3, one core and the same registry behind them; the load runs on the other
-//! core and decrypts what it gets. Figures of one run belong together; those of two runs do not.
+//! core and decrypts what it gets. Rounds of the three alternate, and what measures memory gets a fresh process each time.
+//! Figures of one run belong together; those of two runs do not.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::{Device, Facade, ImageBuilder, Proxy, Registry};
 use pki::digest::Digest;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::runtime::Runtime;
+use tokio::task::LocalSet;
 
-use crate::load::{Connection, Dialer, Got};
-use crate::measure::{anonymous_bytes, cpu_seconds, median, tcp_bytes};
+use crate::load::Dialer;
+use crate::measure::median;
+use crate::rounds::{Bench, direct};
 use crate::servers::Server;
+use crate::wire::Wire;
 
-const MEBIBYTE: usize = 1 << 20;
+pub(crate) const MEBIBYTE: usize = 1 << 20;
 const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_millis(1500);
-const IDLE_CONNECTIONS: usize = 2000;
-const SLOW_READERS: usize = 500;
-const HERD: usize = 200;
+/// Blobs for the cold rows, one for each round.
+const COLD: usize = 5;
+const DELAY: Duration = Duration::from_millis(20);
 
-/// What is pulled.
-struct Content {
-    manifest: String,
-    warm: String,
-    herd: Digest,
-    small: Vec<Digest>,
-    huge: String,
+/// The most that the facade may take.
+enum Goal {
+    None,
+    /// Of what nginx takes.
+    OfNginx(f64),
+    /// In the row's own unit.
+    AtMost(f64),
 }
 
-/// One row of the result: its name, its unit, and the most that the facade may take of what nginx takes.
-const ROWS: [(&str, &str, Option<f64>); 11] = [
-    ("warm 64 MiB blobs, 8 clients", "CPU-s/GiB", Some(0.55)),
-    ("warm 64 MiB blobs, 64 clients", "CPU-s/GiB", Some(0.5)),
-    ("manifest, 32 keep-alive clients", "CPU us", Some(0.6)),
-    ("handshake and manifest", "CPU us", Some(0.22)),
-    ("2,000 idle connections, anonymous", "MiB", Some(0.7)),
-    ("500 slow readers, anonymous", "MiB", Some(0.45)),
-    ("500 slow readers, kernel TCP", "MiB", Some(0.1)),
-    ("cold 1 MiB blob, first byte", "ms", None),
-    ("herd of 200, upstream GETs", "", None),
-    ("herd of 200, last client done", "s", Some(0.8)),
-    ("1 GiB blob to 8 clients, peak anonymous", "MiB", None),
-];
+/// One line of the result, with a figure for each server.
+struct Row {
+    name: &'static str,
+    unit: &'static str,
+    goal: Goal,
+    figures: Vec<f64>,
+}
 
-pub(crate) fn run() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    let registry = Registry::open();
-    let proxy = Proxy::before(&registry.host());
-    let mut image = ImageBuilder::new().random_layer(64 * MEBIBYTE).random_layer(64 * MEBIBYTE + 7);
-    for extra in 0..5 {
-        image = image.random_layer(MEBIBYTE + extra);
+/// What is measured, by the word that selects it.
+const WORKS: [&str; 9] = ["warm", "manifest", "handshake", "idle", "slow", "cold", "herd", "limited", "huge"];
+
+pub(crate) fn run(selected: &[String]) -> ExitCode {
+    if let Some(unknown) = selected.iter().find(|word| !WORKS.contains(&word.as_str())) {
+        drop(writeln!(std::io::stderr(), "error: there is no {unknown}; there are {}", WORKS.join(", ")));
+        return ExitCode::from(2);
     }
-    let image = image.random_layer(1024 * MEBIBYTE).build();
-    let pushed = registry.push("bench/app", "v1", &image).through(&proxy.host());
-    let mut blobs: Vec<(usize, Digest)> =
-        image.blobs.iter().map(|(digest, bytes)| (bytes.len(), *digest)).collect();
-    blobs.sort_by_key(|(length, _)| *length);
-    let blob = |index: usize| blobs.get(index).map(|(_, digest)| *digest).expect("a layer");
-    let path = |digest: Digest| format!("/bench/app/blobs/{digest}");
-    let content = Content {
-        manifest: format!("/bench/app/manifests/{}", pushed.digest),
-        warm: path(blob(6)),
-        herd: blob(7),
-        small: (1..6).map(blob).collect(),
-        huge: path(blob(8)),
-    };
-    let facade = Facade::start_with(&[("FACADE_MAX_CONNECTIONS_PER_ADDRESS", "20000")]);
-    facade.connect_as(&registry, &proxy.host());
+    let stage = Stage::set();
+    let mut facade = Facade::start_with(&[("FACADE_MAX_CONNECTIONS_PER_ADDRESS", "20000")]);
+    facade.connect_as(&stage.registry, &stage.proxy.host());
     let device = Device::enrolled("board-1", &facade);
-    facade.deliver(&pushed, "board-1");
-    let mut results = Vec::new();
-    for which in 0..3 {
-        let server = match which {
-            0 => Server::nginx(&facade, &proxy.host()),
-            1 => Server::docker_registry(&facade, &proxy.host()),
-            _ => Server::facade(&facade, &proxy.host()),
-        };
-        say(&format!("measuring {} …\n", server.name));
-        let bench = Bench { dialer: Dialer::new(server.port, &device.identity()), server, proxy: &proxy };
-        results.push(LocalSet::new().block_on(&runtime, bench.measure(&content)));
+    facade.deliver(&stage.pushed, "board-1");
+    let upstream = stage.proxy.host();
+    let mut servers = vec![Server::nginx(&facade, &upstream)];
+    // A part of the rows is for whoever tunes: the second peer takes most of the time and tells them nothing.
+    if selected.is_empty() {
+        servers.push(Server::docker_registry(&facade, &upstream));
     }
-    report(&results)
-}
-
-fn say(text: &str) {
-    drop(std::io::stdout().write_all(text.as_bytes()));
-}
-
-fn report(results: &[Vec<f64>]) -> ExitCode {
-    let mut text = format!(
-        "\n{:<42}{:>10}{:>17}{:>10}{:>16}{:>8}\n",
-        "", "nginx", "docker-registry", "facade", "facade/nginx", "goal"
-    );
-    let mut reached = true;
-    for (row, (name, unit, goal)) in ROWS.iter().enumerate() {
-        let of = |server: usize| {
-            results.get(server).and_then(|values| values.get(row)).copied().unwrap_or(f64::NAN)
-        };
-        let ratio = of(2) / of(0);
-        let goal_text = goal.map(|goal| format!("{goal:.2}")).unwrap_or_default();
-        let verdict = if goal.is_some_and(|goal| ratio > goal) { "OVER" } else { "" };
-        reached &= verdict.is_empty();
-        let _ = writeln!(
-            text,
-            "{:<42}{:>10.2}{:>17.2}{:>10.2}{ratio:>16.2}{goal_text:>8} {verdict}",
-            format!("{name} {unit}"),
-            of(0),
-            of(1),
-            of(2),
-        );
+    servers.push(Server::facade(&mut facade, &upstream));
+    let benches = servers.into_iter().map(|server| {
+        let dialer = Dialer::new(server.port, &device.identity());
+        Bench { server, dialer, proxy: &stage.proxy }
+    });
+    let mut session = Session { benches: benches.collect(), stage: &stage, runtime: runtime() };
+    let mut reached = header(&session);
+    for work in WORKS.iter().filter(|work| selected.is_empty() || selected.iter().any(|word| word == **work))
+    {
+        for row in session.measure(work) {
+            reached &= print(&row);
+        }
     }
-    say(&text);
     if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-struct Bench<'a> {
-    dialer: Dialer,
-    server: Server,
-    proxy: &'a Proxy,
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-impl Bench<'_> {
-    /// One figure per row of [`ROWS`].
-    async fn measure(&self, content: &Content) -> Vec<f64> {
-        let manifest = self.path(&content.manifest);
-        let warm = self.path(&content.warm);
-        for path in [&manifest, &warm] {
-            self.dial().await.get(path, false).await.expect("a first pull");
+/// The registry, and the way to it.
+struct Stage {
+    registry: Registry,
+    wire: Wire,
+    proxy: Proxy,
+    pushed: harness::registry::Pushed,
+    manifest: String,
+    warm: Digest,
+    herd: Digest,
+    limited: Digest,
+    /// Small enough to be verified whole before the first byte goes out.
+    small: Vec<Digest>,
+    /// Large enough to stream.
+    streamed: Vec<Digest>,
+    huge: Digest,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let registry = Registry::open();
+        let wire = Wire::before(&registry.host());
+        let proxy = Proxy::before(&wire.host());
+        let mut image = ImageBuilder::new();
+        for extra in 0..COLD {
+            image = image.random_layer(MEBIBYTE + extra).random_layer(9 * MEBIBYTE + extra);
         }
-        let base = self.anonymous();
-        let idle = self.idle(&manifest, base).await;
-        let mut figures = vec![
-            self.cpu_per_gibibyte(&warm, 8).await,
-            self.cpu_per_gibibyte(&warm, 64).await,
-            self.cpu_per_request(&manifest, 32, false).await,
-            self.cpu_per_request(&manifest, 16, true).await,
-            idle,
-        ];
-        figures.extend(self.slow_readers(&warm).await);
-        figures.push(self.cold_first_byte(&content.small).await);
-        figures.extend(self.herd(content.herd).await);
-        figures.push(self.peak(&self.path(&content.huge)).await);
-        figures
+        for extra in 0..3 {
+            image = image.random_layer(64 * MEBIBYTE + extra);
+        }
+        let image = image.random_layer(1024 * MEBIBYTE).build();
+        let pushed = registry.push("bench/app", "v1", &image).through(&proxy.host());
+        let mut blobs: Vec<(usize, Digest)> =
+            image.blobs.iter().map(|(digest, bytes)| (bytes.len(), *digest)).collect();
+        blobs.sort_by_key(|(length, _)| *length);
+        let at_least = |length: usize| {
+            blobs.iter().filter(move |(bytes, _)| *bytes >= length).map(|(_, digest)| *digest)
+        };
+        let mut large = at_least(64 * MEBIBYTE);
+        let mut next = || large.next().expect("a layer");
+        Self {
+            manifest: format!("/bench/app/manifests/{}", pushed.digest),
+            small: at_least(MEBIBYTE).take(COLD).collect(),
+            streamed: at_least(9 * MEBIBYTE).take(COLD).collect(),
+            warm: next(),
+            herd: next(),
+            limited: next(),
+            huge: next(),
+            registry,
+            wire,
+            proxy,
+            pushed,
+        }
     }
+}
 
-    fn path(&self, rest: &str) -> String {
-        format!("{}{rest}", self.server.prefix)
-    }
+fn blob(digest: Digest) -> String {
+    format!("/bench/app/blobs/{digest}")
+}
 
-    async fn dial(&self) -> Connection {
-        self.dialer.dial().await.expect("a connection")
-    }
+struct Session<'a> {
+    benches: Vec<Bench<'a>>,
+    stage: &'a Stage,
+    runtime: Runtime,
+}
 
-    fn anonymous(&self) -> f64 {
-        anonymous_bytes(&self.server.pids()) as f64 / MEBIBYTE as f64
-    }
-
-    /// Runs clients for a while; gives requests, bytes and processor seconds of the server.
-    async fn load(&self, path: &str, clients: usize, reconnect: bool) -> (f64, f64, f64) {
-        let path: Rc<str> = path.into();
-        let mut tasks = JoinSet::new();
-        let pids = self.server.pids();
-        let mut open = Vec::new();
-        if !reconnect {
-            for _ in 0..clients {
-                open.push(self.dial().await);
+impl Session<'_> {
+    fn measure(&mut self, work: &str) -> Vec<Row> {
+        let (manifest, warm) = (self.stage.manifest.clone(), blob(self.stage.warm));
+        match work {
+            "warm" => vec![
+                self.alternate("warm 64 MiB blobs, 8 clients", "CPU-s/GiB", 0.55, &async |bench| {
+                    bench.cpu_per_gibibyte(&warm, 8).await
+                }),
+                self.alternate("warm 64 MiB blobs, 64 clients", "CPU-s/GiB", 0.5, &async |bench| {
+                    bench.cpu_per_gibibyte(&warm, 64).await
+                }),
+            ],
+            "manifest" => {
+                vec![self.alternate("manifest, 32 keep-alive clients", "CPU us", 0.6, &async |bench| {
+                    bench.cpu_per_request(&manifest, 32, false).await
+                })]
+            }
+            "handshake" => vec![self.alternate("handshake and manifest", "CPU us", 0.22, &async |bench| {
+                bench.cpu_per_request(&manifest, 16, true).await
+            })],
+            "idle" => self.fresh(
+                [("2,000 idle connections, anonymous", "MiB", Goal::OfNginx(0.7))],
+                &manifest,
+                &async |bench| [bench.idle(&manifest).await],
+            ),
+            "slow" => self.fresh(
+                [
+                    ("1,000 slow readers, anonymous", "MiB", Goal::OfNginx(0.45)),
+                    ("1,000 slow readers, kernel TCP", "MiB", Goal::OfNginx(0.1)),
+                ],
+                &warm,
+                &async |bench| bench.slow_readers(&warm).await,
+            ),
+            "cold" => self.cold(),
+            "herd" => self.herd(),
+            "limited" => self.limited(),
+            _ => {
+                let huge = blob(self.stage.huge);
+                self.fresh(
+                    [("1 GiB blob to 8 clients, peak anonymous", "MiB", Goal::AtMost(40.0))],
+                    &manifest,
+                    &async |bench| [bench.peak(&huge).await],
+                )
             }
         }
-        let before = cpu_seconds(&pids);
-        let end = Instant::now() + ROUND;
-        for _ in 0..clients {
-            let (path, dialer, mut kept) = (Rc::clone(&path), self.dialer.clone(), open.pop());
-            tasks.spawn_local(async move {
-                let (mut requests, mut bytes) = (0.0, 0.0);
-                while Instant::now() < end {
-                    let got = match &mut kept {
-                        Some(connection) => connection.get(&path, false).await,
-                        None => dialer.dial().await.expect("a connection").get(&path, true).await,
-                    };
-                    requests += 1.0;
-                    bytes += got.expect("an answer").bytes as f64;
+    }
+
+    /// One row: the median of rounds that go from server to server.
+    fn alternate(
+        &self,
+        name: &'static str,
+        unit: &'static str,
+        of_nginx: f64,
+        measure: &impl AsyncFn(&Bench<'_>) -> f64,
+    ) -> Row {
+        let mut rounds = vec![Vec::new(); self.benches.len()];
+        for round in 0..=ROUNDS {
+            for (bench, values) in self.benches.iter().zip(&mut rounds) {
+                let value = LocalSet::new().block_on(&self.runtime, measure(bench));
+                // The first one only fills caches.
+                if round > 0 {
+                    values.push(value);
                 }
-                (requests, bytes)
+            }
+        }
+        Row { name, unit, goal: Goal::OfNginx(of_nginx), figures: rounds.into_iter().map(median).collect() }
+    }
+
+    /// Rows of one measurement in fresh processes that have served one request for `first`.
+    fn fresh<const N: usize>(
+        &mut self,
+        rows: [(&'static str, &'static str, Goal); N],
+        first: &str,
+        measure: &impl AsyncFn(&Bench<'_>) -> [f64; N],
+    ) -> Vec<Row> {
+        let mut rows = rows.map(|(name, unit, goal)| Row { name, unit, goal, figures: Vec::new() });
+        for bench in &mut self.benches {
+            bench.server.restart();
+            let values = LocalSet::new().block_on(&self.runtime, async {
+                bench.get(first).await;
+                measure(bench).await
             });
+            for (row, value) in rows.iter_mut().zip(values) {
+                row.figures.push(value);
+            }
         }
-        let (mut requests, mut bytes) = (0.0, 0.0);
-        while let Some(done) = tasks.join_next().await {
-            let done = done.expect("a client that ends");
-            (requests, bytes) = (requests + done.0, bytes + done.1);
-        }
-        (requests, bytes, cpu_seconds(&pids) - before)
+        rows.into()
     }
 
-    async fn cpu_per_gibibyte(&self, path: &str, clients: usize) -> f64 {
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
-            let (_, bytes, cpu) = self.load(path, clients, false).await;
-            rounds.push(cpu / (bytes / f64::from(1 << 30)));
+    /// First and last byte of cold blobs from a registry that is 20 ms away, over those of asking it directly.
+    fn cold(&self) -> Vec<Row> {
+        self.stage.wire.set_delay(DELAY);
+        let upstream = self.stage.proxy.host();
+        let mut rows = Vec::new();
+        for (digests, first, last, goals) in [
+            (
+                &self.stage.small,
+                "cold 1 MiB, 20 ms away: first byte over direct",
+                "cold 1 MiB, 20 ms away: last byte over direct",
+                [Goal::None, Goal::AtMost(3.0)],
+            ),
+            (
+                &self.stage.streamed,
+                "cold 9 MiB, 20 ms away: first byte over direct",
+                "cold 9 MiB, 20 ms away: last byte over direct",
+                [Goal::AtMost(3.0), Goal::None],
+            ),
+        ] {
+            let mut waits = vec![[Vec::new(), Vec::new()]; self.benches.len() + 1];
+            let gets = |digest: &Digest| self.stage.proxy.count("GET", digest);
+            let mut asked = vec![0; self.benches.len()];
+            for digest in digests {
+                let mut note = |column: usize, got: [Duration; 2]| {
+                    for (values, value) in waits.iter_mut().skip(column).take(1).flatten().zip(got) {
+                        values.push(value.as_secs_f64() * 1e3);
+                    }
+                };
+                note(0, direct(&upstream, &format!("/v2{}", blob(*digest))));
+                for (column, bench) in self.benches.iter().enumerate() {
+                    let before = gets(digest);
+                    let got = LocalSet::new().block_on(&self.runtime, bench.get(&blob(*digest)));
+                    note(column + 1, [got.first_byte, got.last_byte]);
+                    for asked in asked.iter_mut().skip(column).take(1) {
+                        *asked += gets(digest) - before;
+                    }
+                }
+            }
+            let medians: Vec<[f64; 2]> = waits.into_iter().map(|waits| waits.map(median)).collect();
+            let (straight, through) = medians.split_first().expect("a direct figure");
+            for (which, (name, goal)) in [first, last].into_iter().zip(goals).enumerate() {
+                let of = |pair: &[f64; 2]| pair.get(which).copied().unwrap_or(f64::NAN);
+                let figures = through.iter().map(|pair| of(pair) - of(straight)).collect();
+                rows.push(Row { name, unit: "ms", goal, figures });
+            }
+            let figures = asked.iter().map(|asked| *asked as f64 / digests.len() as f64).collect();
+            rows.push(Row { name: "  upstream GETs for each", unit: "", goal: Goal::AtMost(1.0), figures });
         }
-        median(rounds)
+        self.stage.wire.set_delay(Duration::ZERO);
+        rows
     }
 
-    async fn cpu_per_request(&self, path: &str, clients: usize, reconnect: bool) -> f64 {
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
-            let (requests, _, cpu) = self.load(path, clients, reconnect).await;
-            rounds.push(cpu * 1e6 / requests);
-        }
-        median(rounds)
+    fn herd(&mut self) -> Vec<Row> {
+        let (herd, manifest) = (self.stage.herd, self.stage.manifest.clone());
+        self.fresh(
+            [
+                ("herd of 200: upstream GETs", "", Goal::AtMost(1.0)),
+                ("herd of 200: first byte, half of them", "s", Goal::AtMost(0.5)),
+                ("herd of 200: last client done", "s", Goal::OfNginx(0.8)),
+                ("herd of 200: server", "CPU-s", Goal::None),
+            ],
+            &manifest,
+            &async |bench| bench.herd(herd, 200).await,
+        )
     }
 
-    async fn idle(&self, path: &str, base: f64) -> f64 {
-        let mut open = Vec::new();
-        for _ in 0..IDLE_CONNECTIONS {
-            let mut connection = self.dial().await;
-            connection.get(path, false).await.expect("an answer");
-            connection.rest();
-            open.push(connection);
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        self.anonymous() - base
+    fn limited(&mut self) -> Vec<Row> {
+        let (digest, manifest) = (self.stage.limited, self.stage.manifest.clone());
+        self.stage.wire.set_rate(64 * MEBIBYTE as u64);
+        let rows = self.fresh(
+            [
+                ("herd of 50, upstream 64 MiB/s: GETs", "", Goal::AtMost(1.0)),
+                ("herd of 50, upstream 64 MiB/s: first byte", "s", Goal::AtMost(0.3)),
+                ("herd of 50, upstream 64 MiB/s: last done", "s", Goal::OfNginx(0.6)),
+                ("herd of 50, upstream 64 MiB/s: server", "CPU-s", Goal::None),
+            ],
+            &manifest,
+            &async |bench| bench.herd(digest, 50).await,
+        );
+        self.stage.wire.set_rate(u64::MAX);
+        rows
     }
+}
 
-    /// Process and kernel memory while readers take 10 KB a second each.
-    async fn slow_readers(&self, path: &str) -> [f64; 2] {
-        let (base, tcp) = (self.anonymous(), tcp_bytes());
-        let mut tasks = JoinSet::new();
-        for _ in 0..SLOW_READERS {
-            let (mut connection, path) = (self.dial().await, path.to_owned());
-            tasks.spawn_local(async move {
-                let read = connection.read_slowly(&path, false, 5_000, Duration::from_millis(500));
-                drop(read.await);
-            });
-        }
-        tokio::time::sleep(Duration::from_secs(4)).await;
-        let grown = tcp_bytes().saturating_sub(tcp) as f64 / MEBIBYTE as f64;
-        [self.anonymous() - base, grown]
+fn header(session: &Session<'_>) -> bool {
+    let mut text = format!("{:<58}", "");
+    for bench in &session.benches {
+        let _ = write!(text, "{:>16}", bench.server.name);
     }
+    crate::say(&format!("{text}{:>8}{:>14}", "ratio", "goal"));
+    true
+}
 
-    async fn cold_first_byte(&self, small: &[Digest]) -> f64 {
-        let mut waits = Vec::new();
-        for digest in small {
-            let path = self.path(&format!("/bench/app/blobs/{digest}"));
-            let got = self.dial().await.get(&path, false).await.expect("a cold pull");
-            waits.push(got.first_byte.as_secs_f64() * 1e3);
-        }
-        median(waits)
+/// Prints a row and says whether its goal is reached.
+fn print(row: &Row) -> bool {
+    let mut text = format!("{:<58}", format!("{} {}", row.name, row.unit));
+    for figure in &row.figures {
+        let _ = write!(text, "{figure:>16.2}");
     }
-
-    /// Upstream GETs for one cold blob, and when the last of the herd has it.
-    async fn herd(&self, digest: Digest) -> [f64; 2] {
-        let before = self.proxy.count("GET", &digest);
-        let path = self.path(&format!("/bench/app/blobs/{digest}"));
-        let mut open = Vec::new();
-        for _ in 0..HERD {
-            open.push(self.dial().await);
-        }
-        let mut tasks: JoinSet<Option<Got>> = JoinSet::new();
-        for mut connection in open {
-            let path = path.clone();
-            tasks.spawn_local(async move { connection.get(&path, false).await.ok() });
-        }
-        let mut last = Duration::ZERO;
-        while let Some(got) = tasks.join_next().await {
-            let got = got.ok().flatten().expect("a pull in the herd");
-            last = last.max(got.last_byte);
-        }
-        let gets = self.proxy.count("GET", &digest) - before;
-        [gets as f64, last.as_secs_f64()]
-    }
-
-    async fn peak(&self, path: &str) -> f64 {
-        let mut tasks = JoinSet::new();
-        for _ in 0..8 {
-            let (mut connection, path) = (self.dial().await, path.to_owned());
-            tasks.spawn_local(async move { connection.get(&path, false).await.is_ok() });
-        }
-        let mut peak: f64 = 0.0;
-        while !tasks.is_empty() {
-            peak = peak.max(self.anonymous());
-            drop(tokio::time::timeout(Duration::from_millis(20), tasks.join_next()).await);
-        }
-        peak
-    }
+    let facade = row.figures.last().copied().unwrap_or(f64::NAN);
+    let ratio = facade / row.figures.first().copied().unwrap_or(f64::NAN);
+    let (over, goal) = match row.goal {
+        Goal::None => (false, String::new()),
+        Goal::OfNginx(goal) => (ratio > goal, format!("{goal:.2} x nginx")),
+        Goal::AtMost(goal) => (facade > goal, format!("{goal:.1} {}", row.unit)),
+    };
+    crate::say(&format!("{text}{ratio:>8.2}{goal:>14}{}", if over { " OVER" } else { "" }));
+    !over
 }

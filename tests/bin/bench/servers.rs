@@ -8,42 +8,43 @@ use harness::{Facade, Process, http};
 use tempfile::TempDir;
 
 /// A server under load.
-pub(crate) struct Server {
+pub(crate) struct Server<'a> {
     pub(crate) name: &'static str,
     pub(crate) port: u16,
     /// What stands before the repository in a path.
     pub(crate) prefix: String,
-    process: Option<Process>,
-    facade_pid: u32,
-    _directory: TempDir,
+    running: Running<'a>,
 }
 
-impl Server {
+enum Running<'a> {
+    Facade(&'a mut Facade),
+    Peer { process: Process, command: Command, directory: TempDir },
+}
+
+impl<'a> Server<'a> {
     /// The processes that it consists of.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        let pid = self.process.as_ref().map_or(self.facade_pid, Process::id);
-        super::measure::family(pid)
+        super::measure::family(match &self.running {
+            Running::Facade(facade) => facade.id(),
+            Running::Peer { process, .. } => process.id(),
+        })
     }
 
-    pub(crate) fn facade(facade: &Facade, upstream: &str) -> Self {
-        let port = facade.device_authority();
-        let port = port.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let server = Self {
-            name: "facade",
-            port: port.expect("a port"),
-            prefix: format!("/v2/{upstream}"),
-            process: None,
-            facade_pid: facade.id(),
-            _directory: TempDir::new().expect("make a directory"),
-        };
-        server.pin()
+    pub(crate) fn facade(facade: &'a mut Facade, upstream: &str) -> Self {
+        let authority = facade.device_authority();
+        let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let (port, prefix) = (port.expect("a port"), format!("/v2/{upstream}"));
+        let mut server = Self { name: "facade", port, prefix, running: Running::Facade(facade) };
+        server.restart();
+        server
     }
 
     pub(crate) fn docker_registry(facade: &Facade, upstream: &str) -> Self {
         let (directory, port) = (TempDir::new().expect("make a directory"), free_port());
         let data = facade.data_dir();
         let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {root}\nhttp:\n  addr: 127.0.0.1:{port}\n  tls:\n    \
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {root}\n    maxthreads: 1000\n\
+             http:\n  addr: 127.0.0.1:{port}\n  tls:\n    \
              certificate: {data}/tls/server.pem\n    key: {data}/tls/server.key\n    clientcas:\n      - {data}/ca/root.pem\n\
              proxy:\n  remoteurl: http://{upstream}\n",
             root = directory.path().join("root").display(),
@@ -53,7 +54,7 @@ impl Server {
         write(&file, config);
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&file);
-        Self::launch("docker-registry", port, &mut command, directory)
+        Self::launch("docker-registry", port, command, directory)
     }
 
     pub(crate) fn nginx(facade: &Facade, upstream: &str) -> Self {
@@ -76,37 +77,62 @@ impl Server {
         let file = directory.path().join("nginx.conf");
         write(&file, config);
         let mut command = Command::new("nginx");
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.arg("-c").arg(&file).arg("-p").arg(directory.path());
-        Self::launch("nginx", port, &mut command, directory)
+        Self::launch("nginx", port, command, directory)
     }
 
-    fn launch(name: &'static str, port: u16, command: &mut Command, directory: TempDir) -> Self {
-        let log = directory.path().join("log");
-        let mut process = Process::start(name, command, &log);
-        process.wait_until_ready(|| {
-            // Any word back, a refusal of plain HTTP included, is a sign of life.
-            http::get(&format!("127.0.0.1:{port}"), "/").is_ok() || is_listening(port)
-        });
-        let server = Self {
-            name,
-            port,
-            prefix: "/v2".into(),
-            process: Some(process),
-            facade_pid: 0,
-            _directory: directory,
-        };
-        server.pin()
+    fn launch(name: &'static str, port: u16, mut command: Command, directory: TempDir) -> Self {
+        let process = start(name, port, &mut command, directory.path());
+        let running = Running::Peer { process, command, directory };
+        Self { name, port, prefix: "/v2".into(), running }
     }
 
-    /// Keeps it to the first core; the load runs on the other.
-    fn pin(self) -> Self {
-        for pid in self.pids() {
-            let pid = pid.to_string();
-            let pinned = Command::new("taskset").args(["-a", "-p", "-c", "0", &pid]).output();
-            assert!(pinned.is_ok_and(|output| output.status.success()), "pin {pid}");
+    /// A process of its own for what comes next; what it has cached stays on disk.
+    pub(crate) fn restart(&mut self) {
+        match &mut self.running {
+            Running::Facade(facade) => on_core(0, || facade.start_again()),
+            Running::Peer { process, command, directory } => {
+                process.terminate();
+                *process = start(self.name, self.port, command, directory.path());
+            }
         }
-        self
     }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // Asked and not killed: nginx takes its workers with it.
+        if let Running::Peer { process, .. } = &mut self.running
+            && process.is_running()
+        {
+            process.terminate();
+        }
+    }
+}
+
+fn start(name: &'static str, port: u16, command: &mut Command, directory: &Path) -> Process {
+    let mut process = on_core(0, || Process::start(name, command, &directory.join("log")));
+    process.wait_until_ready(|| {
+        // Any word back, a refusal of plain HTTP included, is a sign of life.
+        http::get(&format!("127.0.0.1:{port}"), "/").is_ok() || is_listening(port)
+    });
+    process
+}
+
+/// Starts something that knows from its first moment that it has one core; the load runs on the other.
+fn on_core<T>(core: u32, start: impl FnOnce() -> T) -> T {
+    pin(core);
+    let started = start();
+    pin(1);
+    started
+}
+
+/// Pins this thread, which is the process's first: what it starts inherits that.
+fn pin(core: u32) {
+    let (core, pid) = (core.to_string(), std::process::id().to_string());
+    let pinned = Command::new("taskset").args(["-p", "-c", &core, &pid]).output();
+    assert!(pinned.is_ok_and(|output| output.status.success()), "pin to core {core}");
 }
 
 fn is_listening(port: u16) -> bool {
