@@ -133,3 +133,99 @@ async fn ranges_that_are_dropped_half_way_hurt_nobody() {
     assert!(device.get(&blob(&layer)).await.body == layer);
     assert_eq!(rig.script.gets(), 1);
 }
+
+/// The most memory this process has had, in kibibytes.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn is_served(rig: &Rig, credential: &crate::rig::Credential, layer: &[u8]) -> bool {
+    Device::http1(rig, Some(credential)).await.get(&blob(layer)).await.body == layer
+}
+
+/// Waits until the peer has closed, whatever it sends before.
+async fn is_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test]
+async fn hundreds_of_half_open_handshakes_keep_no_device_out() {
+    const HALF_OPEN: usize = 400;
+    let limits = Limits { handshake: Duration::from_secs(2), ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() }).await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let before = peak_kib();
+    let mut open = Vec::new();
+    for number in 0..HALF_OPEN {
+        let mut tcp = TcpStream::connect(rig.address).await.unwrap();
+        // Half of them begin a record that announces a long hello, and leave it at that.
+        if number % 2 == 0 {
+            tcp.write_all(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03").await.unwrap();
+        }
+        open.push(tcp);
+    }
+    assert!(is_served(&rig, &credential, &layer).await);
+    let grown = peak_kib() - before;
+    assert!(grown < 64 * HALF_OPEN as u64, "grown by {grown} KiB");
+    for tcp in &mut open {
+        assert!(is_closed(tcp).await);
+    }
+    assert!(is_served(&rig, &credential, &layer).await);
+}
+
+#[tokio::test]
+async fn a_hundred_dripping_peers_keep_no_device_out() {
+    let limits = Limits { header: Duration::from_secs(2), ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() }).await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        let mut stream = tls(&rig, Some(&credential), b"http/1.1").await.unwrap();
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nX-Slow: x").await.unwrap();
+        open.push(stream);
+    }
+    assert!(is_served(&rig, &credential, &layer).await);
+    for stream in &mut open {
+        assert!(is_closed(stream).await);
+    }
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, length @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length, [kind, flags].as_slice(), &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn streams_that_are_opened_and_reset_at_once_end_the_connection() {
+    let rig = Rig::start().await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let mut stream = tls(&rig, Some(&credential), b"h2").await.unwrap();
+    let mut attack = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    attack.extend(frame(4, 0, 0, &[]));
+    // :method GET, :scheme https, :path /v2/, :authority localhost (RFC 7541)
+    let head = b"\x82\x87\x04\x04/v2/\x01\x09localhost";
+    for number in 0..5000_u32 {
+        attack.extend(frame(1, 0x5, 2 * number + 1, head));
+        attack.extend(frame(3, 0, 2 * number + 1, &8_u32.to_be_bytes()));
+    }
+    let (mut from, mut to) = tokio::io::split(&mut stream);
+    // The peer stops listening half-way: that its socket breaks is the point.
+    let (closed, _) = tokio::join!(is_closed(&mut from), to.write_all(&attack));
+    assert!(closed);
+    let answered = rig.metrics.text();
+    let answered = answered.lines().find_map(|line| {
+        line.strip_prefix("facade_answers_total{action=\"ping\",status=\"200\"} ")?.parse::<u64>().ok()
+    });
+    assert!(answered.unwrap_or(0) < 2000, "{answered:?} requests were worked on");
+    assert!(is_served(&rig, &credential, &layer).await);
+}
