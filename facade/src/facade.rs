@@ -3,7 +3,6 @@
 mod housekeeping;
 mod settings;
 
-use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +17,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{self, SignalKind};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing_subscriber::Layer as _;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::api::alarm::Raised;
 use crate::api::auth::Tokens;
@@ -54,7 +50,7 @@ use crate::pull::evict::Policy;
 use crate::pull::{self, Parts, PullError, Puller, Wanted};
 use crate::server::tls::{Tls, TlsError, TlsIdentity};
 use crate::server::{self, DeviceDoor};
-use crate::service::{self, Journal, Pulse, Vitals};
+use crate::service::{self, Pulse, Vitals};
 use crate::store::sled::{Opened, SledStore};
 use crate::store::{Store, StoreError};
 use crate::upstream::{self, Upstreams};
@@ -495,27 +491,6 @@ pub fn signal() -> impl Future<Output = ()> + Send {
             _ = interrupt.recv() => {}
         }
     }
-}
-
-/// Starts logging to standard error: for people on a terminal, as entries with fields in the journal, as JSON elsewhere.
-pub fn log(config: &Config) -> Result<(), String> {
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
-    if config.log_journal
-        && let Ok(journal) = Journal::open()
-    {
-        let subscriber = tracing_subscriber::registry().with(journal.with_filter(filter));
-        return subscriber.try_init().map_err(|error| format!("log: {error}"));
-    }
-    let terminal = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    let started = if config.log_json || !terminal {
-        builder.json().flatten_event(true).try_init()
-    } else {
-        builder.try_init()
-    };
-    started.map_err(|error| format!("log: {error}"))
 }
 
 #[cfg(test)]

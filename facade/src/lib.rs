@@ -14,6 +14,7 @@ pub mod console;
 pub mod facade;
 pub mod init;
 pub mod keyfile;
+pub mod log;
 pub mod metrics;
 mod operator_door;
 pub mod publish;

@@ -108,7 +108,8 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 9] = [
+        let access_lines_dropped = crate::log::dropped();
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 10] = [
             ("cache_hits", "Pulls served from the cache", &self.cache_hits),
             ("cache_misses", "Pulls that began a flight", &self.cache_misses),
             ("flights_joined", "Pulls that joined a flight of somebody else", &self.flights_joined),
@@ -118,6 +119,7 @@ impl Metrics {
             ("tls_handshakes", "Completed TLS handshakes on the device door", &self.handshakes),
             ("tls_handshakes_failed", "Failed TLS handshakes on the device door", &self.handshakes_failed),
             ("connections_refused", "Connections turned away or cut by a limit", &self.connections_refused),
+            ("access_lines_dropped", "Lines of the access log dropped", &access_lines_dropped),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());

@@ -3,6 +3,7 @@
 //! Whoever asks has been authorized before ([`crate::authz`]); here it is only *which bytes*. Every byte that leaves is
 //! held against length and digest of the frozen closure. This module knows no HTTP status and no device.
 
+mod at_hand;
 pub mod evict;
 mod fill;
 mod flight;
@@ -27,6 +28,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::upstream::UpstreamError;
 
+use at_hand::AtHand;
 use evict::Policy;
 use flight::Flights;
 pub use reader::{Origin, Reader};
@@ -197,6 +199,7 @@ struct Shared {
     fetch: Fetch,
     settings: Settings,
     flights: Arc<Flights>,
+    at_hand: AtHand,
     slots: tokio::sync::Semaphore,
     cooldowns: source::Cooldowns,
     distrusted: source::Distrusted,
@@ -232,6 +235,7 @@ impl Puller {
             blobs: parts.blobs,
             fetch: parts.fetch,
             flights: Arc::new(Flights::default()),
+            at_hand: AtHand::default(),
             slots: tokio::sync::Semaphore::new(settings.max_flights.max(1)),
             cooldowns: source::Cooldowns::default(),
             distrusted: source::Distrusted::default(),
@@ -251,7 +255,13 @@ impl Puller {
     /// What the cache has is served from there, and nobody is asked. Otherwise exactly one flight fetches it for all.
     pub async fn open(&self, wanted: &Wanted, offset: u64) -> Result<Reader, PullError> {
         let digest = wanted.descriptor.digest;
-        if let Some(reader) = self.0.cached(wanted).await? {
+        if let Some(bytes) = self.0.at_hand.get(digest) {
+            self.0.metrics.cache_hits.inc();
+            return Ok(Reader::of_memory(bytes, digest));
+        }
+        if let Some(reader) = self.0.cached(wanted).await?
+            && let Some(reader) = self.0.take_to_hand(reader).await?
+        {
             self.0.metrics.cache_hits.inc();
             return Ok(reader);
         }
@@ -333,8 +343,32 @@ impl Shared {
         }
         // Only verified content is renamed into place: the disk lost something. It comes again.
         tracing::error!(blob.digest = %digest, size_bytes = length, "cached blob has the wrong length; deleted");
-        self.blobs.delete(digest).await.map_err(storage)?;
+        self.delete(digest).await.map_err(storage)?;
         Ok(None)
+    }
+
+    /// Keeps small content in memory for those who ask next; nothing is left of what turns out to be damaged.
+    async fn take_to_hand(&self, mut reader: Reader) -> Result<Option<Reader>, PullError> {
+        let (digest, size_bytes) = (reader.digest(), reader.size_bytes());
+        if size_bytes > at_hand::MAX_BYTES {
+            return Ok(Some(reader));
+        }
+        let room = vec![0; usize::try_from(size_bytes).unwrap_or_default()];
+        let (bytes, _) = reader.read_at(0, room).await?;
+        let bytes = Bytes::from(bytes);
+        if self.at_hand.keep(digest, &bytes) {
+            return Ok(Some(Reader::of_memory(bytes, digest)));
+        }
+        tracing::error!(blob.digest = %digest, "cached blob is damaged; deleted");
+        let deleted = self.delete(digest).await;
+        deleted.map_err(|source| PullError::Storage { digest, source: Arc::new(source) })?;
+        Ok(None)
+    }
+
+    /// Removes content from the cache; says whether there was any.
+    async fn delete(&self, digest: Digest) -> Result<bool, BlobsError> {
+        self.at_hand.forget(digest);
+        self.blobs.delete(digest).await
     }
 
     /// Makes room for `incoming_bytes`.
@@ -346,7 +380,7 @@ impl Shared {
         let now = self.clock.now();
         let mut freed = 0;
         for victim in self.settings.policy.victims(&mut held, &kept, free_bytes, incoming_bytes, now) {
-            if self.blobs.delete(victim.digest).await? {
+            if self.delete(victim.digest).await? {
                 freed += victim.size_bytes;
                 tracing::info!(blob.digest = %victim.digest, size_bytes = victim.size_bytes, "blob evicted");
             }

@@ -137,6 +137,8 @@ struct Shared {
     places: Arc<Places>,
     bandwidth: Bandwidth,
     buffers: Buffers,
+    /// Large ones, which no connection holds while it waits for its peer.
+    scratch: Buffers,
     tasks: TaskTracker,
     drain: CancellationToken,
     request_ids: answer::RequestIds,
@@ -149,6 +151,7 @@ impl DeviceDoor {
             places: Arc::new(Places::new(&self.limits)),
             bandwidth: Bandwidth::new(self.limits.bandwidth, self.limits.bandwidth_per_device),
             buffers: Buffers::default(),
+            scratch: Buffers::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
             request_ids: answer::RequestIds::new(),

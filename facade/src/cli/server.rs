@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::CliError;
 use super::output::Output;
 use crate::clock::Clock;
+use crate::log::Log;
 use crate::{config, facade, init};
 
 /// Make the data directory.
@@ -109,7 +110,7 @@ impl Serve {
         let flags = config::Flags { data_dir: self.data_dir, config: self.config };
         let config = config::load(&flags, &config::environment())
             .map_err(|error| CliError::Usage(error.to_string()))?;
-        facade::log(&config).map_err(CliError::Usage)?;
+        let _log = Log::start(&config).map_err(CliError::Usage)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

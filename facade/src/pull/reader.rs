@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pki::digest::Digest;
 use tokio::sync::watch;
 
@@ -36,10 +37,11 @@ pub struct Reader {
     digest: Digest,
     size_bytes: u64,
     origin: Origin,
-    bytes: Bytes,
+    bytes: Held,
 }
 
-enum Bytes {
+enum Held {
+    Memory(Bytes),
     Whole(Content),
     /// The flight is held to the end: without a cache it is what keeps the content findable for others.
     Growing(Arc<Flight>, watch::Receiver<Progress>),
@@ -47,7 +49,12 @@ enum Bytes {
 
 impl Reader {
     pub(super) fn of_cache(content: Content, digest: Digest, size_bytes: u64) -> Self {
-        Self { digest, size_bytes, origin: Origin::Cache, bytes: Bytes::Whole(content) }
+        Self { digest, size_bytes, origin: Origin::Cache, bytes: Held::Whole(content) }
+    }
+
+    pub(super) fn of_memory(bytes: Bytes, digest: Digest) -> Self {
+        let size_bytes = bytes.len() as u64;
+        Self { digest, size_bytes, origin: Origin::Cache, bytes: Held::Memory(bytes) }
     }
 
     pub(super) fn of_flight(flight: Arc<Flight>, origin: Origin) -> Self {
@@ -56,15 +63,23 @@ impl Reader {
             digest: flight.digest,
             size_bytes: flight.size_bytes,
             origin,
-            bytes: Bytes::Growing(flight, watched),
+            bytes: Held::Growing(flight, watched),
         }
     }
 
     /// The file, if it is whole.
     pub(super) fn into_content(self) -> Option<Content> {
         match self.bytes {
-            Bytes::Whole(content) => Some(content),
-            Bytes::Growing(..) => None,
+            Held::Whole(content) => Some(content),
+            Held::Memory(_) | Held::Growing(..) => None,
+        }
+    }
+
+    /// All of it, if that is in memory.
+    pub(crate) fn at_hand(&self) -> Option<&Bytes> {
+        match &self.bytes {
+            Held::Memory(bytes) => Some(bytes),
+            Held::Whole(_) | Held::Growing(..) => None,
         }
     }
 
@@ -85,7 +100,7 @@ impl Reader {
 
     /// Waits until the byte at `offset` may go out; returns how many bytes from the start may.
     pub(crate) async fn available(&mut self, offset: u64) -> Result<u64, PullError> {
-        let Bytes::Growing(_, watched) = &mut self.bytes else {
+        let Held::Growing(_, watched) = &mut self.bytes else {
             return Ok(self.size_bytes);
         };
         loop {
@@ -112,8 +127,9 @@ impl Reader {
         let there = usize::try_from(available - offset).unwrap_or(usize::MAX);
         buffer.truncate(there);
         let content = match &self.bytes {
-            Bytes::Whole(content) => content,
-            Bytes::Growing(flight, _) => flight.content().ok_or(PullError::Died { digest: self.digest })?,
+            Held::Memory(bytes) => return Ok(copy(bytes, offset, buffer)),
+            Held::Whole(content) => content,
+            Held::Growing(flight, _) => flight.content().ok_or(PullError::Died { digest: self.digest })?,
         };
         let wanted = buffer.len();
         let failed = |source| PullError::Read { digest: self.digest, source: Arc::new(source) };
@@ -123,4 +139,12 @@ impl Reader {
         }
         Ok((buffer, count))
     }
+}
+
+fn copy(bytes: &[u8], offset: u64, mut buffer: Vec<u8>) -> (Vec<u8>, usize) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+    let count = rest.len().min(buffer.len());
+    buffer.clear();
+    buffer.extend_from_slice(rest.get(..count).unwrap_or_default());
+    (buffer, count)
 }

@@ -64,7 +64,7 @@ impl Puller {
         let victims = policy.victims(&mut held, &kept, u64::MAX, 0, self.0.clock.now());
         let mut gone = Vec::new();
         for victim in victims {
-            if self.0.blobs.delete(victim.digest).await? {
+            if self.0.delete(victim.digest).await? {
                 self.0.metrics.evicted_bytes.inc_by(victim.size_bytes);
                 gone.push(victim);
             }
@@ -84,7 +84,7 @@ impl Puller {
                 continue;
             }
             tracing::error!(blob.digest = %held.digest, "cached blob is damaged; deleted");
-            self.0.blobs.delete(held.digest).await?;
+            self.0.delete(held.digest).await?;
             checked.bad.push(held.digest);
         }
         Ok(checked)

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use pki::digest::Digest;
-use pki::x509::DeviceId;
 
+use super::connection::Connection;
+use super::tls::Device;
 use crate::metrics::Metrics;
 use crate::pull::{Origin, PullError};
 
@@ -44,30 +45,30 @@ impl Drop for Open {
 
 /// A pull that is being answered; writes its line when it is dropped.
 pub(super) struct Serving {
-    pub(super) device: DeviceId,
-    pub(super) digest: Digest,
-    pub(super) origin: Origin,
-    pub(super) request_id: Box<str>,
+    connection: Arc<Connection>,
+    device: Device,
+    digest: Digest,
+    origin: Origin,
+    request_id: Box<str>,
     expected_bytes: u64,
     sent_bytes: u64,
     started: Instant,
     failed: bool,
-    metrics: Metrics,
     open: Open,
 }
 
 impl Serving {
     pub(super) fn begin(
-        device: DeviceId,
+        connection: &Arc<Connection>,
+        device: Device,
         digest: Digest,
         origin: Origin,
         request_id: &str,
         expected_bytes: u64,
-        metrics: Metrics,
-        activity: &Arc<Activity>,
     ) -> Self {
-        metrics.streams.inc();
+        connection.shared.door.metrics.streams.inc();
         Self {
+            connection: Arc::clone(connection),
             device,
             digest,
             origin,
@@ -76,9 +77,12 @@ impl Serving {
             sent_bytes: 0,
             started: Instant::now(),
             failed: false,
-            metrics,
-            open: Open::begin(activity),
+            open: Open::begin(&connection.activity),
         }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.connection.shared.door.metrics
     }
 
     pub(super) fn sent(&mut self, count: u64) {
@@ -88,14 +92,14 @@ impl Serving {
 
     pub(super) fn failed(&mut self, error: &PullError) {
         self.failed = true;
-        tracing::warn!(device.id = %self.device, blob.digest = %self.digest, %error, "stream cut");
+        tracing::warn!(device.id = %self.device.id(), blob.digest = %self.digest, %error, "stream cut");
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.metrics.streams.dec();
-        self.metrics.served_bytes.inc_by(self.sent_bytes);
+        self.metrics().streams.dec();
+        self.metrics().served_bytes.inc_by(self.sent_bytes);
         let outcome = match self.sent_bytes == self.expected_bytes {
             _ if self.failed => "cut",
             true => "served",
@@ -103,9 +107,9 @@ impl Drop for Serving {
             false => "left",
         };
         tracing::info!(
-            target: "access",
+            target: crate::log::ACCESS,
             {
-                device.id = %self.device,
+                device.id = %self.device.id(),
                 blob.digest = %self.digest,
                 source = self.origin.as_str(),
                 size_bytes = self.sent_bytes,

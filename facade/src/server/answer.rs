@@ -93,7 +93,7 @@ async fn dispatch(
                 Peer::Anonymous => None,
             };
             tracing::info!(
-                target: "access",
+                target: crate::log::ACCESS,
                 {
                     device.id = device.map(tracing::field::display), remote = %connection.remote, action = name,
                     reason = %refusal, request_id,
@@ -203,14 +203,19 @@ impl Pull<'_> {
         let shared = &self.connection.shared;
         let reader = shared.door.puller.open(self.wanted, start).await?;
         let mut serving = Serving::begin(
-            self.device.id().clone(),
+            self.connection,
+            self.device.clone(),
             self.wanted.descriptor.digest,
             reader.origin(),
             self.request_id,
             end - start,
-            shared.door.metrics.clone(),
-            &self.connection.activity,
         );
+        if let Some(bytes) = reader.at_hand() {
+            let bounds = [start, end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
+            let bytes = bytes.slice(bounds[0]..bounds[1]);
+            serving.sent(bytes.len() as u64);
+            return Ok(Body::full(bytes));
+        }
         if end - start > CHUNK_BYTES as u64 {
             let (buffers, throttle) = (shared.buffers.clone(), self.connection.throttle.clone());
             return Ok(Body::content(Source { reader, start, end, buffers, throttle, serving }));

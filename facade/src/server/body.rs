@@ -86,7 +86,7 @@ impl Body {
 }
 
 async fn read_chunk(mut reader: Reader, at: u64, end: u64, buffers: Buffers, throttle: Throttle) -> Read {
-    let buffer = buffers.take(at, end);
+    let buffer = buffers.take(usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES));
     throttle.wait(buffer.len()).await;
     let read = reader.read_at(at, buffer).await;
     (reader, read)
@@ -166,16 +166,16 @@ impl Stream {
 pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    /// A buffer for the next of the bytes from `at` to `end`.
-    fn take(&self, at: u64, end: u64) -> Vec<u8> {
-        let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+    /// A buffer of this length.
+    pub(super) fn take(&self, length: usize) -> Vec<u8> {
         let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(length));
         buffer.resize(length, 0);
         buffer
     }
 
-    fn give_back(&self, buffer: Vec<u8>) {
+    /// Takes a buffer back for whoever needs one next: who used one last has it in the processor's cache.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if buffer.capacity() >= CHUNK_BYTES && spare.len() < MAX_SPARE {
             spare.push(buffer);

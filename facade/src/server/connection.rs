@@ -26,7 +26,7 @@ use super::h1;
 use super::tls::Peer;
 
 /// Bytes that may wait in the kernel unsent. Without this Linux buffers some 2 MiB for every slow reader.
-const UNSENT_BYTES: u32 = 256 * 1024;
+pub(super) const UNSENT_BYTES: u32 = 128 * 1024;
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 pub(super) const MAX_HEADERS: usize = 64;
 const H2_SEND_BUFFER_BYTES: usize = 128 * 1024;

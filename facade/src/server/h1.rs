@@ -6,11 +6,13 @@
 mod head;
 mod rewind;
 
+use std::io;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
@@ -18,15 +20,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::RequestBody;
 use super::answer::{Asked, answer};
-use super::body::{Body, CHUNK_BYTES, Parts, Source};
-use super::connection::{Connection, MAX_HEAD_BYTES, speak_http1};
+use super::body::{Body, Buffers, Parts, Source};
+use super::connection::{Connection, MAX_HEAD_BYTES, UNSENT_BYTES, speak_http1};
 use head::{Parsed, Plain};
 use rewind::Rewind;
 
-/// Bytes at a time for a reader that keeps up.
+/// Bytes at a time, at first and for a reader that does not keep up: what is encrypted and not taken stays in memory.
+const MIN_CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes at a time for a reader that keeps up. Larger ones fall out of the processor's cache before they are encrypted.
 const MAX_CHUNK_BYTES: usize = 256 * 1024;
-/// A reader that takes longer than this for a chunk does not keep up: it gets small ones, which hold less memory.
-const SLOW_CHUNK: Duration = Duration::from_millis(20);
+/// A reader that takes longer than this for a chunk does not keep up.
+const SLOW_CHUNK: Duration = Duration::from_millis(50);
+/// What a reader has taken without a pause before its chunks grow to a share of that: more than the sockets of both ends
+/// hold for one that takes nothing.
+const CHUNK_SHARE: usize = 8;
+/// Bytes that may wait in the kernel for a reader that keeps up: fewer would wake the connection for every record.
+const QUICK_UNSENT_BYTES: u32 = 384 * 1024;
 const FIRST_READ_BYTES: usize = 1024;
 
 /// Serves a connection to its end.
@@ -51,7 +60,7 @@ pub(super) async fn serve(
         let body = RequestBody(None);
         // Boxed, here and above, so that an idle connection does not hold the room for what it might do.
         let response = Box::pin(answer(&connection, Asked { method, uri, headers, body })).await;
-        if Box::pin(send(&mut stream, response, is_head, last)).await.is_err() {
+        if Box::pin(send(&mut stream, response, is_head, last, &connection.shared.scratch)).await.is_err() {
             // Cut short of the announced length: the peer sees that it is not whole. No TLS farewell, which would make
             // the end look wanted.
             return;
@@ -113,7 +122,8 @@ async fn send(
     response: Response<Body>,
     is_head: bool,
     last: bool,
-) -> std::io::Result<()> {
+    scratch: &Buffers,
+) -> io::Result<()> {
     let (parts, body) = response.into_parts();
     let body = body.into_parts();
     let length = match &body {
@@ -127,40 +137,109 @@ async fn send(
             if !is_head && parts.status != StatusCode::NOT_MODIFIED {
                 head.extend_from_slice(&bytes);
             }
-            stream.write_all(&head).await?;
+            put(stream, &head).await?;
         }
         Parts::Content(source) => {
-            stream.write_all(&head).await?;
-            send_content(stream, *source).await?;
+            put(stream, &head).await?;
+            send_content(stream, *source, scratch).await?;
         }
     }
     stream.flush().await
 }
 
-async fn send_content(stream: &mut TlsStream<TcpStream>, source: Source) -> std::io::Result<()> {
+/// Encrypts bytes into the connection; what does not fit waits for the peer. Nothing is held here afterwards.
+async fn put(stream: &mut TlsStream<TcpStream>, mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let count = stream.get_mut().1.writer().write(bytes)?;
+        bytes = bytes.get(count..).unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        stream.flush().await?;
+    }
+}
+
+async fn send_content(
+    stream: &mut TlsStream<TcpStream>,
+    source: Source,
+    scratch: &Buffers,
+) -> io::Result<()> {
     let Source { mut reader, start, end, throttle, mut serving, .. } = source;
-    let (mut at, mut chunk) = (start, CHUNK_BYTES);
-    let mut buffer = Vec::new();
+    let mut pace = Pace::default();
+    let mut at = start;
     while at < end {
-        let length = usize::try_from(end - at).unwrap_or(chunk).min(chunk);
-        buffer.resize(length, 0);
+        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(pace.chunk_bytes());
         throttle.wait(length).await;
-        let (filled, count) = match reader.read_at(at, buffer).await {
+        // Waited for without a buffer: a registry may be slow, and readers many.
+        let read = match reader.available(at).await {
+            Ok(_) => reader.read_at(at, scratch.take(length)).await,
+            Err(error) => Err(error),
+        };
+        let (buffer, count) = match read {
             Ok(read) => read,
             Err(error) => {
                 serving.failed(&error);
-                return Err(std::io::Error::other(error));
+                return Err(io::Error::other(error));
             }
         };
-        buffer = filled;
         let began = Instant::now();
-        stream.write_all(buffer.get(..count).unwrap_or_default()).await?;
+        put(stream, buffer.get(..count).unwrap_or_default()).await?;
+        scratch.give_back(buffer);
+        stream.flush().await?;
+        if let Some(unsent_bytes) = pace.note(count, began.elapsed()) {
+            socket2::SockRef::from(stream.get_ref().0).set_tcp_notsent_lowat(unsent_bytes)?;
+        }
         at += count as u64;
         serving.sent(count as u64);
-        chunk = if began.elapsed() > SLOW_CHUNK { CHUNK_BYTES } else { MAX_CHUNK_BYTES };
-        if chunk < buffer.capacity() {
-            buffer = Vec::new();
-        }
     }
     Ok(())
+}
+
+/// How fast a reader takes what it is sent.
+#[derive(Default)]
+struct Pace {
+    /// Bytes that it has taken since it last kept us waiting.
+    quick_bytes: usize,
+}
+
+impl Pace {
+    fn chunk_bytes(&self) -> usize {
+        (self.quick_bytes / CHUNK_SHARE).clamp(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES)
+    }
+
+    /// Notes how long some bytes took; says how many may wait in the kernel from now on, where that changes.
+    fn note(&mut self, bytes: usize, took: Duration) -> Option<u32> {
+        let before = self.chunk_bytes();
+        self.quick_bytes = if took > SLOW_CHUNK { 0 } else { self.quick_bytes.saturating_add(bytes) };
+        match self.chunk_bytes() {
+            MAX_CHUNK_BYTES if before < MAX_CHUNK_BYTES => Some(QUICK_UNSENT_BYTES),
+            now if now < before => Some(UNSENT_BYTES),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tls::SEND_BUFFER_BYTES;
+
+    #[test]
+    fn only_readers_that_keep_up_get_large_chunks() {
+        let mut pace = Pace::default();
+        for _ in 0..6 {
+            assert_eq!(pace.chunk_bytes(), MIN_CHUNK_BYTES);
+            assert_eq!(pace.note(MIN_CHUNK_BYTES, Duration::ZERO), None);
+        }
+        let changes = (0..100).filter_map(|_| pace.note(pace.chunk_bytes(), Duration::ZERO));
+        assert_eq!(changes.collect::<Vec<_>>(), [QUICK_UNSENT_BYTES]);
+        assert_eq!(pace.chunk_bytes(), MAX_CHUNK_BYTES);
+        assert_eq!(pace.note(MAX_CHUNK_BYTES, SLOW_CHUNK * 2), Some(UNSENT_BYTES));
+        assert_eq!(pace.chunk_bytes(), MIN_CHUNK_BYTES);
+    }
+
+    #[test]
+    fn a_chunk_and_its_head_fit_into_an_empty_connection() {
+        const { assert!(MAX_CHUNK_BYTES + 16 * 1024 < SEND_BUFFER_BYTES) };
+    }
 }

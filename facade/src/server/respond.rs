@@ -178,6 +178,8 @@ pub(super) fn etag(digest: Digest) -> String {
 /// The head of an answer with content; its body is still empty.
 pub(super) fn content(wanted: &Wanted, etag: &str, selection: Selection) -> Response<Body> {
     let mut response = Response::new(Body::empty());
+    // All that follow, and those that the caller adds: a map that grows is a map that moves.
+    response.headers_mut().reserve(12);
     let size = wanted.descriptor.size;
     let (status, length, range) = match selection {
         Selection::Whole => (StatusCode::OK, size, None),

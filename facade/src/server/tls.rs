@@ -28,8 +28,8 @@ use verifier::DeviceVerifier;
 
 use crate::clock::Clock;
 
-/// What the server waits in its own buffer before a connection takes no more.
-const SEND_BUFFER_BYTES: usize = 512 * 1024;
+/// What a connection holds encrypted before it takes no more; the largest piece that is put into it at once.
+pub(super) const SEND_BUFFER_BYTES: usize = 320 * 1024;
 
 /// Certificates of the device door.
 pub struct TlsIdentity {

@@ -1,5 +1,7 @@
 //! Heads of HTTP/1.1 messages: reading requests that have one plain reading, writing answers.
 
+use std::cell::RefCell;
+
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
@@ -7,6 +9,7 @@ use http::{Method, StatusCode, Uri, response};
 use hyper::ext::ReasonPhrase;
 use jiff::fmt::rfc2822::DateTimePrinter;
 
+use crate::clock::Clock;
 use crate::server::connection::MAX_HEADERS;
 
 /// A request without a body for something under `/v2/`.
@@ -17,6 +20,24 @@ pub(super) struct Plain {
     pub(super) headers: HeaderMap,
     /// Whether the peer wants no further requests on this connection.
     pub(super) close: bool,
+}
+
+/// Headers that say something about the connection or about a body.
+const NOT_PLAIN: [&str; 9] = [
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+];
+
+thread_local! {
+    /// The second whose date was written last, and that date.
+    static DATE: RefCell<(i64, String)> = RefCell::default();
 }
 
 /// What bytes are as the beginning of a request.
@@ -76,27 +97,23 @@ fn plain(request: &httparse::Request<'_, '_>) -> Option<Plain> {
     for header in request.headers.iter() {
         // Visible ASCII only: what else may be in there is for hyper to judge.
         let value = std::str::from_utf8(header.value).ok().filter(|value| value.is_ascii())?;
-        match header.name.to_ascii_lowercase().as_str() {
-            "host" => hosts += 1,
-            "connection" if value.eq_ignore_ascii_case("close") => close = true,
-            "connection" if value.eq_ignore_ascii_case("keep-alive") => {}
-            "connection" | "content-length" | "transfer-encoding" | "te" | "trailer" | "upgrade"
-            | "expect" | "keep-alive" | "proxy-connection" => return None,
-            "range" => keep(&mut headers, RANGE, value)?,
-            "if-range" => keep(&mut headers, IF_RANGE, value)?,
-            "if-none-match" => keep(&mut headers, IF_NONE_MATCH, value)?,
-            _ => {}
+        let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        if is("host") {
+            hosts += 1;
+        } else if is("connection") && value.eq_ignore_ascii_case("close") {
+            close = true;
+        } else if is("connection") && value.eq_ignore_ascii_case("keep-alive") {
+        } else if NOT_PLAIN.into_iter().any(is) {
+            return None;
+        } else if let Some(name) = [RANGE, IF_RANGE, IF_NONE_MATCH].into_iter().find(|name| is(name.as_str()))
+        {
+            headers.append(name, HeaderValue::from_str(value).ok()?);
         }
     }
     if hosts != 1 {
         return None;
     }
     Some(Plain { method, uri: target.parse().ok()?, headers, close })
-}
-
-fn keep(headers: &mut HeaderMap, name: HeaderName, value: &str) -> Option<()> {
-    headers.append(name, HeaderValue::from_str(value).ok()?);
-    Some(())
 }
 
 /// Writes the head of an answer whose body has `length` bytes, unless its headers say another length.
@@ -115,10 +132,14 @@ pub(super) fn write(parts: &response::Parts, length: u64, last: bool) -> Vec<u8>
     if !parts.headers.contains_key(CONTENT_LENGTH) && parts.status != StatusCode::NOT_MODIFIED {
         line(&mut head, &CONTENT_LENGTH, length.to_string().as_bytes());
     }
-    if let Ok(date) = DateTimePrinter::new().timestamp_to_rfc9110_string(&crate::clock::Clock::system().now())
-    {
+    let now = Clock::system().now();
+    DATE.with_borrow_mut(|(second, date)| {
+        if *second != now.as_second() {
+            *date = DateTimePrinter::new().timestamp_to_rfc9110_string(&now).unwrap_or_default();
+            *second = now.as_second();
+        }
         line(&mut head, &http::header::DATE, date.as_bytes());
-    }
+    });
     if last {
         line(&mut head, &CONNECTION, b"close");
     }
