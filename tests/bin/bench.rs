@@ -3,6 +3,8 @@
 #![expect(clippy::expect_used, reason = "a measurement stops where its scene cannot be set")]
 #![expect(clippy::cast_precision_loss, reason = "figures are printed with a digit or two")]
 
+#[path = "bench/agent.rs"]
+mod agent;
 #[path = "bench/load.rs"]
 mod load;
 #[path = "bench/measure.rs"]
@@ -26,11 +28,12 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("agent", [])) => agent::run(),
         Some(("memory", [])) => memory::run(),
         Some(("metadata", [])) => metadata::run(),
         Some(("pull", rows)) => pull::run(rows),
         _ => {
-            drop(writeln!(std::io::stderr(), "usage: bench memory | metadata | pull [ROWS…]"));
+            drop(writeln!(std::io::stderr(), "usage: bench agent | memory | metadata | pull [ROWS…]"));
             ExitCode::from(2)
         }
     }
