@@ -159,8 +159,8 @@ async fn perform(verb: Verb, config: Config, output: &Output) -> Result<Exit, Fa
     let clock = Clock::system();
     match verb {
         Verb::Enroll(options) => enroll::enroll(&options, &config, &clock, output).await,
-        Verb::Run => run(config, clock).await,
-        Verb::Sync => sync(config, clock, output).await,
+        Verb::Run => Box::pin(run(config, clock)).await,
+        Verb::Sync => Box::pin(sync(config, clock, output)).await,
         Verb::Status => status::status(&config, &clock, output),
         Verb::Verify => verify::verify(config, clock, output).await,
         Verb::Check => check::check(config, clock, output).await,

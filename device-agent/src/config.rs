@@ -13,18 +13,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pki::oci::Platform;
+use pki::wire::DevicePolicy;
 use pki::x509::KeyKind;
 use thiserror::Error;
 
 use crate::apply::Apply;
 use crate::identity::keys::{Keys, Place};
 use crate::journal::is_standard_error;
+use crate::policy::METERED_INTERFACES;
 use crate::probe::Probe;
 use crate::runtime::containerd::Identifier;
 
 mod operator;
 mod parse;
 mod proxy;
+mod restrictions;
 
 pub use parse::nearest;
 pub use proxy::Proxy;
@@ -65,8 +68,14 @@ pub struct Config {
     pub minimum_rate: u64,
     /// Over which time the minimum rate is measured.
     pub rate_window: Duration,
+    /// When and how fast to download and apply; the facade may restrict it further.
+    pub policy: DevicePolicy,
+    /// Names of interfaces that are paid by volume; `*` at the end stands for anything.
+    pub metered_interfaces: Vec<String>,
     /// Bytes that stay free on the disk.
     pub reserve_bytes: u64,
+    /// How long an image that is not assigned any more stays.
+    pub grace: Duration,
     /// Who is told of new images.
     pub apply: Apply,
     /// How it shows that they work.
@@ -336,6 +345,9 @@ impl Texts {
             minimum_rate: self.take("minimum_rate", 1024, parse::bytes),
             rate_window: self.take("rate_window", Duration::from_secs(300), parse::duration),
             reserve_bytes: self.take("reserve", 64 << 20, parse::bytes),
+            grace: self.take("grace", Duration::from_secs(24 * 3600), parse::duration),
+            policy: self.policy(),
+            metered_interfaces: self.take("metered_interfaces", names(METERED_INTERFACES), parse::names),
             apply: self.apply(),
             probe: self.probe(),
             log: self.take("log", tracing::Level::INFO, parse::level),
@@ -350,6 +362,10 @@ impl Texts {
         }
         if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError(self.mistakes)) }
     }
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 /// The namespace of SPEC 7.
@@ -385,7 +401,7 @@ fn as_text(value: &toml::Value) -> Option<String> {
 }
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 27] = [
+pub const KEYS: [&str; 33] = [
     "state_dir",
     "sink",
     "containerd_address",
@@ -402,6 +418,12 @@ pub const KEYS: [&str; 27] = [
     "minimum_rate",
     "rate_window",
     "reserve",
+    "grace",
+    "download_window",
+    "download_rate",
+    "download_metered",
+    "metered_interfaces",
+    "apply_window",
     "apply_command",
     "apply_unit",
     "apply_timeout",
@@ -498,6 +520,20 @@ mod tests {
         ] {
             assert!(read("", &[], &[(key, text)]).is_err(), "{key} = {text}");
         }
+    }
+
+    #[test]
+    fn reads_windows_and_rates_and_rejects_those_it_could_not_keep() {
+        let file = "[download]\nwindow = \"22:00-05:00 UTC\"\nrate = \"2MiB/s\"\nmetered = \"no\"\n[apply]\nwindow = \"Sun 01:00-02:00 +01:00\"\n";
+        let policy = read(file, &[], &[]).unwrap().policy;
+        assert_eq!(policy.download_window.unwrap().to_string(), "22:00-05:00 UTC");
+        assert_eq!(policy.apply_window.unwrap().to_string(), "Sun 01:00-02:00 +01:00");
+        assert_eq!(policy.rate_limit.unwrap().bytes_per_second(), 2 << 20);
+        let error = read("", &[], &[("download_window", "22:00-05:00 Mars/Olympus")]).unwrap_err();
+        assert!(error.contains("no time zone data for Mars/Olympus"), "{error}");
+        assert!(read("", &[], &[("download_rate", "fast")]).unwrap_err().contains("2MiB/s"));
+        let own = read("metered_interfaces = [\"lte0\", \"gsm*\"]\n", &[], &[]).unwrap();
+        assert_eq!(own.metered_interfaces, ["lte0", "gsm*"]);
     }
 
     #[test]

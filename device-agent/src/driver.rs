@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pki::oci::Platform;
-use pki::wire::MetadataVersions;
+use pki::wire::{DevicePolicy, MetadataVersions};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
@@ -27,9 +28,12 @@ use crate::runtime::oci_layout::OciLayout;
 use crate::state_file::{Lock, StateDir, StateError};
 
 mod aside;
+mod custody;
 mod effects;
 mod error;
 mod news;
+mod permission;
+mod room;
 pub mod shown;
 mod stops;
 
@@ -49,6 +53,8 @@ pub struct Agent {
     platform: Platform,
     progress: Arc<Progress>,
     shared: Mutex<Shared>,
+    /// Something happened that a quiet loop should look at.
+    wake: Notify,
 }
 
 /// What the loop and what runs beside it both see.
@@ -61,6 +67,10 @@ struct Shared {
     waiting: Option<String>,
     /// Why what is assigned is not taken.
     held_back: Option<String>,
+    /// When and how fast to download and apply, as the facade signed it.
+    policy: DevicePolicy,
+    /// Bytes that were needed when there was no room.
+    need_bytes: Option<u64>,
     last_check: Option<Timestamp>,
     /// Something of an attempt that was given up may lie about.
     untidy: bool,
@@ -90,20 +100,27 @@ enum Patience {
 struct Outcome {
     event: Option<Event>,
     error: Option<AgentError>,
+    /// Something has to be waited for that takes longer than anybody here waits.
+    waits: bool,
 }
 
 impl Outcome {
     fn event(event: Event) -> Self {
-        Self { event: Some(event), error: None }
+        Self { event: Some(event), error: None, waits: false }
     }
 
     fn failed(fault: Fault, error: impl Into<AgentError>) -> Self {
-        Self { event: Some(Event::Failed(fault)), error: Some(error.into()) }
+        Self { event: Some(Event::Failed(fault)), error: Some(error.into()), waits: false }
     }
 
     /// Nothing is decided: the same effect again, after a while.
     fn again(error: impl Into<AgentError>) -> Self {
-        Self { event: None, error: Some(error.into()) }
+        Self { event: None, error: Some(error.into()), waits: false }
+    }
+
+    /// The same effect again, another time.
+    fn later() -> Self {
+        Self { event: None, error: None, waits: true }
     }
 }
 
@@ -134,6 +151,7 @@ impl Agent {
             runtime,
             platform,
             progress: Arc::default(),
+            wake: Notify::new(),
             shared: Mutex::new(Shared {
                 state: State::default(),
                 session: None,
@@ -142,6 +160,8 @@ impl Agent {
                 last_error: None,
                 waiting: None,
                 held_back: None,
+                policy: DevicePolicy::default(),
+                need_bytes: None,
                 last_check: None,
                 untidy: true,
                 unverified: false,
@@ -167,6 +187,9 @@ impl Agent {
             // A device that only ever syncs would otherwise outlive its certificate.
             self.renew_if_due().await;
             let result = self.round().await;
+            if self.shared().unverified {
+                self.read_back().await?;
+            }
             self.send_report().await;
             result
         };
@@ -192,6 +215,7 @@ impl Agent {
             }
             checked |= matches!(state, State::Checking { .. });
             let outcome = self.perform(Patience::Short).await;
+            let waits = outcome.waits;
             let failed = self.settle(outcome)?;
             if let Some(error) = failed {
                 let undecided = self.state() == state;
@@ -200,6 +224,9 @@ impl Agent {
                     return Err(error);
                 }
                 tokio::time::sleep(attempts.next(random::number())).await;
+            }
+            if waits {
+                return Ok(());
             }
         }
     }
@@ -240,6 +267,7 @@ impl Agent {
         let result = tokio::select! {
             result = work => result,
             result = self.beside() => result,
+            result = self.read_back_in_quiet() => result,
             () = shutdown.cancelled() => Ok(()),
         };
         // Without the lock the directory is not ours to write to.
@@ -295,6 +323,7 @@ impl Agent {
             shared.state = state;
             shared.session = None;
         }
+        self.dir.keep_reserve();
         self.note_start()?;
         // What was assigned before we stopped may not be assigned any more: what is here stays, but is agreed on anew.
         if matches!(self.state(), State::Fetching { .. }) {

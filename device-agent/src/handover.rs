@@ -29,6 +29,17 @@ impl HandoverError {
         &self.artifact
     }
 
+    /// Whether there was no room.
+    pub fn is_full(&self) -> bool {
+        matches!(&self.source, ImageError::Runtime(RuntimeError::NoSpace { .. }))
+    }
+
+    /// What the store has lost, if it was that.
+    pub fn lost(&self) -> Option<&ArtifactName> {
+        let missing = matches!(&self.source, ImageError::Runtime(RuntimeError::Missing { .. }));
+        missing.then_some(&self.artifact)
+    }
+
     /// Whether waiting may help.
     pub fn is_transient(&self) -> bool {
         matches!(&self.source, ImageError::Runtime(error) if error.is_transient())
@@ -91,30 +102,8 @@ pub async fn leave(
     Ok(())
 }
 
-/// Takes back every image that is neither current nor previous, and the leftovers of attempts that were given up.
-pub async fn tidy(
-    runtime: &dyn Runtime,
-    standing: &Standing,
-    next: Option<&Release>,
-) -> Result<(), RuntimeError> {
-    let kept = |artifact: &ArtifactName| {
-        standing.current.has(artifact)
-            || standing.previous.has(artifact)
-            || next.is_some_and(|next| next.has(artifact))
-    };
-    for handed in runtime.images().await? {
-        if !kept(&handed.artifact) {
-            tracing::info!(artifact = %handed.artifact, "image is no longer assigned and is taken back");
-            take_back(runtime, &handed.artifact).await?;
-        }
-    }
-    let wanted: Vec<ArtifactName> =
-        next.into_iter().flat_map(Release::assigned).map(|assigned| assigned.artifact.clone()).collect();
-    runtime.clean(&wanted).await?;
-    Ok(())
-}
-
-async fn take_back(runtime: &dyn Runtime, artifact: &ArtifactName) -> Result<(), RuntimeError> {
+/// Takes back one image; it may be gone already.
+pub async fn take_back(runtime: &dyn Runtime, artifact: &ArtifactName) -> Result<(), RuntimeError> {
     match runtime.remove(artifact).await {
         Ok(()) | Err(RuntimeError::Unknown { .. }) => Ok(()),
         Err(error) => Err(error),

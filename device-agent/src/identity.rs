@@ -13,6 +13,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
@@ -72,7 +73,7 @@ pub enum IdentityError {
     #[error("identity/key.pem does not belong to identity/cert.pem; enroll the device again")]
     Mismatch,
     /// The certificate is not one of a device.
-    #[error("the certificate cannot be used")]
+    #[error("the certificate cannot be used; enroll the device again: device-agent enroll --again TOKEN")]
     Certificate(#[source] pki::x509::IdentityError),
     /// The state directory cannot be used.
     #[error(transparent)]
@@ -168,6 +169,12 @@ impl Identity {
         let stored = Zeroizing::new(state.read_private(key)?.ok_or_else(damaged(key))?);
         let chain = certificates(state, certificate)?;
         let anchors = certificates(state, ANCHORS_FILE)?;
+        if !anchors.iter().all(|anchor| is_whole(anchor, &anchors)) {
+            return Err(IdentityError::Damaged { file: ANCHORS_FILE });
+        }
+        if !chain.iter().all(|link| is_whole(link, &chain)) {
+            return Err(IdentityError::Damaged { file: certificate });
+        }
         let leaf = chain.first().ok_or_else(damaged(certificate))?;
         let certificate = pki::x509::Identity::from_certificate(leaf, &facade.trust_domain)
             .map_err(IdentityError::Certificate)?;
@@ -230,6 +237,19 @@ fn certificates(state: &StateDir, file: &'static str) -> Result<Vec<CertificateD
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(damaged()),
     }
+}
+
+/// Whether a certificate is as it was signed, as far as whoever signed it is among `issuers`: a card loses bits.
+fn is_whole(certificate: &CertificateDer<'_>, issuers: &[CertificateDer<'_>]) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+        return false;
+    };
+    let issuers = issuers.iter().filter_map(|issuer| Some(X509Certificate::from_der(issuer).ok()?.1));
+    let mut verdicts = issuers
+        .filter(|issuer| issuer.subject() == certificate.issuer())
+        .map(|issuer| certificate.verify_signature(Some(issuer.public_key())).is_ok())
+        .peekable();
+    verdicts.peek().is_none() || verdicts.any(|verified| verified)
 }
 
 fn credentials(chain: &[CertificateDer<'static>], key: &Signer) -> Result<Credentials, ClientError> {

@@ -8,6 +8,8 @@
 //! - [`identity`], [`facade_client`]: who we are, and how we talk
 //! - [`refresh`]: which release both repositories signed
 //! - [`plan`], [`fetch`], [`progress`]: what is missing of it, and how it comes in
+//! - [`keeping`]: what of it stays, and what goes
+//! - [`policy`]: whether it may come in now
 //! - [`runtime`], [`handover`]: where it goes
 //! - [`apply`], [`probe`], [`program`]: who is told, and whether it works
 //! - [`report`]: what the facade is told
@@ -24,9 +26,11 @@ pub mod fetch;
 pub mod handover;
 pub mod identity;
 mod journal;
+pub mod keeping;
 pub mod lifecycle;
 pub mod plan;
 pub mod platform;
+pub mod policy;
 pub mod probe;
 pub mod program;
 pub mod progress;

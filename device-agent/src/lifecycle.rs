@@ -91,6 +91,15 @@ const MAX_REJECTED: usize = 32;
 const MAX_INTERRUPTIONS: u32 = 4;
 
 impl Standing {
+    fn forget(&mut self, lost: &[ArtifactName]) {
+        self.forget_previous(lost);
+        self.current.0.retain(|assigned| !lost.contains(&assigned.artifact));
+    }
+
+    fn forget_previous(&mut self, gone: &[ArtifactName]) {
+        self.previous.0.retain(|assigned| !gone.contains(&assigned.artifact));
+    }
+
     fn confirm(mut self, release: Release) -> Self {
         if release != self.current {
             self.previous = std::mem::replace(&mut self.current, release);
@@ -229,6 +238,10 @@ pub enum Event {
     Failed(Fault),
     /// Whoever was told to run the release says that it does not work.
     Unfit,
+    /// These are not here any more, or not whole.
+    Lost(Vec<ArtifactName>),
+    /// These are not needed any more and go.
+    TakenBack(Vec<ArtifactName>),
     /// The agent starts again after it was killed, or after the power was cut.
     Interrupted,
 }
@@ -265,7 +278,16 @@ impl State {
         clippy::wildcard_enum_match_arm,
         reason = "the rest of the events is what a state does not expect"
     )]
-    pub fn on(self, event: Event) -> Self {
+    pub fn on(mut self, event: Event) -> Self {
+        // Whatever is going on: what is not here cannot be gone back to, and what was current comes in anew.
+        if let Event::Lost(lost) = &event {
+            self.standing_mut().forget(lost);
+            return self;
+        }
+        if let Event::TakenBack(gone) = &event {
+            self.standing_mut().forget_previous(gone);
+            return self;
+        }
         match self {
             Self::Unenrolled { standing } => match event {
                 Event::Due => Self::Enrolling { standing },
@@ -362,6 +384,19 @@ impl State {
 
     /// What was confirmed and what failed.
     pub fn standing(&self) -> &Standing {
+        match self {
+            Self::Unenrolled { standing }
+            | Self::Enrolling { standing }
+            | Self::Idle { standing }
+            | Self::Checking { standing }
+            | Self::Fetching { standing, .. }
+            | Self::Activating { standing, .. }
+            | Self::Confirming { standing, .. }
+            | Self::RollingBack { standing, .. } => standing,
+        }
+    }
+
+    fn standing_mut(&mut self) -> &mut Standing {
         match self {
             Self::Unenrolled { standing }
             | Self::Enrolling { standing }

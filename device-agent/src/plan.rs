@@ -59,14 +59,34 @@ pub enum PlanError {
     /// One digest with two lengths: at least one is a lie.
     #[error("{0} is given two different lengths")]
     TwoLengths(Digest),
-    /// It does not fit.
-    #[error("not enough room: {need_bytes} bytes are needed, {free_bytes} are free")]
-    NoRoom {
-        /// What it takes, with the reserve.
-        need_bytes: u64,
-        /// What there is.
-        free_bytes: u64,
-    },
+}
+
+/// It does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "not enough room: {need_bytes} bytes are needed ({download_bytes} to download, {unpacked_bytes} to unpack, \
+     {reserve_bytes} to stay free), {free_bytes} are free"
+)]
+pub struct NoRoom {
+    /// What it takes in all.
+    pub need_bytes: u64,
+    /// What there is.
+    pub free_bytes: u64,
+    /// What is still to be downloaded.
+    pub download_bytes: u64,
+    /// What unpacking takes, as far as can be known before.
+    pub unpacked_bytes: u64,
+    /// What stays free.
+    pub reserve_bytes: u64,
+}
+
+/// A content that is not here, or not whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which.
+    pub content: Descriptor,
+    /// How much of it is here.
+    pub begun_bytes: u64,
 }
 
 /// What to do next for the artifact whose manifest or index is `root`.
@@ -98,8 +118,13 @@ pub fn next(root: &Descriptor, known: &Known, platform: &Platform) -> Result<Nex
     missing(blobs, &known.present)
 }
 
+/// Whether a content is a manifest or an index.
+pub fn is_document(content: &Descriptor) -> bool {
+    matches!(content.media_type.kind(), MediaKind::Manifest | MediaKind::Index)
+}
+
 fn document(descriptor: &Descriptor) -> Result<Next, PlanError> {
-    if !matches!(descriptor.media_type.kind(), MediaKind::Manifest | MediaKind::Index) {
+    if !is_document(descriptor) {
         return Err(PlanError::NotAManifest(descriptor.digest));
     }
     if descriptor.size > MAX_DOCUMENT_BYTES as u64 {
@@ -125,29 +150,38 @@ fn missing<'a>(
     if wanted.is_empty() { Ok(Next::Complete) } else { Ok(Next::Blobs(wanted)) }
 }
 
-/// Lets what is missing in only where it fits, unpacked too, and leaves a reserve. Where the place cannot be seen,
+/// Lets what is missing in only where it fits, unpacked too, and leaves a reserve. What runs now and what it would go
+/// back to are on the disk already and stay. Unpacking takes at least `unpack_bytes`. Where the place cannot be seen,
 /// nothing is known and nothing is refused.
-pub fn admit(missing: &[Descriptor], space: &Space, reserve_bytes: u64) -> Result<(), PlanError> {
-    let content = missing.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
-    let unpacked = if space.unpacked_free_bytes.is_some() {
-        missing.iter().fold(0_u64, |sum, blob| sum.saturating_add(unpacked(blob)))
-    } else {
-        0
+pub fn admit(
+    missing: &[Missing],
+    space: &Space,
+    unpack_bytes: u64,
+    reserve_bytes: u64,
+) -> Result<(), NoRoom> {
+    let sum = |bytes: &dyn Fn(&Missing) -> u64| {
+        missing.iter().fold(0_u64, |sum, missing| sum.saturating_add(bytes(missing)))
     };
-    let fits = |need: u64, free: Option<u64>| {
+    let download_bytes = sum(&|missing| missing.content.size.saturating_sub(missing.begun_bytes));
+    let unpacked_bytes = match space.unpacked_free_bytes {
+        Some(_) => sum(&|missing| unpacked(&missing.content)).max(unpack_bytes),
+        None => 0,
+    };
+    let fits = |download_bytes: u64, unpacked_bytes: u64, free: Option<u64>| {
+        let need = download_bytes.saturating_add(unpacked_bytes);
         let need_bytes = need.saturating_add(reserve_bytes);
         match free {
             Some(free_bytes) if need > 0 && free_bytes < need_bytes => {
-                Err(PlanError::NoRoom { need_bytes, free_bytes })
+                Err(NoRoom { need_bytes, free_bytes, download_bytes, unpacked_bytes, reserve_bytes })
             }
             _ => Ok(()),
         }
     };
     if space.shared {
-        return fits(content.saturating_add(unpacked), space.content_free_bytes);
+        return fits(download_bytes, unpacked_bytes, space.content_free_bytes);
     }
-    fits(content, space.content_free_bytes)?;
-    fits(unpacked, space.unpacked_free_bytes)
+    fits(download_bytes, 0, space.content_free_bytes)?;
+    fits(0, unpacked_bytes, space.unpacked_free_bytes)
 }
 
 /// What a layer will take when it is unpacked: its own size if it is not compressed, else what such layers usually do.
@@ -271,15 +305,30 @@ mod tests {
             unpacked_free_bytes: unpacked,
             shared,
         };
-        let missing = [layer("a")];
-        assert!(admit(&missing, &space(Some(460), Some(460), true), 10).is_ok());
+        let begun = |begun_bytes| [Missing { content: layer("a"), begun_bytes }];
+        let admit = |missing: &[Missing], space: &Space| admit(missing, space, 0, 10);
+        assert!(admit(&begun(0), &space(Some(460), Some(460), true)).is_ok());
+        let shortage = admit(&begun(0), &space(Some(459), Some(459), true)).unwrap_err();
+        assert_eq!((shortage.need_bytes, shortage.free_bytes), (460, 459));
         assert_eq!(
-            admit(&missing, &space(Some(459), Some(459), true), 10),
-            Err(PlanError::NoRoom { need_bytes: 460, free_bytes: 459 })
+            (shortage.download_bytes, shortage.unpacked_bytes, shortage.reserve_bytes),
+            (100, 350, 10)
         );
-        assert!(admit(&missing, &space(Some(110), None, false), 10).is_ok());
-        assert!(admit(&missing, &space(Some(110), Some(300), false), 10).is_err());
-        assert!(admit(&missing, &space(None, None, false), 10).is_ok());
-        assert!(admit(&[], &space(Some(0), None, false), 10).is_ok(), "nothing is missing");
+        assert!(
+            admit(&begun(1), &space(Some(459), Some(459), true)).is_ok(),
+            "what is here takes no more room"
+        );
+        assert!(admit(&begun(0), &space(Some(110), None, false)).is_ok());
+        assert!(admit(&begun(0), &space(Some(110), Some(300), false)).is_err());
+        assert!(admit(&begun(0), &space(None, None, false)).is_ok());
+        assert!(admit(&[], &space(Some(0), None, false)).is_ok(), "nothing is missing");
+    }
+
+    #[test]
+    fn what_did_not_fit_when_it_was_unpacked_is_not_tried_in_the_same_room() {
+        let space =
+            |free| Space { content_free_bytes: Some(free), unpacked_free_bytes: Some(free), shared: true };
+        assert!(admit(&[], &space(1000), 1100, 10).is_err());
+        assert!(admit(&[], &space(1110), 1100, 10).is_ok());
     }
 }

@@ -88,17 +88,19 @@ impl Program {
         let mut child = command.spawn().map_err(failed)?;
         // Ends with this function, also when nobody waits for it any more.
         let group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        let heard = Heard::default();
+        let (said, complained) = (Heard::default(), Heard::default());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let ended = {
-            let (out, err) = (listen(stdout, &heard), listen(stderr, &heard));
+            let (out, err) = (listen(stdout, &said), listen(stderr, &complained));
             tokio::select! {
                 ended = timeout(limit, finish(&mut child)) => ended,
                 // Never: both go on for ever.
                 ((), ()) = async { tokio::join!(out, err) } => return Err(failed(std::io::ErrorKind::BrokenPipe.into())),
             }
         };
-        let (path, last_words) = (self.path.clone(), heard.last_words());
+        let complaint = complained.last_words();
+        let last_words = if complaint.is_empty() { said.last_words() } else { complaint };
+        let path = self.path.clone();
         match ended {
             Ok(Ok(status)) => {
                 group.disband();

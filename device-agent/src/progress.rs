@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use pki::oci::ArtifactName;
+use tokio::time::Instant;
 
 /// Counters of the release that is being fetched.
 #[derive(Debug, Default)]
@@ -13,7 +15,19 @@ pub struct Progress {
     total_bytes: AtomicU64,
     resumed: AtomicU32,
     waiting: Mutex<Option<String>>,
+    pace: Mutex<Option<Pace>>,
 }
+
+/// How many bytes were here when, to tell how fast they come.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    at: Instant,
+    done_bytes: u64,
+    bytes_per_second: u64,
+}
+
+/// Over how long a rate is taken.
+const PACE: Duration = Duration::from_secs(3);
 
 /// The counters at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +42,15 @@ pub struct Snapshot {
     pub resumed: u32,
     /// What it is waiting for.
     pub waiting: Option<String>,
+    /// How fast it comes in.
+    pub rate_bytes_per_second: u64,
+}
+
+impl Snapshot {
+    /// Bytes that are still to come.
+    pub fn remaining_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.done_bytes)
+    }
 }
 
 impl Progress {
@@ -37,7 +60,13 @@ impl Progress {
         self.done_bytes.store(0, Ordering::Relaxed);
         self.total_bytes.store(0, Ordering::Relaxed);
         self.resumed.store(0, Ordering::Relaxed);
+        *lock(&self.pace) = None;
         self.moving();
+    }
+
+    /// Goes on to another artifact of the same release.
+    pub fn at(&self, artifact: &ArtifactName) {
+        *lock(&self.artifact) = Some(artifact.clone());
     }
 
     /// Stops counting.
@@ -83,7 +112,26 @@ impl Progress {
             total_bytes: self.total_bytes.load(Ordering::Relaxed),
             resumed: self.resumed.load(Ordering::Relaxed),
             waiting: lock(&self.waiting).clone(),
+            rate_bytes_per_second: self.rate(),
         })
+    }
+}
+
+impl Progress {
+    /// Taken anew every few seconds, by whoever looks.
+    fn rate(&self) -> u64 {
+        let (now, done_bytes) = (Instant::now(), self.done_bytes.load(Ordering::Relaxed));
+        let mut pace = lock(&self.pace);
+        let before = *pace.get_or_insert(Pace { at: now, done_bytes, bytes_per_second: 0 });
+        let elapsed = now.duration_since(before.at);
+        if elapsed < PACE {
+            return before.bytes_per_second;
+        }
+        let came =
+            u128::from(done_bytes.saturating_sub(before.done_bytes)) * 1000 / elapsed.as_millis().max(1);
+        let bytes_per_second = u64::try_from(came).unwrap_or(u64::MAX);
+        *pace = Some(Pace { at: now, done_bytes, bytes_per_second });
+        bytes_per_second
     }
 }
 

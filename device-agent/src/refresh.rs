@@ -11,7 +11,7 @@ use pki::metadata::names::TargetPath;
 use pki::metadata::refresh::{Fetched, Refresh, Step, Stored};
 use pki::metadata::uptane::{self, UptaneError};
 use pki::metadata::{Limits, MetadataError, TrustedSet};
-use pki::wire::{MetadataVersions, Proof, RepositoryVersions};
+use pki::wire::{DevicePolicy, MetadataVersions, Proof, RepositoryVersions};
 use pki::x509::DeviceId;
 use thiserror::Error;
 
@@ -52,6 +52,15 @@ pub enum RefreshError {
         /// The file.
         file: String,
     },
+    /// The root metadata on the device, on which all else stands, is not what was stored.
+    #[error("{file} is damaged; enroll the device again: device-agent enroll --again TOKEN")]
+    Root {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        #[source]
+        source: MetadataError,
+    },
     /// The facade did not give a file.
     #[error("{repository}/{file} could not be fetched", repository = repository.name())]
     Client {
@@ -90,7 +99,7 @@ impl RefreshError {
                 !matches!(source, MetadataError::Missing { .. } | MetadataError::Incomplete)
             }
             Self::Disagree(_) => true,
-            Self::NoRoot { .. } | Self::Client { .. } | Self::State(_) => false,
+            Self::NoRoot { .. } | Self::Root { .. } | Self::Client { .. } | Self::State(_) => false,
         }
     }
 
@@ -109,6 +118,8 @@ pub struct Agreed {
     pub versions: MetadataVersions,
     /// When the first of that metadata ends being believed.
     pub expires: Timestamp,
+    /// When and how fast to download and apply, as the director says it, or why that cannot be read.
+    pub policy: Result<DevicePolicy, String>,
     /// The CA certificates that the facade is to be trusted by, as PEM, where images says.
     pub anchors: Option<String>,
 }
@@ -136,6 +147,7 @@ impl Refresher<'_> {
         for path in assigned.paths() {
             found.extend(self.find(&mut images, path.clone()).await?);
         }
+        let policy = policy(assigned.policy());
         let agreed = assigned.agree(&found).map_err(RefreshError::Disagree)?;
         let release = Release::new(agreed.into_iter().map(|target| Assigned {
             artifact: target.name().clone(),
@@ -145,6 +157,7 @@ impl Refresher<'_> {
         Ok(Agreed {
             release,
             versions: MetadataVersions { images: versions(&images), director: versions(&director) },
+            policy,
             expires: expires(&images).min(expires(&director)),
             anchors: self.anchors(&mut images).await,
         })
@@ -189,8 +202,9 @@ impl Refresher<'_> {
         let mut asked = None;
         let refused =
             |source, file: &Option<String>| RefreshError::Metadata { repository, file: file.clone(), source };
-        let mut refresh = Refresh::new(stored, self.clock.now(), Limits::default())
-            .map_err(|source| refused(source, &Some("root.json".to_owned())))?;
+        let mut refresh = Refresh::new(stored, self.clock.now(), Limits::default()).map_err(|source| {
+            RefreshError::Root { file: format!("{}/root.json", repository.directory()), source }
+        })?;
         loop {
             let step = refresh.step().map_err(|source| refused(source, &asked))?;
             match self.carry(repository, step, &mut asked).await? {
@@ -242,6 +256,12 @@ impl Refresher<'_> {
             }
         }
     }
+}
+
+fn policy(said: Option<&serde_json::Value>) -> Result<DevicePolicy, String> {
+    said.map_or(Ok(DevicePolicy::default()), |said| {
+        serde_json::from_value(said.clone()).map_err(|error| error.to_string())
+    })
 }
 
 enum Carried {

@@ -50,6 +50,9 @@ pub trait Runtime: Send + Sync {
     /// Starts or resumes taking content in. Two at a time for one digest are refused with [`RuntimeError::Busy`].
     async fn begin(&self, lease: &Lease, content: &Descriptor) -> Result<Box<dyn Ingest>, RuntimeError>;
 
+    /// How much of a content is here half-written, without touching it.
+    async fn begun(&self, content: &Descriptor) -> Result<u64, RuntimeError>;
+
     /// Reads a document or configuration, of at most [`MAX_READ_BYTES`], and verifies it.
     async fn read(&self, content: &Descriptor) -> Result<Vec<u8>, RuntimeError>;
 

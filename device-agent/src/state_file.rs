@@ -17,6 +17,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+mod reserve;
+mod whole;
+
 /// Largest file that is read back; the biggest one is a targets role.
 pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -79,6 +82,14 @@ pub enum StateError {
         "another device-agent is using {0}; stop it first (systemctl stop device-agent) or leave the work to it"
     )]
     Locked(PathBuf),
+}
+
+impl StateError {
+    /// Whether there was no room.
+    fn is_full(&self) -> bool {
+        let full = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::Io { source, .. } if full.contains(&source.kind()))
+    }
 }
 
 /// An open state directory.
@@ -275,6 +286,19 @@ impl StateDir {
     }
 
     fn replace(&self, name: &str, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
+        match self.try_replace(name, bytes, durability) {
+            // What is only shown is not worth the reserve.
+            Err(error)
+                if matches!(durability, Durability::Durable) && error.is_full() && self.spend_reserve() =>
+            {
+                tracing::warn!(file = name, "the disk is full; the state uses its reserve");
+                self.try_replace(name, bytes, durability)
+            }
+            done => done,
+        }
+    }
+
+    fn try_replace(&self, name: &str, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
         let path = self.path_of(name);
         self.count_change(&path)?;
         let Some((directory, last)) = self.walk(name, Missing::Create)? else {
@@ -362,7 +386,11 @@ impl StateDir {
         let Some(bytes) = self.read(name)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes).map(Some).map_err(|source| StateError::Damaged {
+        let Some(bytes) = whole::unsealed(&bytes) else {
+            let source = "its bytes are not those that were written".into();
+            return Err(StateError::Damaged { path: self.path_of(name), remedy, source });
+        };
+        serde_json::from_slice(bytes).map(Some).map_err(|source| StateError::Damaged {
             path: self.path_of(name),
             remedy,
             source: source.into(),
@@ -371,7 +399,7 @@ impl StateDir {
 
     /// Writes a JSON file, durable on return.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
-        self.write(name, &to_json(self, name, value)?)
+        self.write(name, &whole::sealed(to_json(self, name, value)?))
     }
 
     /// Writes a JSON file that may be lost in a power cut.

@@ -25,6 +25,7 @@ mod groups;
 mod imports;
 mod keys;
 mod operators;
+mod policies;
 mod rekey;
 mod status;
 mod tags;
@@ -71,6 +72,7 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(assignments::list, assignments::assign))
         .routes(routes!(assignments::unassign))
         .routes(routes!(devices::list))
+        .routes(routes!(policies::list, policies::change))
         .routes(routes!(devices::show, devices::delete))
         .routes(routes!(devices::approve))
         .routes(routes!(devices::revoke))

@@ -11,6 +11,7 @@ pub mod imports;
 pub mod keyring;
 pub mod operators;
 pub mod pins;
+pub mod policies;
 pub mod probe;
 pub mod registries;
 pub mod replies;

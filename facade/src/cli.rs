@@ -13,6 +13,7 @@ mod import;
 mod keys;
 mod operator;
 mod output;
+mod policy;
 mod profile;
 mod provision;
 mod rekey;

@@ -33,6 +33,7 @@ use crate::catalog::closure::{Closure, Kind};
 use crate::catalog::devices::Devices;
 use crate::catalog::imports::Resolved;
 use crate::catalog::pins::Pins;
+use crate::catalog::policies::Policies;
 use crate::catalog::probe::Probe;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::replies::Replies;
@@ -155,6 +156,7 @@ pub struct Facade {
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
     pub(crate) assignments: Assignments,
+    pub(crate) policies: Policies,
     pub(crate) replies: Replies,
     pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
@@ -449,6 +451,7 @@ async fn assemble(
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
         assignments: Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?,
+        policies: Policies::load(Arc::clone(&store)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
         raised: Raised::default(),
         changes: TaskTracker::new(),

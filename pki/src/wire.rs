@@ -3,10 +3,12 @@
 //! Everything is parsed once, with limits, by [`crate::json`]. Unknown fields are ignored, because a fleet is never of
 //! one version; a change that an older peer would misread raises the body's `version`, and an unknown version is refused.
 
+mod policy;
 mod report;
 mod text;
 mod token;
 
+pub use policy::{ByteRate, DevicePolicy, Metered, PolicyError, Window, Zone};
 pub use report::{
     AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Proof, Refusal, Report, ReportAnswer,
     ReportError, RepositoryVersions, RolledBack, Running, Subject, WaitAnswer,

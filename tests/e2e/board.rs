@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::process::write;
-use harness::{Containerd, Device, Facade, ImageBuilder, Pushed, Registry};
+use harness::process::{READY, poll, write};
+use harness::{Containerd, Device, Facade, Fault, ImageBuilder, Proxy, Pushed, Registry, When};
 use tempfile::TempDir;
 
 /// Versions of one application, and a board with containerd.
@@ -82,4 +82,128 @@ fn release_that_fails_its_hook_in_containerd_gives_way_to_the_one_before() {
     let images = bench.containerd.images();
     assert!(images.contains(&bench.version(0).artifact()), "the rollback image stays: {images:?}");
     assert!(!images.contains(&bench.version(1).artifact()), "{images:?}");
+}
+
+#[test]
+fn policy_of_the_operator_holds_a_device_back_and_lets_it_go_again() {
+    let (facade, registry) = (Facade::start(), Registry::open());
+    facade.connect(&registry);
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().says("at night").build());
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    // A window of one minute that was an hour ago.
+    let at = |minutes| {
+        let time = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(minutes);
+        time.to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(5))).strftime("%H:%M").to_string()
+    };
+    let window = format!("{}-{} Asia/Karachi", at(60), at(59));
+    let set =
+        facade.ok(&["device", "policy", "board-1", "--download-window", &window, "--rate-limit", "8MiB/s"]);
+    assert_eq!(set["download_window"], window.as_str(), "{set}");
+    device.sync().expect_success();
+    assert!(device.delivered().is_empty());
+    let shown = facade.ok(&["device", "show", "board-1"]);
+    let waiting = shown["waiting"].as_str().unwrap_or_default();
+    assert!(waiting.contains("the download window") && waiting.contains("opens at"), "{shown}");
+    let status = device.run(&["status"]);
+    assert!(status.text().contains("waiting: the download window"), "{}", status.text());
+    facade.ok(&["device", "policy", "board-1", "--download-window", "none"]);
+    device.sync().expect_success();
+    assert_eq!(device.delivered(), [pushed.digest].into());
+    let held = facade.ok(&["device", "policy", "board-1"]);
+    assert_eq!(held[0]["rate_limit"], "8MiB/s", "{held}");
+    for nonsense in [
+        ["--apply-window", "tonight"],
+        ["--rate-limit", "fast"],
+        ["--apply-window", "01:00-02:00 Mars/Olympus"],
+    ] {
+        let refused = facade.cli(&[&["device", "policy", "board-1"][..], &nonsense].concat());
+        assert_ne!(refused.code, 0, "{nonsense:?}");
+        assert!(refused.text().contains("for example"), "{}", refused.text());
+    }
+}
+
+/// A layer on its way into containerd, over a wire that stops in the middle.
+struct Pull {
+    proxy: Proxy,
+    facade: Facade,
+    pushed: Pushed,
+    _registry: Registry,
+}
+
+const LAYER: usize = 24_000_000;
+const HELD: u64 = 16_000_000;
+
+impl Pull {
+    fn set() -> Self {
+        let registry = Registry::open();
+        let proxy = Proxy::before(&registry.host());
+        let image = ImageBuilder::new().says("whole again").random_layer(LAYER).build();
+        let pushed = registry.push("team/app", "v1", &image).through(&proxy.host());
+        let facade = Facade::start();
+        facade.connect_as(&registry, &proxy.host());
+        proxy.once(When::Digest(image.largest_blob()), Fault::HoldAfter(HELD));
+        Self { proxy, facade, pushed, _registry: registry }
+    }
+}
+
+#[test]
+fn containerd_that_is_not_there_is_waited_for_and_the_reason_is_shown() {
+    let pull = Pull::set();
+    pull.proxy.heal();
+    let mut containerd = Containerd::start();
+    let device = Device::enrolled_with_containerd("board-1", &pull.facade, &containerd);
+    containerd.kill9();
+    pull.facade.deliver(&pull.pushed, "board-1");
+    let mut daemon = device.start_daemon();
+    poll("the reason", READY, || device.run(&["status"]).text().contains("does not answer").then_some(()));
+    containerd.start_again();
+    let alias = format!("{}:current", pull.pushed.repository);
+    poll("the image", READY * 2, || containerd.images().contains(&alias).then_some(()));
+    daemon.terminate();
+}
+
+#[test]
+fn full_disk_under_containerd_spares_what_runs_and_tells_the_numbers() {
+    let (facade, registry) = (Facade::start(), Registry::open());
+    facade.connect(&registry);
+    let small = registry.push("team/app", "v1", &ImageBuilder::new().says("small").build());
+    let large =
+        registry.push("team/app", "v2", &ImageBuilder::new().says("large").random_layer(20_000_000).build());
+    let containerd = Containerd::start_on_disk_of(200 << 20);
+    let device = Device::enrolled_with_containerd("board-1", &facade, &containerd);
+    let reserve = [("DEVICE_AGENT_RESERVE", "4MiB")];
+    facade.deliver(&small, "board-1");
+    device.sync_with(&reserve).expect_success();
+    facade.deliver(&large, "board-1");
+    // Too little to begin with: refused with numbers before the layer is asked for.
+    containerd.fill_disk_but(30 << 20);
+    let refused = device.sync_with(&reserve).expect_code(1);
+    assert!(refused.text().contains("not enough room"), "{}", refused.text());
+    let alias = format!("{}:current", small.repository);
+    assert_eq!(containerd.run(&alias), "small\n");
+    let shown = facade.ok(&["device", "show", "board-1"]);
+    assert!(shown["waiting"].as_str().unwrap_or_default().contains("bytes are needed"), "{shown}");
+    // Nothing of the attempt is left behind to fill the disk further.
+    assert!(containerd.ingests().is_empty() && containerd.leases().is_empty());
+    containerd.free_disk();
+    device.sync_with(&reserve).expect_success();
+    assert_eq!(containerd.run(&alias), "large\n");
+}
+
+#[test]
+fn state_survives_a_full_disk() {
+    let (facade, registry) = (Facade::start(), Registry::open());
+    facade.connect(&registry);
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().says("hello").build());
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    facade.deliver(&pushed, "board-1");
+    // Every change of the state but those that the reserve pays for fails, at one point after another.
+    for number in 1..8 {
+        device.with_faults(&["sync"], &format!("fsync:error=ENOSPC:when={number}..{}", number + 1));
+        device.sync().expect_success();
+        assert_eq!(device.delivered(), [pushed.digest].into());
+        assert_eq!(facade.ok(&["device", "show", "board-1"])["standing"], "active");
+    }
 }

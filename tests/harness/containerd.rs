@@ -17,7 +17,20 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one and waits until it answers.
     pub fn start() -> Self {
+        Self::start_in(TempDir::new().expect("make a directory"))
+    }
+
+    /// Starts one whose files are on a disk of their own, of so many bytes.
+    pub fn start_on_disk_of(bytes: u64) -> Self {
         let directory = TempDir::new().expect("make a directory");
+        let root = directory.path().join("root");
+        let mut mount = as_root("sh");
+        mount.args(["-euc", "mkdir -p $1; mount -t tmpfs -o size=$2 tmpfs $1", "mount"]);
+        Outcome::of(mount.arg(&root).arg(bytes.to_string()), b"").expect_success();
+        Self::start_in(directory)
+    }
+
+    fn start_in(directory: TempDir) -> Self {
         let config = directory.path().join("config.toml");
         write(&config, configuration(&directory));
         let process = launch(&directory);
@@ -41,6 +54,39 @@ impl Containerd {
         self.process.kill9();
         self.process = launch(&self.directory);
         self.wait_until_ready();
+    }
+
+    /// Kills it and starts another in its place that has nothing: the disk was replaced.
+    pub fn replace(&mut self) {
+        self.process.kill9();
+        Outcome::of(as_root("rm").arg("-rf").arg(self.directory.path().join("root")), b"").expect_success();
+        self.process = launch(&self.directory);
+        self.wait_until_ready();
+    }
+
+    /// Kills it.
+    pub fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// Starts it again after [`Containerd::kill9`].
+    pub fn start_again(&mut self) {
+        self.process = launch(&self.directory);
+        self.wait_until_ready();
+    }
+
+    /// Leaves room for just so many bytes on a disk of its own.
+    pub fn fill_disk_but(&self, bytes: u64) {
+        let root = self.directory.path().join("root");
+        let script = "free=$(($(stat -f -c %a*%S $1))); fallocate -l $((free - $2)) $1/filler";
+        let mut fill = as_root("sh");
+        Outcome::of(fill.args(["-euc", script, "fill"]).arg(root).arg(bytes.to_string()), b"")
+            .expect_success();
+    }
+
+    /// Takes back what [`Containerd::fill_disk_but`] did.
+    pub fn free_disk(&self) {
+        Outcome::of(as_root("rm").arg(self.directory.path().join("root/filler")), b"").expect_success();
     }
 
     /// The process id, for measuring.
@@ -109,6 +155,8 @@ impl Drop for Containerd {
             }
             drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.process.terminate())));
         }
+        let root = self.directory.path().join("root");
+        drop(as_root("umount").arg("--lazy").arg(root).stderr(std::process::Stdio::null()).status());
         // What root wrote, root removes; a directory that stays behind is only untidy.
         drop(as_root("rm").arg("-rf").arg(self.directory.path()).status());
     }

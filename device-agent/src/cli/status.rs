@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use pki::oci::ArtifactName;
 use pki::wire::{Refusal, RolledBack, Running};
 use serde::Serialize;
 
@@ -114,6 +115,7 @@ impl Status {
         text
     }
 
+    /// The answer: what it runs, what it is doing, how far it is, and why it is not updating.
     fn headline(&self) -> String {
         let (Some(device), Some(days)) = (&self.device, self.certificate_days_left) else {
             return "not enrolled; run: device-agent enroll TOKEN".to_owned();
@@ -122,8 +124,13 @@ impl Status {
             Some(shown) => shown.line(),
             None => self.state.replace('_', " "),
         };
+        let runs = match self.running.as_slice() {
+            [] => "runs nothing".to_owned(),
+            [one] => format!("runs {}", short(&one.artifact)),
+            [one, others @ ..] => format!("runs {} and {} more", short(&one.artifact), others.len()),
+        };
         let agent = if self.agent_running { "" } else { " (no agent running)" };
-        let mut line = format!("{device}: {doing}{agent}; certificate {days} days");
+        let mut line = format!("{device}: {runs}; {doing}{agent}; certificate {days} days");
         if self.clock_is_behind {
             line.push_str("; waiting for a sane clock");
         }
@@ -135,4 +142,10 @@ impl Status {
         }
         line
     }
+}
+
+/// The name with as much of the digest as tells versions apart.
+fn short(artifact: &ArtifactName) -> String {
+    let hex = artifact.digest().hex();
+    format!("{}@{}", artifact.repository(), hex.get(..12).unwrap_or(&hex))
 }

@@ -95,6 +95,15 @@ pub(super) fn http(text: &str) -> Result<http::Uri, String> {
         .ok_or_else(|| format!("{text:?} is not an address that starts with http://"))
 }
 
+/// Names, as a JSON list or between blanks.
+pub(super) fn names(text: &str) -> Result<Vec<String>, String> {
+    if text.starts_with('[') {
+        return serde_json::from_str(text).map_err(|_| format!("{text:?} is not a list of texts"));
+    }
+    let names = super::names(text);
+    if names.is_empty() { Err("names nothing; none* matches no interface".to_owned()) } else { Ok(names) }
+}
+
 /// `host:port`.
 pub(super) fn address(text: &str) -> Result<String, String> {
     let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());

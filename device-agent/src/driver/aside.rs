@@ -56,10 +56,10 @@ impl Agent {
             platform: &self.platform,
             state: self.reported_state(),
             rolled_back: self.reporter().rolled_back(&self.state()),
-            waiting: self.waiting_for(),
+            waiting: self.why_not_updating(),
             versions,
             free_bytes: space.and_then(|space| space.content_free_bytes),
-            need_bytes: None,
+            need_bytes: self.shared().need_bytes,
             progress: self.progress.snapshot(),
         };
         match self.reporter().send(&session.client, &facts).await {

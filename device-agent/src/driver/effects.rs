@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pki::wire::{EnrollmentToken, Line, Subject};
+use pki::wire::{DevicePolicy, EnrollmentToken, Line, Subject};
 
+use super::custody::Grace;
 use super::news::{MAX_NEWS_BYTES, News};
+use super::permission::NotNow;
 use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
 use crate::apply::{self, ApplyError, Direction};
 use crate::fetch::{FetchError, Fetcher, Limits};
@@ -14,6 +16,8 @@ use crate::identity::anchors;
 use crate::identity::enroll::{Replace, Surroundings, enroll};
 use crate::identity::{DISOWNED_FILE, Identity, IdentityError};
 use crate::lifecycle::{Effect, Event, Fault, Release, Standing, State};
+use crate::plan::NoRoom;
+use crate::policy::Step;
 use crate::refresh::{Agreed, RefreshError, Refresher, refusal_code};
 
 impl Agent {
@@ -106,8 +110,16 @@ impl Agent {
             Ok(agreed) => {
                 self.learn(self.clock.floor());
                 self.adopt_anchors(&session.identity, agreed.anchors.as_deref()).await;
+                self.adopt_policy(agreed.policy.clone());
+                // A place for images that does not answer now is not empty.
+                if let Err(error) = self.miss().await {
+                    tracing::warn!(
+                        error = crate::error_chain(&error),
+                        "it is not known whether all images are there"
+                    );
+                }
                 if self.note_agreement(&agreed) {
-                    self.tidy().await;
+                    self.tidy(self.state().standing(), None, Grace::Kept).await;
                 }
                 Outcome::event(Event::Offered(agreed.release))
             }
@@ -128,6 +140,19 @@ impl Agent {
                 error = crate::error_chain(&error),
                 "the CA certificates that the signed metadata names are not used"
             ),
+        }
+    }
+
+    /// A policy that cannot be read is told of, and changes nothing.
+    fn adopt_policy(&self, policy: Result<DevicePolicy, String>) {
+        match policy {
+            Ok(policy) => self.shared().policy = policy,
+            Err(problem) => {
+                let subject = Subject::Metadata(Line::shortened("director/targets.json"));
+                if let Err(error) = self.reporter().refuse(subject, "policy_unreadable", &problem) {
+                    tracing::warn!(error = crate::error_chain(&error), "the refusal cannot be kept");
+                }
+            }
         }
     }
 
@@ -179,7 +204,7 @@ impl Agent {
             return Outcome::failed(Fault::Circumstance, error);
         }
         self.shared().session = None;
-        Outcome { event: Some(Event::Disowned), error: Some(error) }
+        Outcome { event: Some(Event::Disowned), error: Some(error), waits: false }
     }
 
     pub(super) async fn fetch(&self, release: &Release, patience: Patience) -> Outcome {
@@ -191,22 +216,57 @@ impl Agent {
             client: &session.client,
             runtime: self.runtime.as_ref(),
             platform: &self.platform,
-            limits: self.limits(patience),
+            limits: self.limits(release, patience),
             progress: &self.progress,
         };
-        match fetcher.fetch(release).await {
+        // What is here needs no window to come in; a window that closes stops what is on its way.
+        while !fetcher.is_complete(release).await {
+            if let Err(NotNow) = self.until_allowed(Step::Download, patience).await {
+                return Outcome::later();
+            }
+            let outcome = tokio::select! {
+                outcome = fetcher.fetch(release) => outcome,
+                () = self.until_hindered(Step::Download) => continue,
+            };
+            match outcome {
+                Ok(()) => break,
+                Err(FetchError::NoRoom(shortage)) => return self.no_room(release, shortage).await,
+                Err(error) => return self.fetch_failed(release, error),
+            }
+        }
+        self.shared().need_bytes = None;
+        match self.until_allowed(Step::Apply, patience).await {
             Ok(()) => Outcome::event(Event::Fetched),
-            Err(error) => self.fetch_failed(release, error),
+            Err(NotNow) => Outcome::later(),
         }
     }
 
-    fn limits(&self, patience: Patience) -> Limits {
+    /// Gives back what is ours and not needed, and says what is missing. What runs, and what it would go back to, stays.
+    async fn no_room(&self, release: &Release, shortage: NoRoom) -> Outcome {
+        let had_leaving = self.shared().untidy;
+        self.tidy(self.state().standing(), None, Grace::Over).await;
+        self.shared().untidy = true;
+        self.shared().need_bytes = Some(shortage.need_bytes);
+        tracing::warn!(
+            need_bytes = shortage.need_bytes,
+            free_bytes = shortage.free_bytes,
+            had_leaving,
+            "no room"
+        );
+        let error = FetchError::NoRoom(shortage);
+        self.refuse(release, None, "no_space", &error);
+        Outcome::failed(Fault::Circumstance, error)
+    }
+
+    fn limits(&self, release: &Release, patience: Patience) -> Limits {
         Limits {
             parallel: self.config.parallel,
             stall: self.config.stall,
             minimum_rate: self.config.minimum_rate,
             rate_window: self.config.rate_window,
+            rate: self.rate(),
             reserve_bytes: self.config.reserve_bytes,
+            unpack_bytes: self.unpack_bytes(release),
             attempts: match patience {
                 Patience::Endless => None,
                 Patience::Short => Some(SHORT_ATTEMPTS),
@@ -223,7 +283,10 @@ impl Agent {
             FetchError::Corrupt { .. } => Some("content_digest"),
             FetchError::Document { .. } => Some("content_malformed"),
             FetchError::Plan { .. } => Some("content_unsuitable"),
-            FetchError::Client { .. } | FetchError::Runtime(_) => None,
+            FetchError::Client { .. }
+            | FetchError::Runtime(_)
+            | FetchError::NoRoom(_)
+            | FetchError::Vanishing => None,
         };
         if let Some(code) = code {
             self.refuse(release, error_artifact(&error), code, &error);
@@ -262,16 +325,22 @@ impl Agent {
             outcome = self.fetch(release, Patience::Endless) => outcome,
             () = self.heard_news(news) => Outcome::event(Event::Due),
             // The loop renews and comes back; what was fetched stays.
-            () = tokio::time::sleep(until_renewal) => Outcome { event: None, error: None },
+            () = tokio::time::sleep(until_renewal) => Outcome { event: None, error: None, waits: false },
         }
     }
 
     async fn activate(&self, state: &State, release: &Release) -> Outcome {
         self.shared().untidy = true;
+        let free = self.runtime.space().await.ok().and_then(|space| space.unpacked_free_bytes);
         match handover::activate(self.runtime.as_ref(), release, &self.platform).await {
             Ok(()) => {}
             Err(error) if error.is_transient() => return Outcome::again(error),
-            Err(error) => return self.activation_failed(state, release, error),
+            Err(error) => {
+                if let (true, Some(free)) = (error.is_full(), free) {
+                    self.note_unpack(release, free);
+                }
+                return self.activation_failed(state, release, error);
+            }
         }
         let changes = apply::changes(&state.standing().current, release, Direction::Forward);
         match self.config.apply.tell(&changes).await {
@@ -298,7 +367,7 @@ impl Agent {
     fn unfit(&self, state: &State, code: &str, error: impl Into<AgentError>) -> Outcome {
         let error = error.into();
         self.blame(state, code, &crate::error_chain(&error));
-        Outcome { event: Some(Event::Unfit), error: Some(error) }
+        Outcome { event: Some(Event::Unfit), error: Some(error), waits: false }
     }
 
     /// Keeps why what changes with a release failed here.
@@ -325,12 +394,8 @@ impl Agent {
             return Outcome::again(error);
         }
         let confirmed = state.clone().on(Event::Healthy);
-        if let Err(error) = handover::tidy(self.runtime.as_ref(), confirmed.standing(), None).await {
-            // What is confirmed stays confirmed; the next check tidies again.
-            tracing::warn!(error = crate::error_chain(&error), "old images could not be taken back");
-        } else {
-            self.shared().untidy = false;
-        }
+        // What is confirmed stays confirmed; what cannot be taken back now is, after the next check.
+        self.tidy(confirmed.standing(), None, Grace::Kept).await;
         Outcome::event(Event::Healthy)
     }
 
@@ -340,7 +405,9 @@ impl Agent {
         let standing = state.standing();
         let runtime = self.runtime.as_ref();
         if let Err(error) = handover::activate(runtime, &standing.current, &self.platform).await {
-            return Outcome::again(error);
+            // What the store has lost cannot be gone back to; it comes in again when it is assigned.
+            let event = error.lost().map(|lost| Event::Lost(vec![lost.clone()]));
+            return Outcome { event, error: Some(error.into()), waits: false };
         }
         if matches!(state, State::RollingBack { told: true, .. }) {
             let changes = apply::changes(&failed, &standing.current, Direction::Back);
@@ -364,20 +431,16 @@ impl Agent {
         shared.told_in_vain += 1;
         shared.told_in_vain < SHORT_ATTEMPTS
     }
-
-    async fn tidy(&self) {
-        let state = self.state();
-        if let Err(error) = handover::tidy(self.runtime.as_ref(), state.standing(), state.next()).await {
-            self.shared().untidy = true;
-            tracing::warn!(error = crate::error_chain(&error), "old images could not be taken back");
-        }
-    }
 }
 
 fn error_artifact(error: &FetchError) -> Option<&pki::oci::ArtifactName> {
     match error {
         FetchError::Plan { artifact, .. } | FetchError::Document { artifact, .. } => Some(artifact),
-        FetchError::Corrupt { .. } | FetchError::Client { .. } | FetchError::Runtime(_) => None,
+        FetchError::Corrupt { .. }
+        | FetchError::Client { .. }
+        | FetchError::Runtime(_)
+        | FetchError::NoRoom(_)
+        | FetchError::Vanishing => None,
     }
 }
 
@@ -389,6 +452,7 @@ fn subject(error: &RefreshError) -> String {
         }
         RefreshError::Disagree(_)
         | RefreshError::NoRoot { .. }
+        | RefreshError::Root { .. }
         | RefreshError::Client { .. }
         | RefreshError::State(_) => "director/targets.json".to_owned(),
     }

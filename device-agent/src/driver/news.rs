@@ -39,6 +39,7 @@ impl Agent {
         }
         tokio::select! {
             () = self.heard_news(news) => {}
+            () = self.wake.notified() => {}
             () = tokio::time::sleep(jittered) => {}
             () = tokio::time::sleep(self.until_renewal()) => {}
         }

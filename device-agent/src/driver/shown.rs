@@ -42,6 +42,9 @@ pub struct Shipment {
     pub total_bytes: u64,
     /// How often it was cut and went on.
     pub resumed: u32,
+    /// How fast it comes in, over the last seconds.
+    #[serde(default)]
+    pub rate_bytes_per_second: u64,
 }
 
 impl Agent {
@@ -63,6 +66,7 @@ impl Agent {
                 done_bytes: progress.done_bytes,
                 total_bytes: progress.total_bytes,
                 resumed: progress.resumed,
+                rate_bytes_per_second: progress.rate_bytes_per_second,
             }),
         };
         drop(shared);
@@ -79,6 +83,14 @@ impl Agent {
         let transfer = self.progress.snapshot().and_then(|progress| progress.waiting);
         let waiting = self.shared().waiting.clone();
         transfer.or(waiting).or_else(|| self.clock_trouble())
+    }
+
+    /// Why the device does not have what it should, for whoever asks from afar.
+    pub(super) fn why_not_updating(&self) -> Option<String> {
+        let shared = self.shared();
+        let (held_back, last_error) = (shared.held_back.clone(), shared.last_error.clone());
+        drop(shared);
+        self.waiting_for().or(held_back).or(last_error)
     }
 
     /// What is wrong with the clock, where that is known.
@@ -100,7 +112,8 @@ impl Shown {
                 .checked_div(progress.total_bytes)
                 .unwrap_or_default();
             let (done, total) = (mebibytes(progress.done_bytes), mebibytes(progress.total_bytes));
-            line = format!("{line} {}: {done} of {total} MiB ({percent} %)", progress.artifact);
+            let rate = rate(progress.rate_bytes_per_second);
+            line = format!("{line} {}: {done} of {total} MiB ({percent} %, {rate})", progress.artifact);
             if progress.resumed > 0 {
                 line = format!("{line}, resumed {} times", progress.resumed);
             }
@@ -113,6 +126,14 @@ impl Shown {
             line = format!("{line}; last error: {error}");
         }
         line
+    }
+}
+
+fn rate(bytes_per_second: u64) -> String {
+    match bytes_per_second {
+        ..10_240 => format!("{bytes_per_second} B/s"),
+        10_240..10_485_760 => format!("{} KiB/s", bytes_per_second >> 10),
+        _ => format!("{} MiB/s", bytes_per_second >> 20),
     }
 }
 

@@ -55,6 +55,12 @@ impl Agent {
         self.note(&Run { boot_id: report::boot_id(), stopped: true, unverified });
     }
 
+    /// What is handed over was read back.
+    pub(super) fn note_verified(&self) {
+        self.shared().unverified = false;
+        self.note(&Run { boot_id: report::boot_id(), stopped: false, unverified: false });
+    }
+
     /// A full disk must not keep the agent from its work.
     fn note(&self, run: &Run) {
         if let Err(error) = self.dir.write_json(RUN_FILE, run) {

@@ -1,5 +1,6 @@
 //! One content, over as many connections as it takes.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::header::{HeaderValue, RANGE};
@@ -8,19 +9,24 @@ use pki::oci::{ArtifactName, Descriptor};
 use tokio::time::Instant;
 
 use super::range::{self, Given};
-use super::{FetchError, Fetcher};
+use super::{FetchError, Fetcher, Flow};
 use crate::backoff::Backoff;
 use crate::facade_client::{Answer, Ask, Class, ClientError};
+use crate::plan::NoRoom;
 use crate::random;
 use crate::runtime::{Ingest, Lease, RuntimeError};
 
 /// How often wrong bytes are fetched again before they are called an attack.
 const MAX_CORRUPT: u32 = 3;
 
+/// How often it is looked whether the disk still has its reserve.
+const LOOK_EVERY_BYTES: u64 = 64 << 20;
+
 /// Why one attempt ended.
 enum Stop {
     Client(ClientError),
     Runtime(RuntimeError),
+    NoRoom(NoRoom),
 }
 
 impl From<RuntimeError> for Stop {
@@ -37,13 +43,18 @@ impl From<ClientError> for Stop {
 
 impl Fetcher<'_> {
     /// Brings one content in; returns when the store has verified and committed it.
-    pub(super) async fn transfer(&self, lease: &Lease, content: &Descriptor) -> Result<(), FetchError> {
+    pub(super) async fn transfer(
+        &self,
+        flow: &Flow,
+        lease: &Lease,
+        content: &Descriptor,
+    ) -> Result<(), FetchError> {
         let mut patience = Patience::new(self.limits.attempts);
         let mut corrupt = 0;
         let mut counted = 0;
         loop {
             let before = counted;
-            let Err(stop) = self.attempt(lease, content, &mut counted).await else {
+            let Err(stop) = self.attempt(flow, lease, content, &mut counted).await else {
                 return Ok(());
             };
             if counted > before {
@@ -63,6 +74,7 @@ impl Fetcher<'_> {
                     self.pause(content, &mut patience, None, &error).await;
                 }
                 Stop::Runtime(error) => return Err(FetchError::Runtime(error)),
+                Stop::NoRoom(shortage) => return Err(FetchError::NoRoom(shortage)),
                 Stop::Client(error) if is_passing(&error) && patience.has_more() => {
                     self.pause(content, &mut patience, error.retry_after(), &error).await;
                 }
@@ -92,7 +104,13 @@ impl Fetcher<'_> {
     }
 
     /// One connection's worth. `counted` is how much of the content the progress counter has seen.
-    async fn attempt(&self, lease: &Lease, content: &Descriptor, counted: &mut u64) -> Result<(), Stop> {
+    async fn attempt(
+        &self,
+        flow: &Flow,
+        lease: &Lease,
+        content: &Descriptor,
+        counted: &mut u64,
+    ) -> Result<(), Stop> {
         let mut ingest = self.runtime.begin(lease, content).await?;
         self.count_to(ingest.offset(), counted);
         if ingest.offset() < content.size {
@@ -112,7 +130,7 @@ impl Fetcher<'_> {
                 Given::Absent => return Err(protocol(&answer, "the facade does not have it").into()),
                 Given::Nonsense(problem) => return Err(protocol(&answer, problem).into()),
             };
-            if let Err(stop) = self.pour(answer, ingest.as_mut(), skip, counted).await {
+            if let Err(stop) = self.pour(flow, answer, ingest.as_mut(), skip, counted).await {
                 // What came so far is kept for the next attempt.
                 ingest.flush().await?;
                 return Err(stop);
@@ -125,6 +143,7 @@ impl Fetcher<'_> {
     /// From the connection into the store, piece by piece; a slow store slows the connection.
     async fn pour(
         &self,
+        flow: &Flow,
         mut answer: Answer,
         ingest: &mut dyn Ingest,
         mut skip: u64,
@@ -132,6 +151,7 @@ impl Fetcher<'_> {
     ) -> Result<(), Stop> {
         let mut watch = RateWatch::new();
         while let Some(mut bytes) = answer.next(self.limits.stall).await? {
+            watch.excuse(flow.throttle.pass(bytes.len() as u64).await);
             watch.saw(bytes.len() as u64);
             if let Some(rate) = watch.too_slow(self.limits.rate_window, self.limits.minimum_rate) {
                 return Err(Stop::Client(ClientError::Slow {
@@ -143,12 +163,28 @@ impl Fetcher<'_> {
             let thrown = skip.min(bytes.len() as u64);
             skip -= thrown;
             let kept = bytes.split_off(usize::try_from(thrown).unwrap_or(bytes.len()));
+            let kept_bytes = kept.len() as u64;
             if !kept.is_empty() {
                 ingest.write(kept).await?;
                 self.count_to(ingest.offset(), counted);
+                self.look_for_room(flow, kept_bytes).await?;
             }
         }
         Ok(())
+    }
+
+    /// Others write to the same disk: now and then it is looked whether the reserve is still there.
+    async fn look_for_room(&self, flow: &Flow, bytes: u64) -> Result<(), Stop> {
+        let unchecked = flow.unchecked_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if unchecked < LOOK_EVERY_BYTES {
+            return Ok(());
+        }
+        flow.unchecked_bytes.store(0, Ordering::Relaxed);
+        let remaining = self.progress.snapshot().map_or(0, |progress| progress.remaining_bytes());
+        match self.shortage(remaining).await {
+            Some(shortage) if shortage.free_bytes < shortage.reserve_bytes => Err(Stop::NoRoom(shortage)),
+            _ => Ok(()),
+        }
     }
 
     fn count_to(&self, offset: u64, counted: &mut u64) {
@@ -225,6 +261,11 @@ struct RateWatch {
 impl RateWatch {
     fn new() -> Self {
         Self { since: Instant::now(), bytes: 0 }
+    }
+
+    /// Time that the connection was made to wait by us.
+    fn excuse(&mut self, waited: Duration) {
+        self.since += waited;
     }
 
     fn saw(&mut self, bytes: u64) {

@@ -48,7 +48,17 @@ impl Node {
         let same = self.handed.clone();
         let fails = [Fault::Release, Fault::Circumstance].map(Event::Failed);
         match self.state.resume() {
-            Effect::Sleep => vec![(same.clone(), Some(Event::Due)), (same, None)],
+            Effect::Sleep => {
+                let mut outcomes = vec![(same.clone(), Some(Event::Due)), (same.clone(), None)];
+                // A store that was replaced has nothing of what was handed over.
+                let here: Vec<ArtifactName> =
+                    same.assigned().map(|assigned| assigned.artifact.clone()).collect();
+                outcomes.push((Release::default(), Some(Event::Lost(here))));
+                let previous = &self.state.standing().previous;
+                let previous = previous.assigned().map(|assigned| assigned.artifact.clone()).collect();
+                outcomes.push((same, Some(Event::TakenBack(previous))));
+                outcomes
+            }
             Effect::Enroll => vec![
                 (same.clone(), Some(Event::Enrolled)),
                 (same.clone(), Some(Event::Failed(Fault::Circumstance))),

@@ -129,6 +129,10 @@ impl Runtime for Containerd {
         ingest::begin(&self.connection, lease, content).await
     }
 
+    async fn begun(&self, content: &Descriptor) -> Result<u64, RuntimeError> {
+        ingest::begun(&self.connection, content.digest).await
+    }
+
     async fn read(&self, content: &Descriptor) -> Result<Vec<u8>, RuntimeError> {
         store::read(&self.connection, content).await
     }

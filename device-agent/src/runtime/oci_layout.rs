@@ -101,6 +101,11 @@ impl Runtime for OciLayout {
         Ok(Box::new(writing))
     }
 
+    async fn begun(&self, content: &Descriptor) -> Result<u64, RuntimeError> {
+        let digest = content.digest;
+        self.run(move |layout| Ok(layout.begun(digest))).await
+    }
+
     async fn read(&self, content: &Descriptor) -> Result<Vec<u8>, RuntimeError> {
         let content = content.clone();
         self.run(move |layout| layout.read(&content)).await

@@ -7,6 +7,7 @@
 )]
 
 mod apply;
+mod board;
 mod enrollment;
 mod facade;
 mod metadata;

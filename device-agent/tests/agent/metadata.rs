@@ -17,6 +17,7 @@ pub(crate) struct Repository {
     version: u64,
     pub(crate) expires: Time,
     pub(crate) device: Option<String>,
+    pub(crate) policy: Option<serde_json::Value>,
     pub(crate) targets: BTreeMap<String, Target>,
     pub(crate) files: BTreeMap<String, Vec<u8>>,
 }
@@ -33,6 +34,7 @@ impl Repository {
             version: 0,
             expires: Time::now() + SignedDuration::from_hours(24),
             device: device.map(ToString::to_string),
+            policy: None,
             targets: BTreeMap::new(),
             files: BTreeMap::new(),
         };
@@ -79,6 +81,9 @@ impl Repository {
         };
         if let Some(device) = &self.device {
             targets.set_device(device);
+        }
+        if let Some(policy) = &self.policy {
+            targets.extra.insert("policy".into(), policy.clone());
         }
         let targets = sign(&targets, &[&self.key]).unwrap();
         let snapshot = Snapshot {

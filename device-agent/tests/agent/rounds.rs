@@ -202,7 +202,7 @@ async fn facade_is_gone(port: u16) {
 #[tokio::test]
 async fn a_newer_release_replaces_the_older_and_keeps_it_for_going_back() {
     let (facade, device) = enrolled().await;
-    let samples = ["one", "two", "three"].map(|name| Sample::new(name, MIB));
+    let samples = ["one", "two", "three"].map(|version| Sample::version("app", version, MIB));
     for sample in &samples {
         sample.assign(&facade);
         device.sync().await.unwrap();

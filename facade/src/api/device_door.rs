@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use pki::digest::Digest;
-use pki::wire::{MAX_REPORT_BYTES, Report, WaitAnswer};
+use pki::wire::{DevicePolicy, MAX_REPORT_BYTES, Report, WaitAnswer};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -124,7 +124,8 @@ async fn metadata(
         MetadataRepository::Images => facade.images.file(file).await,
         MetadataRepository::Director => {
             let wanted = facade.assignments.wanted(device.id());
-            facade.director.file(device.id(), &wanted, file).await
+            let policy = policy(facade, device);
+            facade.director.file(device.id(), &wanted, &policy, file).await
         }
     };
     match found {
@@ -150,6 +151,10 @@ async fn metadata(
     }
 }
 
+fn policy(facade: &Facade, device: &Device) -> DevicePolicy {
+    facade.policies.for_device(device.id(), &facade.assignments.groups(device.id()))
+}
+
 fn failed(error: &PublishingError) -> Response<Body> {
     tracing::error!(error = %chain(error), "metadata could not be served");
     Dialect::Problem.error(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", "the facade failed; try again")
@@ -165,7 +170,8 @@ async fn wait(facade: &Facade, device: &Device, since: u64) -> Response<Body> {
         // Listening begins before looking, so that nothing falls between the two.
         let news = news.notified();
         let wanted = facade.assignments.wanted(device.id());
-        match facade.director.version(device.id(), &wanted).await {
+        let policy = policy(facade, device);
+        match facade.director.version(device.id(), &wanted, &policy).await {
             Ok(version) if version != since => return json(&WaitAnswer { version }),
             Ok(_) => {}
             Err(error) => return failed(&error),

@@ -32,7 +32,7 @@ const SUBJECT_FIELDS: [&str; 10] =
     ["host", "name", "repository", "repositories", "tags", "artifacts", "device", "group", "role", "keys"];
 
 /// What each route needs; everything else needs [`Role::Admin`].
-const ROLES: [(&str, &str, Role); 36] = [
+const ROLES: [(&str, &str, Role); 38] = [
     ("GET", "/api/v1/artifacts", Role::Viewer),
     ("GET", "/api/v1/artifacts/{artifact}", Role::Viewer),
     ("POST", "/api/v1/artifacts/{artifact}/revoke", Role::Operator),
@@ -64,6 +64,8 @@ const ROLES: [(&str, &str, Role); 36] = [
     ("POST", "/api/v1/imports", Role::Operator),
     ("GET", "/api/v1/keys", Role::Viewer),
     ("POST", "/api/v1/keys/renew", Role::Operator),
+    ("GET", "/api/v1/policies", Role::Viewer),
+    ("POST", "/api/v1/policies", Role::Operator),
     ("GET", "/api/v1/signing-requests/{repository}", Role::Viewer),
     ("POST", "/api/v1/signing-requests/{repository}/signatures", Role::Operator),
     ("DELETE", "/api/v1/signing-requests/{repository}/{id}", Role::Operator),

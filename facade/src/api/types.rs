@@ -5,6 +5,7 @@
 mod cache;
 mod keys;
 mod operators;
+mod policies;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,6 +13,7 @@ use utoipa::ToSchema;
 pub use self::cache::*;
 pub use self::keys::*;
 pub use self::operators::*;
+pub use self::policies::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -261,6 +261,19 @@ impl Assignments {
         self.state.read().unwrap_or_else(PoisonError::into_inner).wanted(device)
     }
 
+    /// The groups that a device is in.
+    pub fn groups(&self, device: &DeviceId) -> BTreeSet<Group> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.members.get(device).map(|member| member.groups.clone()).unwrap_or_default()
+    }
+
+    /// Wakes the devices of a target, because something else than what they should have has changed for them; gives
+    /// how many there are.
+    pub fn touch(&self, target: &Target) -> usize {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        self.apply(&state, &BTreeSet::from([target.clone()]))
+    }
+
     /// Wakes when something changes for the device. Ask for it before looking at what there is.
     pub fn news(&self, device: &DeviceId) -> Option<Arc<Notify>> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

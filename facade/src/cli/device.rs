@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use super::CliError;
 use super::client::{Client, encode};
 use super::output::{Output, fields, table};
+use super::policy::Policy;
 use super::provision::Provision;
 use crate::api::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmentToken};
 
@@ -53,6 +54,8 @@ pub(super) enum Verb {
         /// The device's id
         id: String,
     },
+    /// Say when and how fast a device, or a group, may download and apply
+    Policy(Policy),
     /// Put devices in groups
     #[command(subcommand)]
     Group(GroupVerb),
@@ -145,6 +148,7 @@ impl Verb {
             Self::Revoke { id } => change(client, output, &id, "revoke").await?,
             Self::Suspend { id } => change(client, output, &id, "suspend").await?,
             Self::Restore { id } => change(client, output, &id, "restore").await?,
+            Self::Policy(policy) => policy.run(client, output).await?,
             Self::Group(verb) => verb.run(client, output).await?,
             Self::Delete { id } => {
                 let device: Device = client.delete(&path(&id)).await?;

@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp as Time;
 use pki::key::{Signature, SigningKey};
 use pki::metadata::roles::{FileMeta, Snapshot, Target, Targets, Timestamp, TimestampMeta};
+use pki::metadata::uptane::POLICY;
 use pki::oci::ArtifactName;
-use pki::wire::{RepositoryVersions, RootPin};
+use pki::wire::{DevicePolicy, RepositoryVersions, RootPin};
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -65,6 +66,8 @@ struct Signed {
     version: u64,
     timestamp_version: u64,
     artifacts: BTreeSet<ArtifactName>,
+    #[serde(default)]
+    policy: DevicePolicy,
     /// What the timestamp says of the snapshot.
     snapshot: Option<FileMeta>,
     targets_expire: Time,
@@ -98,13 +101,14 @@ impl Director {
         &self,
         device: &DeviceId,
         wanted: &BTreeSet<ArtifactName>,
+        policy: &DevicePolicy,
         name: &str,
     ) -> Result<Option<Vec<u8>>, PublishingError> {
         if let Some(version) = root_version(name) {
             return Ok(self.state.lock().await.trust.chain.file(version).map(<[u8]>::to_vec));
         }
         if name == TIMESTAMP_FILE {
-            self.version(device, wanted).await?;
+            self.version(device, wanted, policy).await?;
         }
         Ok(self.parts.store.get(FILES, &format!("{device}/{name}")).await?)
     }
@@ -114,6 +118,7 @@ impl Director {
         &self,
         device: &DeviceId,
         wanted: &BTreeSet<ArtifactName>,
+        policy: &DevicePolicy,
     ) -> Result<u64, PublishingError> {
         let mut state = self.state.lock().await;
         let now = self.parts.clock.now();
@@ -126,10 +131,12 @@ impl Director {
         let root = state.trust.chain.current().version;
         let mut batch = Batch::new();
         let next = if signed.artifacts != *wanted
+            || signed.policy != *policy
             || signed.snapshot.is_none()
             || (signed.root, signed.floor) != (root, state.common.floor)
             || is_ageing(signed.targets_expire, now, lifetimes.snapshot)
         {
+            let signed = Signed { policy: policy.clone(), ..signed };
             self.sign_targets(&state, device, wanted, signed, now, &mut batch).await?
         } else if is_ageing(signed.timestamp_expires, now, lifetimes.timestamp) {
             signed
@@ -369,6 +376,12 @@ impl Director {
         let mut targets =
             Targets { version, expires, targets: BTreeMap::new(), delegations: None, extra: Map::new() };
         targets.set_device(device.as_str());
+        if !signed.policy.is_empty() {
+            let policy = serde_json::to_value(&signed.policy);
+            let policy =
+                policy.map_err(|_| PublishingError::Unreadable { file: format!("{device}/policy") })?;
+            targets.extra.insert(POLICY.to_owned(), policy);
+        }
         for name in wanted {
             if let Some(target) = self.target(device, name).await? {
                 targets.targets.insert(target_path(name)?, target);

@@ -98,6 +98,7 @@ pub enum UptaneError {
 pub struct Assigned {
     repository: Digest,
     targets: BTreeMap<TargetPath, Target>,
+    policy: Option<Value>,
 }
 
 /// A target that director and images agree on.
@@ -154,10 +155,23 @@ pub fn assigned(director: &TrustedSet, device: &str) -> Result<Assigned, UptaneE
             });
         }
     }
-    Ok(Assigned { repository: director.identity(), targets: targets.targets.clone() })
+    Ok(Assigned {
+        repository: director.identity(),
+        targets: targets.targets.clone(),
+        policy: targets.extra.get(POLICY).cloned(),
+    })
 }
 
+/// The field of the director's targets in which a device finds its [`crate::wire::DevicePolicy`].
+pub const POLICY: &str = "policy";
+
 impl Assigned {
+    /// When and how fast the device may download and apply, as the director says it. It restricts a device and permits
+    /// nothing, so images has no say in it.
+    pub fn policy(&self) -> Option<&Value> {
+        self.policy.as_ref()
+    }
+
     /// The targets to be sought in images.
     pub fn paths(&self) -> impl Iterator<Item = &TargetPath> {
         self.targets.keys()
@@ -267,6 +281,15 @@ mod tests {
         assert_eq!(agreed[0].name().to_string(), name());
         assert_eq!(agreed[0].length(), CONTENT.len() as u64);
         assert_eq!(agreed[0].media_type().to_string(), MediaType::OCI_MANIFEST);
+    }
+
+    #[test]
+    fn tells_what_policy_the_director_signed_for_the_device() {
+        let (mut director, _) = pair();
+        director.targets.extra.insert(POLICY.to_owned(), json!({"metered": "no"}));
+        director.publish();
+        let trusted = Client::new(&director).refresh(&director).unwrap();
+        assert_eq!(assigned(&trusted, DEVICE).unwrap().policy(), Some(&json!({"metered": "no"})));
     }
 
     #[test]

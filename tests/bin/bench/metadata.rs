@@ -22,6 +22,7 @@ use facade::store::sled::SledStore;
 use jiff::Timestamp;
 use pki::digest::Digest;
 use pki::oci::{ArtifactName, Descriptor};
+use pki::wire::DevicePolicy;
 use pki::x509::DeviceId;
 
 use crate::say;
@@ -75,7 +76,7 @@ async fn measure_assignment(director: &Director) -> bool {
     for sample in 0..SAMPLES {
         let (device, wanted) = assigned(sample);
         let begun = Instant::now();
-        let version = director.version(&device, &wanted).await.expect("sign");
+        let version = director.version(&device, &wanted, &DevicePolicy::default()).await.expect("sign");
         slowest = slowest.max(begun.elapsed());
         let mut bytes = 0;
         for file in [
@@ -83,7 +84,7 @@ async fn measure_assignment(director: &Director) -> bool {
             format!("{version}.snapshot.json"),
             format!("{version}.targets.json"),
         ] {
-            let file = director.file(&device, &wanted, &file).await.expect("read");
+            let file = director.file(&device, &wanted, &DevicePolicy::default(), &file).await.expect("read");
             bytes += file.map_or(0, |file| file.len());
         }
         largest = largest.max(bytes);
@@ -95,7 +96,7 @@ async fn measure_poll(director: &Director) -> bool {
     let (device, wanted) = assigned(0);
     let begun = Instant::now();
     for _ in 0..1000 {
-        director.version(&device, &wanted).await.expect("compare");
+        director.version(&device, &wanted, &DevicePolicy::default()).await.expect("compare");
     }
     verdict("one poll of an up-to-date device", begun.elapsed() / 1000, 0, 0)
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use containerd_client::services::v1::{AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse};
+use containerd_client::services::v1::{
+    AbortRequest, StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+};
 use futures_util::stream;
 use pki::digest::{Digest, Mismatch};
 use pki::oci::Descriptor;
@@ -78,6 +80,19 @@ pub(super) async fn begin(
         if code != Code::NotFound {
             delete(connection, &reference(digest)).await?;
         }
+    }
+}
+
+/// How much there is of half-written content.
+pub(super) async fn begun(connection: &Connection, digest: Digest) -> Result<u64, RuntimeError> {
+    let message = StatusRequest { r#ref: reference(digest) };
+    match connection.content().await?.status(connection.request(message)).await {
+        Ok(answer) => {
+            let offset = answer.into_inner().status.map_or(0, |status| status.offset);
+            Ok(u64::try_from(offset).unwrap_or_default())
+        }
+        Err(status) if status.code() == Code::NotFound => Ok(0),
+        Err(status) => Err(connection.error(format!("looking for half-written {digest}"), status)),
     }
 }
 
