@@ -20,6 +20,7 @@ mod connections;
 mod delegations;
 mod devices;
 mod document;
+pub(crate) mod events;
 pub(crate) mod gate;
 mod groups;
 mod imports;
@@ -99,6 +100,7 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(operators::revoke))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
+        .routes(routes!(events::list))
         .routes(routes!(status::status))
 }
 

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod census;
 pub mod closure;
 pub mod devices;
+pub mod events;
 pub mod imports;
 pub mod keyring;
 pub mod operators;

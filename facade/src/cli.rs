@@ -9,6 +9,7 @@ mod client;
 mod connection;
 mod device;
 mod docker_config;
+mod events;
 mod import;
 mod keys;
 mod operator;
@@ -115,6 +116,8 @@ enum Verb {
     /// Look at and check the log of what was changed
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Say what happened lately, or follow what happens
+    Events(events::Events),
     /// Say on one screen whether all is well
     Status(status::Status),
     /// Look after the cache of pulled content
@@ -226,6 +229,7 @@ impl Cli {
             | Verb::Keys(_)
             | Verb::Operator(_)
             | Verb::Audit(_)
+            | Verb::Events(_)
             | Verb::Status(_)
             | Verb::Cache(_)) => talk(&self.global, verb, &mut output),
         };
@@ -265,6 +269,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Operator(verb) => verb.run(&client, output).await,
             Verb::Audit(verb) => verb.run(&client, output).await,
+            Verb::Events(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Cache(verb) => verb.run(&client, output).await,
             Verb::Init(_) | Verb::Serve(_) | Verb::Ca(_) | Verb::Completions { .. } => {

@@ -15,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{self, SignalKind};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +23,7 @@ use crate::api::alarm::Raised;
 use crate::api::auth::Tokens;
 use crate::api::enroll::limit::Limit;
 use crate::api::enroll::{self, Est};
+use crate::api::events::MAX_FOLLOWERS;
 use crate::api::{device_door, problem::chain};
 use crate::blobs::fs::FsBlobs;
 use crate::blobs::{Blobs, BlobsError};
@@ -30,7 +32,8 @@ use crate::catalog::artifacts::Artifacts;
 use crate::catalog::assignments::Assignments;
 use crate::catalog::audit::{Audit, AuditError};
 use crate::catalog::closure::{Closure, Kind};
-use crate::catalog::devices::Devices;
+use crate::catalog::devices::{Devices, Standing};
+use crate::catalog::events::{self, Events};
 use crate::catalog::imports::Resolved;
 use crate::catalog::pins::Pins;
 use crate::catalog::policies::Policies;
@@ -48,7 +51,7 @@ use crate::publish::images::{self, Images};
 use crate::publish::witness::Witness;
 use crate::publish::{Lifetimes, PublishingError};
 use crate::pull::evict::Policy;
-use crate::pull::{self, Parts, PullError, Puller, Wanted};
+use crate::pull::{self, Parts, PullError, PullEvent, Puller, Wanted};
 use crate::server::tls::{Tls, TlsError, TlsIdentity};
 use crate::server::{self, DeviceDoor};
 use crate::service::{self, Pulse, Vitals};
@@ -146,6 +149,9 @@ pub struct Facade {
     pub(crate) devices: Devices,
     pub(crate) director: Director,
     pub(crate) est: Est,
+    pub(crate) events: Events,
+    /// Room for those who follow the events.
+    pub(crate) followers: Arc<Semaphore>,
     pub(crate) images: Images,
     pub(crate) metrics: Metrics,
     pub(crate) public_url: FacadeUrl,
@@ -192,7 +198,13 @@ impl Facade {
     /// Takes a device's record as it is now into memory.
     pub(crate) async fn reload_device(&self, id: &DeviceId) {
         match self.devices.get(id).await {
-            Ok(Some(device)) => self.assignments.device_changed(&device),
+            Ok(Some(device)) => {
+                if device.standing == Standing::Quarantined {
+                    let reason = device.reason.as_deref().unwrap_or_default();
+                    self.events.raise(events::Kind::DeviceQuarantined, id, reason);
+                }
+                self.assignments.device_changed(&device);
+            }
             Ok(None) => self.assignments.device_deleted(id),
             Err(error) => tracing::error!(device.id = %id, error = %chain(&error), "device cannot be read"),
         }
@@ -327,6 +339,7 @@ impl Running {
         }
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
+        tasks.spawn(self.facade.events.clone().keep(stopping.clone()));
         tasks.close();
         service::ready(SERVING);
         shutdown.await;
@@ -338,6 +351,7 @@ impl Running {
         // What is not done by then is recorded at the next start.
         let _ = tokio::time::timeout(drain, self.facade.changes.wait()).await;
         self.facade.puller.stop().await;
+        self.facade.events.flush().await;
         if let Err(error) = self.facade.registries.keep_health().await {
             tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
@@ -419,6 +433,7 @@ async fn assemble(
     let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
+    let events = Events::load(Arc::clone(&store), clock.clone()).await?;
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
     let pins = Arc::new(Pins::load(Arc::clone(&store), &artifacts).await?);
     let (assigned, pinned) = (Arc::clone(&access), Arc::clone(&pins));
@@ -432,9 +447,7 @@ async fn assemble(
                 kept.extend(pinned.digests());
                 kept
             }),
-            events: Arc::new(|event| {
-                tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
-            }),
+            events: wrong_content(events.clone()),
             clock: clock.clone(),
             metrics: metrics.clone(),
         },
@@ -471,12 +484,24 @@ async fn assemble(
         devices,
         director,
         est,
+        events,
+        followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
         images,
         metrics,
         pins,
         public_url,
         puller,
         registries,
+    })
+}
+
+/// Tells the operator of wrong bytes.
+fn wrong_content(events: Events) -> pull::EventHook {
+    Arc::new(move |event| {
+        tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
+        let PullEvent::WrongContent { wanted, .. } = event;
+        let detail = format!("the registry served other bytes than {}", wanted.descriptor.digest);
+        events.raise(events::Kind::WrongContent, &wanted.repository, detail);
     })
 }
 

@@ -9,21 +9,12 @@ use harness::{Device, Facade, Image, Registry};
 
 const HOSTILE: &str = "<script>document.title='owned'</script><img src=x onerror=alert(1)>";
 
-/// Sends a report as a device whose software is somebody else's.
+/// A report by which a device's text would become part of a page.
 fn report_as(device: &Device, facade: &Facade, reason: &str) {
-    let body = serde_json::json!({
-        "version": 1, "device": device.id(), "counter": 1_000_000, "boot_id": "0b0c2f3e-5d4a-4a0b-9a37-8d5a3b1d8f11",
-        "agent_version": reason, "platform": {"os": "linux", "architecture": "amd64"}, "state": "idle",
-        "refused": [{"metadata": "director/timestamp.json", "code": "expired", "reason": reason}],
-    });
-    let identity = device.identity();
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--fail-with-body", "--request", "PUT"]);
-    curl.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
-    curl.arg("--cacert").arg(&identity.ca).arg("--cert").arg(&identity.cert);
-    curl.arg("--key").arg(&identity.key);
-    curl.arg(format!("{}/v1/report", facade.device_url()));
-    Outcome::of(&mut curl, b"").expect_success();
+    let refused =
+        serde_json::json!([{"metadata": "director/timestamp.json", "code": "expired", "reason": reason}]);
+    let fields = serde_json::json!({"counter": 1_000_000, "agent_version": reason, "refused": refused});
+    device.report(facade, &fields).expect_success();
 }
 
 /// A registry whose errors are meant for a browser.

@@ -15,6 +15,7 @@ mod console;
 mod credentials;
 mod enroll;
 mod est;
+mod events;
 mod faults;
 mod import;
 mod interop;

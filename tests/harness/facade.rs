@@ -1,6 +1,7 @@
 //! The facade as an operator has it: `init`, `serve`, and every other verb as a command of its own.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -186,11 +187,22 @@ impl Facade {
     }
 
     fn cli_with(&self, token_file: &Path, args: &[&str], input: &[u8]) -> Outcome {
+        let mut command = self.command(args);
+        Outcome::of(command.args(["--output", "json"]).env("FACADE_TOKEN_FILE", token_file), input)
+    }
+
+    /// Starts an operator's verb with `--output json` and leaves it running; what it prints goes to `log`.
+    pub fn start_cli(&self, args: &[&str], log: &Path) -> Process {
+        Process::start("facade", self.command(args).args(["--output", "json"]), log)
+    }
+
+    /// An operator's verb, as it is typed.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = process::command("facade");
-        command.args(args).args(["--output", "json"]);
+        command.args(args);
         command.env("FACADE_SERVER", format!("http://{}", self.operator_authority()));
-        command.env("FACADE_TOKEN_FILE", token_file);
-        Outcome::of(&mut command, input)
+        command.env("FACADE_TOKEN_FILE", self.admin_token_file());
+        command
     }
 
     /// Runs an operator's verb that must succeed.

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::types::{Artifact, Content, Page};
 use super::{Answer, State};
 use crate::catalog::artifacts::{self, ArtifactsError};
+use crate::catalog::events::Kind;
 use crate::publish::PublishingError;
 use crate::store::StoreError;
 
@@ -141,6 +142,7 @@ pub(super) async fn withdraw(
         state.pins.remove(artifact.name()).await?;
         state.assignments.withdraw(artifact.name()).await?;
         tracing::warn!(artifact = %artifact.name(), by = %by, "artifact revoked");
+        state.events.raise(Kind::Revoked, artifact.name(), format!("revoked by {by}"));
     }
     Ok(recorded?)
 }

@@ -9,6 +9,7 @@ use super::types::{Assignment, AssignmentReport, AssignmentRequest, Page};
 use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
 use crate::catalog::assignments::{self, Change, Target};
+use crate::catalog::events::Kind;
 
 /// Lists what is assigned
 #[utoipa::path(get, path = "/api/v1/assignments", params(Paging), tag = "assignments",
@@ -50,6 +51,10 @@ pub(super) async fn assign(
     }
     let (changes, devices) = state.assignments.assign(assignments).await?;
     tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "assigned");
+    for change in &changes {
+        let detail = format!("{} by {}", change.assignment.artifact, caller.name);
+        state.events.raise(Kind::Assigned, &target, detail);
+    }
     Ok(Json(report(changes, devices)))
 }
 
@@ -69,6 +74,10 @@ pub(super) async fn unassign(
         return Err(Problem::not_found(format!("none of these artifacts is assigned to {target}")));
     }
     tracing::info!(assigned.to = %target, artifacts = changes.len(), devices, by = %caller.name, "unassigned");
+    for change in &changes {
+        let detail = format!("{} by {}", change.assignment.artifact, caller.name);
+        state.events.raise(Kind::Unassigned, &target, detail);
+    }
     Ok(Json(report(changes, devices)))
 }
 

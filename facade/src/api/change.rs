@@ -64,6 +64,8 @@ impl Change {
         }
         let begun = facade.audit.begin(happening, batch).await?;
         let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+        // What has been answered has been told, whatever becomes of us.
+        facade.events.flush().await;
         conclude(&facade, begun, claim, secret, response).await
     }
 

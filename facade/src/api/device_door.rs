@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use pki::digest::Digest;
-use pki::wire::{DevicePolicy, MAX_REPORT_BYTES, Report, WaitAnswer};
+use pki::wire::{DevicePolicy, MAX_REPORT_BYTES, Report, Subject, WaitAnswer};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -15,6 +15,7 @@ use super::alarm::Alarm;
 use super::enroll;
 use super::problem::chain;
 use crate::catalog::devices::CertificateError;
+use crate::catalog::events::Kind;
 use crate::facade::Facade;
 use crate::publish::PublishingError;
 use crate::server::body::Body;
@@ -22,6 +23,9 @@ use crate::server::respond::{self, Dialect};
 use crate::server::route::{Action, MetadataRepository};
 use crate::server::tls::Device;
 use crate::server::{DeviceRequest, Handler};
+
+/// Most refusals of one report that become events: a hostile device must not push out what others have to tell.
+const MAX_RAISED: usize = 8;
 
 /// The handler of the device door.
 pub fn handler(facade: Arc<Facade>) -> Handler {
@@ -63,10 +67,18 @@ async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     let asked = enroll::Request { content_type: text(header::CONTENT_TYPE), body: &body };
     let now = facade.clock.now();
     let mut answer = match &device {
-        None => facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await,
+        None => {
+            let answer = facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await;
+            if let Some(enrolled) = &answer.changed {
+                facade.events.raise(Kind::DeviceEnrolled, &enrolled.id, format!("is {}", enrolled.standing));
+            }
+            answer
+        }
         Some(device) => {
             let answer = facade.est.reenroll(device.identity(), asked, now).await;
-            if answer.changed.is_none() {
+            if let Some(renewed) = &answer.changed {
+                facade.events.raise(Kind::DeviceRenewed, &renewed.id, "has its next certificate");
+            } else {
                 // A refused renewal may have quarantined the device; requests are decided from memory.
                 facade.reload_device(device.id()).await;
             }
@@ -215,6 +227,7 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         let detail = "the report is about another device than the certificate";
         return Dialect::Problem.error(StatusCode::FORBIDDEN, "DENIED", detail);
     }
+    raise_refusals(facade, &report).await;
     for refusal in &report.refused {
         tracing::warn!(device.id = %device.id(), subject = ?refusal.subject, code = %refusal.code, reason = %refusal.reason, "device refused");
     }
@@ -244,6 +257,24 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
             }
             report_refused(facade, device, error).await
         }
+    }
+}
+
+/// Tells the operator what a device refuses, unless it has told so before.
+async fn raise_refusals(facade: &Facade, report: &Report) {
+    if report.refused.is_empty() {
+        return;
+    }
+    let last = facade.devices.report(&report.device).await.ok().flatten();
+    let known = last.map(|last| last.report.refused).unwrap_or_default();
+    let news = report.refused.iter().filter(|refusal| !known.contains(refusal));
+    for refusal in news.take(MAX_RAISED) {
+        let (kind, what) = match &refusal.subject {
+            Subject::Artifact(name) => (Kind::ContentRefused, name.to_string()),
+            Subject::Metadata(file) => (Kind::MetadataRefused, file.as_str().to_owned()),
+        };
+        let detail = format!("refused {what}: {} ({})", refusal.reason.as_str(), refusal.code);
+        facade.events.raise(kind, &report.device, detail);
     }
 }
 

@@ -14,6 +14,7 @@ use super::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmen
 use super::{Answer, State};
 use crate::catalog::census::Mark;
 use crate::catalog::devices::{self, DevicesError, Group, Standing, TokenRecord, TokenRequest};
+use crate::catalog::events::Kind;
 
 /// Longest life of an enrollment token in seconds: 90 days.
 const MAX_TTL_SECONDS: u64 = 90 * 86_400;
@@ -134,6 +135,7 @@ pub(super) async fn delete(state: State, caller: Caller, Path(id): Path<String>)
     state.assignments.device_deleted(&id);
     state.director.forget(&id).await?;
     tracing::warn!(device.id = %id, by = %caller.name, "device deleted");
+    state.events.raise(Kind::DeviceChanged, &id, format!("deleted by {}", caller.name));
     Ok(Json(shown))
 }
 
@@ -180,8 +182,17 @@ pub(super) async fn restore(state: State, caller: Caller, Path(id): Path<String>
 pub(super) async fn changed(state: &State, caller: &Caller, device: devices::Device) -> Answer<Device> {
     // Open streams of a device that is turned away are cut here.
     state.assignments.device_changed(&device);
-    tracing::warn!(device.id = %device.id, standing = %device.standing, by = %caller.name, "device standing changed");
+    tracing::warn!(device.id = %device.id, standing = %device.standing, by = %caller.name, "device changed");
+    let detail = format!("{}, by {}", describe(&device), caller.name);
+    state.events.raise(Kind::DeviceChanged, &device.id, detail);
     Ok(Json(view(state, device).await?))
+}
+
+fn describe(device: &devices::Device) -> String {
+    let groups: Vec<String> = device.groups.iter().map(ToString::to_string).collect();
+    let groups =
+        if groups.is_empty() { "in no group".to_owned() } else { format!("in {}", groups.join(", ")) };
+    format!("is {}, {groups}", device.standing)
 }
 
 fn not_found(state: &State, id: &DeviceId) -> Problem {

@@ -12,7 +12,7 @@ use super::problem::Problem;
 pub(super) const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// Most items of one page.
-const MAX_PAGE: usize = 1000;
+pub(super) const MAX_PAGE: usize = 1000;
 
 /// A JSON body.
 pub struct Body<T>(pub T);

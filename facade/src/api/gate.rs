@@ -61,6 +61,7 @@ const ROLES: [(&str, &str, Role); 38] = [
     ("GET", "/api/v1/enrollment-tokens", Role::Viewer),
     ("POST", "/api/v1/enrollment-tokens", Role::Operator),
     ("DELETE", "/api/v1/enrollment-tokens/{id}", Role::Operator),
+    ("GET", "/api/v1/events", Role::Viewer),
     ("POST", "/api/v1/imports", Role::Operator),
     ("GET", "/api/v1/keys", Role::Viewer),
     ("POST", "/api/v1/keys/renew", Role::Operator),
@@ -169,7 +170,7 @@ async fn authenticate(facade: &Facade, headers: &HeaderMap, address: IpAddr) -> 
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

@@ -13,6 +13,7 @@ use super::types::{ImportOutcome, ImportReport, ImportRequest, ImportResult};
 use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
 use crate::catalog::devices::Group;
+use crate::catalog::events::Kind;
 use crate::catalog::imports::{self, ImportError, Resolved};
 use crate::publish::images::Outcome;
 use crate::upstream::{Registry, UpstreamError};
@@ -175,6 +176,10 @@ impl Import<'_> {
             (Outcome::Signed, None) => ImportOutcome::Imported,
         };
         tracing::info!(artifact = %artifact.name(), tag = %tag, by = %self.by, outcome = ?outcome, "tag imported");
+        if matches!(outcome, ImportOutcome::Imported | ImportOutcome::Moved) {
+            let detail = format!("tag {tag} was imported by {}", self.by);
+            self.state.events.raise(Kind::Imported, artifact.name(), detail);
+        }
         let result = ImportResult {
             tag: tag.to_string(),
             outcome,

@@ -110,6 +110,11 @@ impl Problem {
         )
     }
 
+    /// There is no room for one more at this moment.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+    }
+
     /// A registry did not do its part.
     pub fn upstream(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "registry-failed", detail)

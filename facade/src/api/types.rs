@@ -3,6 +3,7 @@
 //! Names and digests travel as text here and become types at once on either side.
 
 mod cache;
+mod events;
 mod keys;
 mod operators;
 mod policies;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::cache::*;
+pub use self::events::*;
 pub use self::keys::*;
 pub use self::operators::*;
 pub use self::policies::*;

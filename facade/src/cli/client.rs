@@ -1,5 +1,7 @@
 //! The HTTP client of the command line: one server, one token.
 
+mod stream;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, http};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -22,6 +24,8 @@ use super::CliError;
 use super::profile::{DEFAULT_SERVER, Target};
 use crate::api::problem::{Problem, chain};
 use crate::secret::Secret;
+
+pub(super) use self::stream::Ended;
 
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -137,16 +141,12 @@ impl Client {
             Some(body) => serde_json::to_vec(body).map_err(|error| CliError::from_error(&error))?,
             None => Vec::new(),
         };
-        let mut request = Request::builder()
-            .uri(format!("{}{path}", self.server))
-            .header("authorization", format!("Bearer {}", self.token.expose()))
-            .header("content-type", "application/json");
+        let mut request = self.request(&method, path)?.header("content-type", "application/json");
         if method != Method::GET {
             let number = self.changes.fetch_add(1, Ordering::Relaxed);
             request = request.header("idempotency-key", format!("\"{}-{number}\"", self.run));
         }
         let request = request
-            .method(method)
             .body(Full::new(Bytes::from(body)))
             .map_err(|_| CliError::Usage(format!("{}{path} is not an address", self.server)))?;
         let (status, bytes) =
@@ -162,10 +162,15 @@ impl Client {
                 ))
             });
         }
-        match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) => Err(CliError::from_problem(problem)),
-            Err(_) => Err(CliError::Failed(format!("{} answers {status}; is it a facade?", self.server))),
-        }
+        Err(problem(&self.server, status, &bytes))
+    }
+
+    fn request(&self, method: &Method, path: &str) -> Result<http::request::Builder, CliError> {
+        let address = format!("{}{path}", self.server);
+        let uri: hyper::Uri =
+            address.parse().map_err(|_| CliError::Usage(format!("{address} is not an address")))?;
+        let authorization = format!("Bearer {}", self.token.expose());
+        Ok(Request::builder().method(method).uri(uri).header("authorization", authorization))
     }
 
     /// Sends a request until it is answered. Once it may have arrived, a lost connection does not mean that it was not
@@ -209,6 +214,14 @@ struct Lost {
     /// Whether it may have reached the server.
     arrived: bool,
     cause: String,
+}
+
+/// What a server refused, by its own words where they are a facade's.
+fn problem(server: &str, status: StatusCode, bytes: &[u8]) -> CliError {
+    match serde_json::from_slice::<Problem>(bytes) {
+        Ok(problem) => CliError::from_problem(problem),
+        Err(_) => CliError::Failed(format!("{server} answers {status}; is it a facade?")),
+    }
 }
 
 fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {

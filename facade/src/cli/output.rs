@@ -38,6 +38,11 @@ impl Output {
         write_out(text.trim_end());
     }
 
+    /// Whether results are for programs.
+    pub(super) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     /// Tells people something beside the result.
     pub(super) fn note(&mut self, text: &str) {
         if !self.quiet {
@@ -58,9 +63,9 @@ impl Output {
     }
 }
 
-/// Prints one line of a result that is lines, whatever the format.
-pub(super) fn line(text: &str) {
-    write_out(text);
+/// Prints one line of a result that is lines, whatever the format; whether somebody still reads.
+pub(super) fn line(text: &str) -> bool {
+    write_out(text)
 }
 
 /// Prints the completions for a shell.
@@ -70,11 +75,9 @@ pub(super) fn completions(shell: clap_complete::Shell, command: &mut clap::Comma
     write_out(String::from_utf8_lossy(&script).trim_end());
 }
 
-fn write_out(text: &str) {
-    if !text.is_empty() {
-        // A reader that has gone away wants no more: that is success, not a panic.
-        let _ = writeln!(io::stdout().lock(), "{text}");
-    }
+fn write_out(text: &str) -> bool {
+    // A reader that has gone away wants no more: that is success, not a panic.
+    text.is_empty() || writeln!(io::stdout().lock(), "{text}").is_ok()
 }
 
 fn write_err(text: &str) {
