@@ -28,6 +28,7 @@ mod keys;
 mod operators;
 mod policies;
 mod rekey;
+mod rollouts;
 mod status;
 mod tags;
 
@@ -95,7 +96,19 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(cache::list))
         .routes(routes!(cache::prune))
         .routes(routes!(cache::verify))
+        .routes(routes!(groups::list))
         .routes(routes!(groups::join, groups::leave))
+        .routes(routes!(groups::label))
+        .routes(routes!(rollouts::list, rollouts::create))
+        .routes(routes!(rollouts::preview))
+        .routes(routes!(rollouts::show, rollouts::delete))
+        .routes(routes!(rollouts::preview_of))
+        .routes(routes!(rollouts::devices))
+        .routes(routes!(rollouts::start))
+        .routes(routes!(rollouts::approve))
+        .routes(routes!(rollouts::pause))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::abort))
         .routes(routes!(operators::list, operators::create))
         .routes(routes!(operators::revoke))
         .routes(routes!(audit::list))

@@ -18,6 +18,7 @@ mod policy;
 mod profile;
 mod provision;
 mod rekey;
+mod rollout;
 mod server;
 mod status;
 mod tags;
@@ -52,6 +53,7 @@ Examples:
   facade import ghcr.io/octo/app v1.4.2
   facade device token --group kitchen
   facade assign ghcr.io/octo/app@sha256:3f2a… --group kitchen
+  facade rollout create app-1.4 3f2a --to group=kitchen --waves 1,10%,100% --start
 
 Exit codes: 0 success, 1 failed, 2 wrong use, 3 some of a batch failed, 4 server not reached, 5 not allowed, 6 verification failed";
 
@@ -102,6 +104,9 @@ enum Verb {
     Unassign(assign::Unassign),
     /// List what is assigned
     Assignments(assign::List),
+    /// Send artifacts to many devices, wave by wave
+    #[command(subcommand)]
+    Rollout(rollout::Verb),
     /// Enroll and look after devices
     #[command(subcommand)]
     Device(device::Verb),
@@ -224,6 +229,7 @@ impl Cli {
             | Verb::Assign(_)
             | Verb::Unassign(_)
             | Verb::Assignments(_)
+            | Verb::Rollout(_)
             | Verb::Device(_)
             | Verb::Rekey(_)
             | Verb::Keys(_)
@@ -264,6 +270,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Assign(verb) => verb.run(&client, output).await,
             Verb::Unassign(verb) => verb.run(&client, output).await,
             Verb::Assignments(verb) => verb.run(&client, output).await,
+            Verb::Rollout(verb) => verb.run(&client, output).await,
             Verb::Device(verb) => verb.run(&client, output).await,
             Verb::Rekey(verb) => verb.run(&client, output).await,
             Verb::Keys(verb) => verb.run(&client, output).await,

@@ -19,6 +19,7 @@ mod keys;
 mod overview;
 mod page;
 mod repository;
+mod rollouts;
 mod session;
 mod sign_in;
 
@@ -111,6 +112,11 @@ fn pages(console: Console) -> Router {
         .route("/console/access", get(access::show).post(access::make))
         .route("/console/access/revoke", post(access::revoke))
         .route("/console/audit", get(audit::show))
+        .route("/console/rollouts", get(rollouts::list).post(rollouts::create))
+        .route("/console/rollout", get(rollouts::show))
+        .route("/console/rollout/live", get(rollouts::live))
+        .route("/console/rollout/{change}", post(rollouts::change))
+        .route("/console/events", get(rollouts::events))
         .route("/console/style.css", get(style))
         .route("/console/console.js", get(script))
         .route("/console/{*elsewhere}", get(page::nowhere))

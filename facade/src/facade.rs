@@ -40,6 +40,7 @@ use crate::catalog::policies::Policies;
 use crate::catalog::probe::Probe;
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::replies::Replies;
+use crate::catalog::rollouts::{self, RolloutError, Rollouts};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::console;
@@ -104,6 +105,9 @@ pub enum StartError {
     /// The devices cannot be read.
     #[error("the devices cannot be read")]
     Devices(#[from] crate::catalog::devices::DevicesError),
+    /// The rollouts cannot be read.
+    #[error("the rollouts cannot be read")]
+    Rollouts(#[from] RolloutError),
     /// A door's address is not free.
     #[error("cannot listen on {address}")]
     Listen {
@@ -161,9 +165,10 @@ pub struct Facade {
     pub(crate) raised: Raised,
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
-    pub(crate) assignments: Assignments,
+    pub(crate) assignments: Arc<Assignments>,
     pub(crate) policies: Policies,
     pub(crate) replies: Replies,
+    pub(crate) rollouts: Arc<Rollouts>,
     pub(crate) seal_key: SealKeyPlace,
     pub(crate) stopping: CancellationToken,
     pub(crate) tokens: Tokens,
@@ -229,7 +234,9 @@ impl Facade {
             for device in &page {
                 self.assignments.device_changed(device);
                 if let Some(received) = self.devices.report(&device.id).await? {
-                    self.assignments.census().set_report(&received.report);
+                    let report = received.report;
+                    self.assignments.reported(&device.id, &report.platform, report.free_bytes);
+                    self.assignments.census().set_report(&report);
                 }
             }
             match page.last() {
@@ -340,6 +347,7 @@ impl Running {
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.spawn(self.facade.events.clone().keep(stopping.clone()));
+        tasks.spawn(Arc::clone(&self.facade.rollouts).drive(stopping.clone()));
         tasks.close();
         service::ready(SERVING);
         shutdown.await;
@@ -453,6 +461,16 @@ async fn assemble(
         },
     );
     let devices = Devices::new(Arc::clone(&store));
+    let assignments = Arc::new(Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?);
+    let rollouts = Rollouts::load(rollouts::Parts {
+        store: Arc::clone(&store),
+        assignments: Arc::clone(&assignments),
+        artifacts: artifacts.clone(),
+        devices: devices.clone(),
+        events: events.clone(),
+        clock: clock.clone(),
+    })
+    .await?;
     let ca_fingerprint = Fingerprint::of(data.authority.root());
     let policy = enroll::Policy {
         trust_domain: data.trust_domain,
@@ -463,7 +481,8 @@ async fn assemble(
     let authorities = [data.roots, data.issuing, data.links].concat();
     let est = Est::new(Arc::new(data.authority), authorities, devices.clone(), policy);
     Ok(Facade {
-        assignments: Assignments::load(Arc::clone(&store), Arc::clone(&access)).await?,
+        rollouts: Arc::new(rollouts),
+        assignments,
         policies: Policies::load(Arc::clone(&store)).await?,
         audit: Audit::open(Arc::clone(&store)).await?,
         raised: Raised::default(),

@@ -199,6 +199,39 @@ await story("an artifact is assigned to a device", async () => {
   await look("artifacts");
 });
 
+await story("a rollout is previewed, made, started, watched as it goes, and aborted", async () => {
+  await go(`/console/rollouts?name=${encodeURIComponent(HOSTILE)}&to=${encodeURIComponent(HOSTILE)}`);
+  assert.equal(await page.locator("main img").count(), 0);
+  await go("/console/rollouts");
+  await page.locator("code", { hasText: "facade rollout create" }).first().waitFor();
+  await look("empty-rollouts");
+  await page.getByLabel("Name", { exact: true }).fill("app-1.0");
+  await page.getByLabel("Artifacts: names").fill(name);
+  await page.getByLabel("To which devices").fill("id in (board-1,hostile-1)");
+  await page.getByLabel("Soak time").fill("1h");
+  await page.getByRole("button", { name: "Preview" }).click();
+  await see("It would reach 2 devices");
+  await look("rollout-preview");
+  assert.equal(await page.getByLabel("To which devices").inputValue(), "id in (board-1,hostile-1)");
+  await page.getByRole("button", { name: "Make it" }).click();
+  await see("It has not started");
+  await page.getByRole("button", { name: "Start" }).click();
+  await see("app-1.0 is running now");
+  await page.getByRole("region", { name: "Devices of the rollout" }).getByText("waiting", { exact: true }).waitFor();
+  await look("rollout");
+  // Somebody else holds it: the page tells so by itself.
+  const held = await context.request.post(`${url}/api/v1/rollouts/app-1.0/pause`, { headers: { authorization: `Bearer ${token}` } });
+  assert.equal(held.status(), 200);
+  await page.getByRole("button", { name: "Resume" }).waitFor();
+  await look("rollout-paused");
+  await page.getByText("Abort…").click();
+  await page.getByRole("button", { name: "Abort and revert" }).click();
+  await see("app-1.0 is aborted now");
+  await go("/console/rollouts");
+  await page.getByRole("cell", { name: "aborted" }).waitFor();
+  await look("rollouts");
+});
+
 await story("devices are filtered, suspended, restored and revoked", async () => {
   await go("/console/devices");
   await look("devices");

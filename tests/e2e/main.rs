@@ -26,6 +26,7 @@ mod profiles;
 mod publishers;
 mod pull;
 mod rig;
+mod rollouts;
 mod secrets;
 mod service;
 mod signer;

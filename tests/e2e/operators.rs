@@ -51,7 +51,8 @@ fn a_viewer_changes_nothing_by_any_route_and_a_pusher_sees_nothing() {
         let refusals: &[u16] = if knocks.contains(&path.as_str()) { &[400, 422] } else { &[403] };
         let answer = ask(&facade, &method, &path, &pusher);
         assert!(refusals.contains(&answer), "{method} {path}: {answer}");
-        assert_eq!(ask(&facade, &method, &path, "wrong"), 401, "{method} {path}");
+        // After so many wrong ones they are slowed down.
+        assert!(matches!(ask(&facade, &method, &path, "wrong"), 401 | 429), "{method} {path}");
         let answer = ask(&facade, &method, &path, &viewer);
         if method != "GET" {
             assert_eq!(answer, 403, "{method} {path}");

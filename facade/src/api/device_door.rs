@@ -249,6 +249,8 @@ async fn report(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     match facade.devices.record_report(report.clone(), now).await {
         Ok(answer) => {
             facade.assignments.census().set_report(&report);
+            facade.assignments.reported(device.id(), &report.platform, report.free_bytes);
+            facade.rollouts.observe(&report, now);
             json(&answer)
         }
         Err(error) => {

@@ -15,6 +15,7 @@ use super::{Answer, State};
 use crate::catalog::census::Mark;
 use crate::catalog::devices::{self, DevicesError, Group, Standing, TokenRecord, TokenRequest};
 use crate::catalog::events::Kind;
+use crate::catalog::selector::Selector;
 
 /// Longest life of an enrollment token in seconds: 90 days.
 const MAX_TTL_SECONDS: u64 = 90 * 86_400;
@@ -30,9 +31,9 @@ impl From<DevicesError> for Problem {
             DevicesError::Uses(_) | DevicesError::UsesOfOne(_) => Self::invalid("uses", error.to_string()),
             DevicesError::Expiry(_) => Self::invalid("ttl_seconds", error.to_string()),
             DevicesError::Store(error) => error.into(),
-            DevicesError::Standing { .. } | DevicesError::TooManyGroups(_) => {
-                Self::conflict(error.to_string())
-            }
+            DevicesError::Standing { .. }
+            | DevicesError::TooManyGroups(_)
+            | DevicesError::TooManyLabels(_) => Self::conflict(error.to_string()),
             DevicesError::NoRandomness => Self::internal(&error),
         }
     }
@@ -46,6 +47,8 @@ pub(super) struct DevicesQuery {
     group: Option<String>,
     /// Only those with this standing: `pending`, `active`, `suspended`, `quarantined` or `revoked`
     standing: Option<String>,
+    /// Only those that this selector selects: `group=berlin,arch=arm64`, `stage in (canary,test)`…
+    selector: Option<String>,
 }
 
 /// Lists the devices
@@ -63,13 +66,23 @@ pub(super) async fn list(
     let limit = paging.limit()?;
     let standing: Option<Standing> =
         query.standing.as_deref().map(|text| field("standing", text)).transpose()?;
-    let devices = match (&group, standing) {
-        (None, None) => state.devices.list(after.as_ref(), limit).await?,
-        (Some(group), standing) => {
+    let selector: Option<Selector> =
+        query.selector.as_deref().map(|text| field("selector", text)).transpose()?;
+    if selector.is_some() && (group.is_some() || standing.is_some()) {
+        let reason = "give either a selector, or a group or standing (group=… is a term of a selector)";
+        return Err(Problem::invalid("selector", reason));
+    }
+    let devices = match (&selector, &group, standing) {
+        (None, None, None) => state.devices.list(after.as_ref(), limit).await?,
+        (Some(selector), _, _) => {
+            let selected = state.assignments.select(selector, after.as_ref(), limit);
+            read_devices(&state, selected.into_iter().map(|(id, _)| id).collect()).await?
+        }
+        (None, Some(group), standing) => {
             let ids = members_with(&state, group, standing, after, limit);
             read_devices(&state, ids).await?
         }
-        (None, Some(standing)) => {
+        (None, None, Some(standing)) => {
             let mark = Mark::Standing(standing);
             read_devices(&state, state.assignments.census().with(mark, after.as_ref(), limit)).await?
         }
@@ -192,7 +205,9 @@ fn describe(device: &devices::Device) -> String {
     let groups: Vec<String> = device.groups.iter().map(ToString::to_string).collect();
     let groups =
         if groups.is_empty() { "in no group".to_owned() } else { format!("in {}", groups.join(", ")) };
-    format!("is {}, {groups}", device.standing)
+    let labels: Vec<String> = device.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels = if labels.is_empty() { String::new() } else { format!(", labelled {}", labels.join(",")) };
+    format!("is {}, {groups}{labels}", device.standing)
 }
 
 fn not_found(state: &State, id: &DeviceId) -> Problem {
@@ -297,6 +312,7 @@ async fn view(state: &State, device: devices::Device) -> Result<Device, Problem>
         standing: device.standing.to_string(),
         reason: device.reason.clone(),
         groups: device.groups.iter().map(ToString::to_string).collect(),
+        labels: device.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         enrolled_at: device.enrolled_at.to_string(),
         last_seen_at: None,
         certificate_not_after: device

@@ -21,12 +21,14 @@ use super::auth::{Caller, Role};
 use super::extract::{MAX_PAGE, Query, field};
 use super::gate::bearer;
 use super::problem::Problem;
-use super::types::{Event, EventsGone, Page};
+use super::types::{Event, EventsGone, Page, RolloutsMoved};
 use crate::catalog::events::{self, Following, Kind};
 use crate::facade::Facade;
 
 /// Between two signs of life on a stream on which nothing happens; with each, the follower's token is looked at again.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Between two words about how far rollouts are.
+const PROGRESS: Duration = Duration::from_millis(500);
 /// How many events a follower takes from the ring at a time.
 const STEP: usize = 100;
 /// Followers at a time.
@@ -54,6 +56,7 @@ fn default_limit() -> usize {
 
 /// Lists what happened, oldest first; with `Accept: text/event-stream`, as it happens
 ///
+/// Besides the events it has `progress` frames, without a number, when devices of running rollouts have moved.
 /// The stream takes up after the `Last-Event-ID` of a request, or after `since`. A `gone` frame says how many events are
 /// missing; a stream that reads too slowly gets one and ends.
 #[utoipa::path(get, path = "/api/v1/events", params(EventsQuery), tag = "events",
@@ -128,6 +131,7 @@ fn follow(
         credential: headers.get(header::AUTHORIZATION).cloned(),
         frames: VecDeque::from([Frame::default().retry(Duration::from_secs(2)).comment("following")]),
         newest,
+        progress: state.rollouts.watch(),
         stage: Stage::Begun,
         _place: place,
     };
@@ -156,6 +160,8 @@ struct Follower {
     credential: Option<header::HeaderValue>,
     frames: VecDeque<Frame>,
     newest: watch::Receiver<u64>,
+    /// Moves with every device of a running rollout.
+    progress: watch::Receiver<u64>,
     stage: Stage,
     _place: OwnedSemaphorePermit,
 }
@@ -201,6 +207,14 @@ impl Follower {
         let stopping = self.facade.stopping.clone();
         tokio::select! {
             _ = self.newest.changed() => {}
+            _ = self.progress.changed() => {
+                // What moves all the time is told now and then, and never kept: it has no number.
+                tokio::time::sleep(PROGRESS).await;
+                let running = self.facade.rollouts.running();
+                let names = running.iter().map(ToString::to_string).collect();
+                self.frames.extend(frame("progress", None, &RolloutsMoved { rollouts: names }));
+                self.progress.borrow_and_update();
+            }
             () = stopping.cancelled() => {
                 self.frames.push_back(Frame::default().comment("the facade stops"));
                 self.stage = Stage::Ended;

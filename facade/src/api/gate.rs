@@ -32,7 +32,7 @@ const SUBJECT_FIELDS: [&str; 10] =
     ["host", "name", "repository", "repositories", "tags", "artifacts", "device", "group", "role", "keys"];
 
 /// What each route needs; everything else needs [`Role::Admin`].
-const ROLES: [(&str, &str, Role); 38] = [
+const ROLES: [(&str, &str, Role); 53] = [
     ("GET", "/api/v1/artifacts", Role::Viewer),
     ("GET", "/api/v1/artifacts/{artifact}", Role::Viewer),
     ("POST", "/api/v1/artifacts/{artifact}/revoke", Role::Operator),
@@ -62,11 +62,25 @@ const ROLES: [(&str, &str, Role); 38] = [
     ("POST", "/api/v1/enrollment-tokens", Role::Operator),
     ("DELETE", "/api/v1/enrollment-tokens/{id}", Role::Operator),
     ("GET", "/api/v1/events", Role::Viewer),
+    ("POST", "/api/v1/devices/{id}/labels", Role::Operator),
+    ("GET", "/api/v1/groups", Role::Viewer),
     ("POST", "/api/v1/imports", Role::Operator),
     ("GET", "/api/v1/keys", Role::Viewer),
     ("POST", "/api/v1/keys/renew", Role::Operator),
     ("GET", "/api/v1/policies", Role::Viewer),
     ("POST", "/api/v1/policies", Role::Operator),
+    ("GET", "/api/v1/rollouts", Role::Viewer),
+    ("POST", "/api/v1/rollouts", Role::Operator),
+    ("POST", "/api/v1/rollouts/preview", Role::Operator),
+    ("GET", "/api/v1/rollouts/{name}", Role::Viewer),
+    ("DELETE", "/api/v1/rollouts/{name}", Role::Operator),
+    ("GET", "/api/v1/rollouts/{name}/preview", Role::Viewer),
+    ("GET", "/api/v1/rollouts/{name}/devices", Role::Viewer),
+    ("POST", "/api/v1/rollouts/{name}/start", Role::Operator),
+    ("POST", "/api/v1/rollouts/{name}/approve", Role::Operator),
+    ("POST", "/api/v1/rollouts/{name}/pause", Role::Operator),
+    ("POST", "/api/v1/rollouts/{name}/resume", Role::Operator),
+    ("POST", "/api/v1/rollouts/{name}/abort", Role::Operator),
     ("GET", "/api/v1/signing-requests/{repository}", Role::Viewer),
     ("POST", "/api/v1/signing-requests/{repository}/signatures", Role::Operator),
     ("DELETE", "/api/v1/signing-requests/{repository}/{id}", Role::Operator),

@@ -7,6 +7,7 @@ mod events;
 mod keys;
 mod operators;
 mod policies;
+mod rollouts;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,6 +17,7 @@ pub use self::events::*;
 pub use self::keys::*;
 pub use self::operators::*;
 pub use self::policies::*;
+pub use self::rollouts::*;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -402,6 +404,9 @@ pub struct Device {
     pub reason: Option<String>,
     /// The groups it is in.
     pub groups: Vec<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
     /// When it enrolled (RFC 3339).
     pub enrolled_at: String,
     /// When it was last heard of.

@@ -4,13 +4,13 @@
 //! device's own assignment of a repository wins over its groups', and among its groups the newest wins. The answer for one device is computed from memory; the store is
 //! written before memory changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use pki::oci::{ArtifactName, Repository};
+use pki::oci::{ArtifactName, Platform, Repository};
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -18,6 +18,8 @@ use tokio::sync::Notify;
 use super::access::{Access, DeviceEntry};
 use super::census::Census;
 use super::devices::{Device, Group, Standing};
+use super::fleet::{Facts, Fleet};
+use super::selector::Selector;
 use crate::store::{Batch, Scan, Store, StoreError, Table, scan_json};
 
 /// How much one name must be like another to be offered in its place.
@@ -92,7 +94,7 @@ type Together = BTreeMap<ArtifactName, Assignment>;
 struct State {
     assignments: BTreeMap<Target, BTreeMap<Repository, Together>>,
     members: HashMap<DeviceId, Member>,
-    groups: HashMap<Group, BTreeSet<DeviceId>>,
+    fleet: Fleet,
 }
 
 struct Member {
@@ -143,13 +145,15 @@ impl State {
 
     /// What new assignments take the place of.
     fn replaced_by(&self, assignments: &[Assignment]) -> Vec<Assignment> {
+        let new_keys: HashSet<String> = assignments.iter().map(Assignment::key).collect();
         let mut replaced = BTreeMap::new();
         for new in assignments {
             let together =
                 self.assignments.get(&new.target).and_then(|target| target.get(new.artifact.repository()));
             for old in together.into_iter().flat_map(BTreeMap::values) {
-                if assignments.iter().all(|new| new.key() != old.key()) {
-                    replaced.insert(old.key(), old.clone());
+                let key = old.key();
+                if !new_keys.contains(&key) {
+                    replaced.insert(key, old.clone());
                 }
             }
         }
@@ -159,7 +163,9 @@ impl State {
     fn reached(&self, target: &Target) -> Vec<DeviceId> {
         match target {
             Target::Device(device) => vec![device.clone()],
-            Target::Group(group) => self.groups.get(group).into_iter().flatten().cloned().collect(),
+            Target::Group(group) => {
+                self.fleet.holders("group", group.as_str()).into_iter().flatten().cloned().collect()
+            }
         }
     }
 }
@@ -189,15 +195,16 @@ impl Assignments {
         for old in &replaced {
             state.remove(old);
         }
+        let before: HashMap<(Target, Repository), ArtifactName> = replaced
+            .into_iter()
+            .rev()
+            .map(|old| ((old.target, old.artifact.repository().clone()), old.artifact))
+            .collect();
         let mut changes = Vec::new();
         for assignment in assignments {
             state.insert(assignment.clone());
-            let takes_place_of = |old: &&Assignment| {
-                old.target == assignment.target
-                    && old.artifact.repository() == assignment.artifact.repository()
-            };
-            let before = replaced.iter().find(takes_place_of).map(|old| old.artifact.clone());
-            changes.push(Change { assignment, replaces: before });
+            let place = (assignment.target.clone(), assignment.artifact.repository().clone());
+            changes.push(Change { assignment, replaces: before.get(&place).cloned() });
         }
         let targets = changes.iter().map(|change| change.assignment.target.clone()).collect();
         let reached = self.apply(&state, &targets);
@@ -283,7 +290,7 @@ impl Assignments {
     /// A page of a group's devices, by id.
     pub fn members(&self, group: &Group, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceId> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(members) = state.groups.get(group) else {
+        let Some(members) = state.fleet.holders("group", group.as_str()) else {
             return Vec::new();
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -297,23 +304,55 @@ impl Assignments {
         crate::config::nearest(id.as_str(), known, ALIKE).and_then(|known| known.parse().ok())
     }
 
+    /// What is known of a device.
+    pub fn facts(&self, device: &DeviceId) -> Option<Facts> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).fleet.get(device).cloned()
+    }
+
+    /// What a device is to us; none where it was deleted.
+    pub fn standing(&self, device: &DeviceId) -> Option<Standing> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.fleet.get(device).map(|facts| facts.standing)
+    }
+
+    /// A page of the devices that a selector selects, by id.
+    pub fn select(
+        &self,
+        selector: &Selector,
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Vec<(DeviceId, Facts)> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let selected = state.fleet.select(selector).filter(|(id, _)| after.is_none_or(|after| *id > after));
+        selected.take(limit).map(|(id, facts)| (id.clone(), facts.clone())).collect()
+    }
+
+    /// The groups that have devices, with how many.
+    pub fn groups(&self) -> BTreeMap<String, usize> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.fleet.groups().into_iter().map(|(group, size)| (group.to_owned(), size)).collect()
+    }
+
+    /// Takes over what a device reports of itself.
+    pub fn reported(&self, id: &DeviceId, platform: &Platform, free_bytes: Option<u64>) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).fleet.reported(id, platform, free_bytes);
+    }
+
+    /// What is assigned to a device itself, of these repositories.
+    pub fn own(&self, device: &DeviceId, repositories: &BTreeSet<Repository>) -> BTreeSet<ArtifactName> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let own = state.assignments.get(&Target::Device(device.clone())).into_iter().flatten();
+        let own = own.filter(|(repository, _)| repositories.contains(*repository));
+        own.flat_map(|(_, together)| together.keys()).cloned().collect()
+    }
+
     /// Takes over a device that is new or has changed. Call it after the change is durable.
     pub fn device_changed(&self, device: &Device) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let id = device.id.clone();
         let groups: BTreeSet<Group> = device.groups.iter().cloned().collect();
-        let (before, news) = match state.members.remove(&id) {
-            Some(member) => (member.groups, member.news),
-            None => (BTreeSet::new(), Arc::default()),
-        };
-        for group in before.difference(&groups) {
-            if let Some(members) = state.groups.get_mut(group) {
-                members.remove(&id);
-            }
-        }
-        for group in &groups {
-            state.groups.entry(group.clone()).or_default().insert(id.clone());
-        }
+        let news = state.members.remove(&id).map(|member| member.news).unwrap_or_default();
+        state.fleet.changed(device);
         state
             .members
             .insert(id.clone(), Member { standing: device.standing, groups, entry: device.access(), news });
@@ -323,12 +362,8 @@ impl Assignments {
     /// Forgets a device that was deleted.
     pub fn device_deleted(&self, id: &DeviceId) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.fleet.remove(id);
         if let Some(member) = state.members.remove(id) {
-            for group in &member.groups {
-                if let Some(members) = state.groups.get_mut(group) {
-                    members.remove(id);
-                }
-            }
             member.news.notify_waiters();
         }
         self.access.remove_device(id);

@@ -7,6 +7,7 @@
 mod certificates;
 mod enrollment;
 mod group;
+mod label;
 mod membership;
 mod record;
 mod token;
@@ -21,6 +22,7 @@ use thiserror::Error;
 pub use self::certificates::CertificateError;
 pub use self::enrollment::{Grant, RedeemError, Redeemed};
 pub use self::group::{Group, GroupError};
+pub use self::label::{LabelError, LabelKey, LabelValue, is_value};
 pub use self::record::{Certificate, Claim, Device, Presented, Received, Standing, Superseded};
 pub use self::token::{TokenRecord, TokenRequest, TokenState};
 use crate::store::{Batch, Scan, Store, StoreError, Table, decode, get_json, scan_json};
@@ -67,6 +69,9 @@ pub enum DevicesError {
     /// More groups than one device needs.
     #[error("device {0} is in as many groups as a device can be")]
     TooManyGroups(DeviceId),
+    /// More labels than one device needs.
+    #[error("device {0} has as many labels as a device can have")]
+    TooManyLabels(DeviceId),
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for a token")]
     NoRandomness,

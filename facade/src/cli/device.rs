@@ -7,7 +7,9 @@ use super::client::{Client, encode};
 use super::output::{Output, fields, table};
 use super::policy::Policy;
 use super::provision::Provision;
-use crate::api::types::{Device, EnrollmentToken, EnrollmentTokenRequest, NewEnrollmentToken};
+use crate::api::types::{
+    Device, EnrollmentToken, EnrollmentTokenRequest, GroupSize, LabelRequest, NewEnrollmentToken,
+};
 
 /// Verbs on devices.
 #[derive(Subcommand, Debug)]
@@ -28,6 +30,9 @@ pub(super) enum Verb {
         /// Only those of this group
         #[arg(long)]
         group: Option<String>,
+        /// Only those that this selects: group=berlin,arch=arm64; stage in (canary,test); !retired
+        #[arg(long, conflicts_with = "group")]
+        selector: Option<String>,
     },
     /// Show one device
     Show {
@@ -56,6 +61,16 @@ pub(super) enum Verb {
     },
     /// Say when and how fast a device, or a group, may download and apply
     Policy(Policy),
+    /// Set labels of a device (stage=canary), and take others away (stage-)
+    Label {
+        /// The device's id
+        id: String,
+        /// Labels to set, as NAME=VALUE, and to take away, as NAME-
+        #[arg(required = true, value_name = "NAME=VALUE|NAME-")]
+        labels: Vec<String>,
+    },
+    /// List the groups that have devices
+    Groups,
     /// Put devices in groups
     #[command(subcommand)]
     Group(GroupVerb),
@@ -135,8 +150,12 @@ impl Verb {
                 let token: EnrollmentToken = client.delete(&path).await?;
                 output.result(&token, |token| format!("revoked token {}", token.id));
             }
-            Self::List { group } => {
-                let query = group.map(|group| format!("?group={}", encode(&group))).unwrap_or_default();
+            Self::List { group, selector } => {
+                let query = match (group, selector) {
+                    (Some(group), _) => format!("?group={}", encode(&group)),
+                    (None, Some(selector)) => format!("?selector={}", encode(&selector)),
+                    (None, None) => String::new(),
+                };
                 let devices: Vec<Device> = client.all(&format!("/api/v1/devices{query}")).await?;
                 output.result(&devices, |devices| list(devices));
             }
@@ -150,6 +169,14 @@ impl Verb {
             Self::Restore { id } => change(client, output, &id, "restore").await?,
             Self::Policy(policy) => policy.run(client, output).await?,
             Self::Group(verb) => verb.run(client, output).await?,
+            Self::Label { id, labels } => label(client, output, &id, &labels).await?,
+            Self::Groups => {
+                let groups: Vec<GroupSize> = client.all("/api/v1/groups").await?;
+                output.result(&groups, |groups| {
+                    let rows = groups.iter().map(|group| [group.name.clone(), group.devices.to_string()]);
+                    table(["group", "devices"], rows)
+                });
+            }
             Self::Delete { id } => {
                 let device: Device = client.delete(&path(&id)).await?;
                 output.result(&device, |device| format!("deleted {}", device.id));
@@ -157,6 +184,30 @@ impl Verb {
         }
         Ok(())
     }
+}
+
+async fn label(client: &Client, output: &mut Output, id: &str, labels: &[String]) -> Result<(), CliError> {
+    let mut request = LabelRequest::default();
+    for label in labels {
+        match (label.split_once('='), label.strip_suffix('-')) {
+            (Some((name, value)), _) => {
+                request.set.insert(name.to_owned(), value.to_owned());
+            }
+            (None, Some(name)) => request.remove.push(name.to_owned()),
+            (None, None) => {
+                return Err(CliError::Usage(format!(
+                    "{label:?} is neither NAME=VALUE, a label to set, nor NAME-, one to take away"
+                )));
+            }
+        }
+    }
+    let device: Device = client.post(&format!("{}/labels", path(id)), &request).await?;
+    output.result(&device, |device| format!("{} has labels: {}", device.id, labelled(device)));
+    Ok(())
+}
+
+fn labelled(device: &Device) -> String {
+    device.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 fn path(id: &str) -> String {
@@ -234,6 +285,7 @@ fn show(device: &Device) -> String {
         ("standing", device.standing.clone()),
         ("because", device.reason.clone().unwrap_or_default()),
         ("groups", device.groups.join(" ")),
+        ("labels", labelled(device)),
         ("platform", device.platform.clone().unwrap_or_default()),
         ("agent", device.agent_version.clone().unwrap_or_default()),
         ("enrolled", device.enrolled_at.clone()),

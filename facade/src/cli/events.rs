@@ -91,6 +91,9 @@ async fn follow(
                     }
                     return true;
                 }
+                if frame.name == "progress" {
+                    return true;
+                }
                 let Ok(event) = serde_json::from_str::<Event>(&frame.data) else {
                     return true;
                 };

@@ -2,7 +2,8 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request, header};
+use axum::http::{HeaderValue, Method, Request, header};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower_service::Service as _;
@@ -54,8 +55,34 @@ impl Api {
         self.call(Method::POST, path, Body::from(bytes)).await
     }
 
+    /// A stream of events, as it comes.
+    pub(super) async fn follow(&self, path: &str, last: Option<&HeaderValue>) -> Response {
+        let request = Request::get(path)
+            .header(header::ACCEPT, "text/event-stream")
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token.expose()))
+            .header("x-request-id", &self.request_id);
+        let request = match last {
+            Some(last) => request.header("last-event-id", last),
+            None => request,
+        };
+        match request.body(Body::empty()) {
+            Ok(request) => self.ask(request).await,
+            Err(_) => Problem::malformed("this is nothing that can be asked for").into_response(),
+        }
+    }
+
+    async fn ask(&self, mut request: Request<Body>) -> Response {
+        if let Some(peer) = self.peer {
+            request.extensions_mut().insert(peer);
+        }
+        match self.router.clone().call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        }
+    }
+
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> Result<T, Problem> {
-        let mut request = Request::builder()
+        let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::CONTENT_TYPE, "application/json")
@@ -63,13 +90,7 @@ impl Api {
             .header("x-request-id", &self.request_id)
             .body(body)
             .map_err(|_| Problem::malformed("this is nothing that can be asked for"))?;
-        if let Some(peer) = self.peer {
-            request.extensions_mut().insert(peer);
-        }
-        let answer = match self.router.clone().call(request).await {
-            Ok(answer) => answer,
-            Err(never) => match never {},
-        };
+        let answer = self.ask(request).await;
         let status = answer.status();
         let bytes = axum::body::to_bytes(answer.into_body(), MAX_ANSWER_BYTES)
             .await

@@ -14,7 +14,7 @@ use super::session;
 use crate::api::problem::Problem;
 
 /// Nothing but our own files, nothing inline, nowhere else to send a form, and no frame around us.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; \
      form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 const HEADERS: [(HeaderName, &str); 6] = [
@@ -28,12 +28,13 @@ const HEADERS: [(HeaderName, &str); 6] = [
 ];
 
 /// The menu: address, name.
-pub(super) const MENU: [(&str, &str); 11] = [
+pub(super) const MENU: [(&str, &str); 12] = [
     ("/console", "Overview"),
     ("/console/connections", "Connections"),
     ("/console/repository", "Repositories"),
     ("/console/artifacts", "Artifacts"),
     ("/console/assignments", "Assignments"),
+    ("/console/rollouts", "Rollouts"),
     ("/console/devices", "Devices"),
     ("/console/enrollment", "Enrollment"),
     ("/console/cache", "Cache"),

@@ -18,6 +18,13 @@ pub struct Event {
     pub detail: String,
 }
 
+/// Devices of running rollouts have moved: ask for what you show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutsMoved {
+    /// The rollouts that are running.
+    pub rollouts: Vec<String>,
+}
+
 /// Why a stream of events does not go on without a gap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventsGone {

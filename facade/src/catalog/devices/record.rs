@@ -4,7 +4,7 @@
 //! so that a device which lost power between the two is not lost. Any other certificate of the device is superseded: who
 //! still comes with one holds a copy of its key.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::access;
 use crate::catalog::devices::group::Group;
+use crate::catalog::devices::label::{LabelKey, LabelValue};
 
 /// More renewals than this within the life of one certificate do not happen.
 const MAX_SUPERSEDED: usize = 32;
@@ -114,6 +115,9 @@ pub struct Device {
     pub id: DeviceId,
     /// The groups that it is in.
     pub groups: BTreeSet<Group>,
+    /// What operators tell it apart by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// What it is to us.
     pub standing: Standing,
     /// Why, where an operator or the facade gave a reason.
@@ -154,6 +158,7 @@ impl Device {
         Self {
             id,
             groups: BTreeSet::new(),
+            labels: BTreeMap::new(),
             standing,
             reason: None,
             enrolled_at: now,

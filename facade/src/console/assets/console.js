@@ -21,3 +21,26 @@ for (const form of document.querySelectorAll("form[method=post]")) {
     form.dataset.sent = "yes";
   });
 }
+const live = document.querySelector("[data-live]");
+if (live) {
+  // What happens is told by the server; what it means for this page, the server writes.
+  const events = new EventSource("/console/events");
+  let shown = live, due = false, asking = false;
+  const ask = async () => {
+    due = true;
+    if (asking) return;
+    asking = true;
+    while (due) {
+      due = false;
+      const answer = await fetch(live.dataset.live);
+      if (!answer.ok) break;
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-live]");
+      if (!fresh) break;
+      if (fresh.dataset.state !== shown.dataset.state && !document.querySelector("details[open]")) location.reload();
+      shown.replaceWith(document.adoptNode(fresh));
+      shown = fresh;
+    }
+    asking = false;
+  };
+  for (const kind of ["open", "rollout", "rollout-device", "progress"]) events.addEventListener(kind, ask);
+}
