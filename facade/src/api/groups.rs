@@ -54,7 +54,7 @@ pub(super) async fn list(
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
     let after = paging.after.unwrap_or_default();
-    let groups = state.assignments.groups().into_iter().filter(|(name, _)| *name > after);
+    let groups = state.assignments.group_sizes().into_iter().filter(|(name, _)| *name > after);
     let items: Vec<GroupSize> =
         groups.take(limit).map(|(name, size)| GroupSize { name, devices: size as u64 }).collect();
     let next = items.last().filter(|_| items.len() == limit).map(|last| last.name.clone());

@@ -328,7 +328,7 @@ impl Assignments {
     }
 
     /// The groups that have devices, with how many.
-    pub fn groups(&self) -> BTreeMap<String, usize> {
+    pub fn group_sizes(&self) -> BTreeMap<String, usize> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         state.fleet.groups().into_iter().map(|(group, size)| (group.to_owned(), size)).collect()
     }

@@ -1,6 +1,7 @@
 //! What a request costs a facade with a large fleet, in questions to its store: never more than a page of records,
 //! whatever the size of the fleet.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
@@ -52,6 +53,7 @@ fn device(number: usize) -> Device {
         not_issued_before: None,
         superseded: Vec::new(),
         claim: None,
+        labels: BTreeMap::new(),
     }
 }
 

@@ -147,17 +147,17 @@ mod tests {
         report
     }
 
-    fn seen(before: Condition, report: &Report) -> Condition {
-        observe(&before, &BTreeSet::from([artifact("new")]), report)
+    fn seen(before: &Condition, report: &Report) -> Condition {
+        observe(before, &BTreeSet::from([artifact("new")]), report)
     }
 
     const NEW: Condition = Condition::Waiting { why: None };
 
     #[test]
     fn a_device_is_healthy_when_it_runs_all_of_it_and_rests() {
-        assert_eq!(seen(NEW, &report(AgentState::Idle, &["old", "new"])), Condition::Healthy);
-        assert_eq!(seen(NEW, &report(AgentState::Idle, &["old"])), NEW);
-        assert_eq!(seen(NEW, &report(AgentState::Confirming, &["new"])), Condition::Applying);
+        assert_eq!(seen(&NEW, &report(AgentState::Idle, &["old", "new"])), Condition::Healthy);
+        assert_eq!(seen(&NEW, &report(AgentState::Idle, &["old"])), NEW);
+        assert_eq!(seen(&NEW, &report(AgentState::Confirming, &["new"])), Condition::Applying);
     }
 
     #[test]
@@ -165,13 +165,13 @@ mod tests {
         let mut fetching = report(AgentState::Fetching, &[]);
         fetching.progress =
             Some(Progress { artifact: artifact("new"), done_bytes: 5, total_bytes: 9, attempt: 1 });
-        assert_eq!(seen(NEW, &fetching), Condition::Downloading { done_bytes: 5, total_bytes: 9 });
+        assert_eq!(seen(&NEW, &fetching), Condition::Downloading { done_bytes: 5, total_bytes: 9 });
         fetching.progress =
             Some(Progress { artifact: artifact("new"), done_bytes: 9, total_bytes: 9, attempt: 1 });
-        assert_eq!(seen(NEW, &fetching), Condition::Verifying);
+        assert_eq!(seen(&NEW, &fetching), Condition::Verifying);
         fetching.progress =
             Some(Progress { artifact: artifact("other"), done_bytes: 5, total_bytes: 9, attempt: 1 });
-        assert_eq!(seen(NEW, &fetching), NEW);
+        assert_eq!(seen(&NEW, &fetching), NEW);
     }
 
     #[test]
@@ -182,11 +182,11 @@ mod tests {
             code: "content_digest".parse().unwrap(),
             reason: Line::shortened("layer 2"),
         });
-        let failed = seen(NEW, &refusing);
+        let failed = seen(&NEW, &refusing);
         assert_eq!(failed, Condition::Failed { why: "content_digest: layer 2".to_owned() });
         // A refusal is told once.
-        assert_eq!(seen(failed.clone(), &report(AgentState::Fetching, &["old"])), failed);
-        assert_eq!(seen(failed, &report(AgentState::Idle, &["new"])), Condition::Healthy);
+        assert_eq!(seen(&failed, &report(AgentState::Fetching, &["old"])), failed);
+        assert_eq!(seen(&failed, &report(AgentState::Idle, &["new"])), Condition::Healthy);
     }
 
     #[test]
@@ -198,11 +198,11 @@ mod tests {
             reason: Line::shortened("no answer"),
             at: "2026-11-20T20:00:00Z".parse().unwrap(),
         });
-        assert_eq!(seen(NEW, &back), Condition::RolledBack { why: "probe_failed: no answer".to_owned() });
+        assert_eq!(seen(&NEW, &back), Condition::RolledBack { why: "probe_failed: no answer".to_owned() });
         let mut waits = report(AgentState::Idle, &["old"]);
         waits.waiting = Some(Line::shortened("the download window, which opens at 22:00"));
         let why = Some("for the download window, which opens at 22:00".to_owned());
-        assert_eq!(seen(NEW, &waits), Condition::Waiting { why });
+        assert_eq!(seen(&NEW, &waits), Condition::Waiting { why });
     }
 
     #[test]
@@ -213,13 +213,13 @@ mod tests {
             code: "content_digest".parse().unwrap(),
             reason: Line::shortened("layer 2"),
         });
-        assert_eq!(seen(NEW, &refusing), NEW);
+        assert_eq!(seen(&NEW, &refusing), NEW);
         refusing.refused.push(Refusal {
             subject: Subject::Metadata(Line::shortened("director/timestamp.json")),
             code: "metadata_expired".parse().unwrap(),
             reason: Line::shortened("old"),
         });
         let why = Some("it refuses director/timestamp.json: metadata_expired".to_owned());
-        assert_eq!(seen(NEW, &refusing), Condition::Waiting { why });
+        assert_eq!(seen(&NEW, &refusing), Condition::Waiting { why });
     }
 }
