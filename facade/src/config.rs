@@ -91,6 +91,10 @@ pub struct Config {
     pub aws_sts_endpoint: Option<String>,
     /// Endpoint instead of AWS ECR.
     pub aws_ecr_endpoint: Option<String>,
+    /// Instance metadata service instead of AWS's.
+    pub aws_imds_endpoint: Option<String>,
+    /// Login host instead of Azure's.
+    pub azure_authority: Option<String>,
     /// AWS credentials of the facade's own environment, under the names that AWS's tools read.
     pub aws_environment: AwsEnvironment,
 }
@@ -134,6 +138,8 @@ impl Config {
             google_token_endpoint: None,
             aws_sts_endpoint: None,
             aws_ecr_endpoint: None,
+            aws_imds_endpoint: None,
+            azure_authority: None,
             aws_environment: AwsEnvironment::default(),
         }
     }
@@ -197,8 +203,10 @@ settings! {
     http_proxy: some_text, "proxy for http registries; HTTP_PROXY where this is not set";
     no_proxy: some_text, "hosts reached without proxy; NO_PROXY where this is not set";
     google_token_endpoint: some_text, "token endpoint instead of Google's own";
-    aws_sts_endpoint: some_text, "endpoint instead of AWS STS's own";
-    aws_ecr_endpoint: some_text, "endpoint instead of AWS ECR's own";
+    aws_sts_endpoint: some_text, "endpoint instead of AWS STS's own; AWS_ENDPOINT_URL_STS where this is not set";
+    aws_ecr_endpoint: some_text, "endpoint instead of AWS ECR's own; AWS_ENDPOINT_URL_ECR where this is not set";
+    aws_imds_endpoint: some_text, "instance metadata service instead of AWS's own; AWS_EC2_METADATA_SERVICE_ENDPOINT where this is not set";
+    azure_authority: some_text, "login host instead of Azure's own; AZURE_AUTHORITY_HOST where this is not set";
 }
 
 /// Why there is no configuration.
@@ -231,6 +239,7 @@ pub struct Flags {
 pub fn load(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
     let mut config = Config::new(flags.data_dir.clone());
     let mut errors = Vec::new();
+    read_foreign(&mut config, environment, &mut errors);
     if let Some(path) = find_file(flags) {
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
@@ -291,12 +300,22 @@ fn read_file(config: &mut Config, path: &Path, text: &str, errors: &mut Vec<Stri
     }
 }
 
-fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>, errors: &mut Vec<String>) {
-    let foreign = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
-    for name in foreign {
-        let lower = name.to_ascii_lowercase();
-        let value = environment.get(name).or_else(|| environment.get(&lower));
-        let setting = SETTINGS.iter().find(|setting| setting.key == lower);
+/// Variables that other programs read too, and the settings they stand for where those are not set.
+const FOREIGN: [(&str, &str); 7] = [
+    ("HTTPS_PROXY", "https_proxy"),
+    ("HTTP_PROXY", "http_proxy"),
+    ("NO_PROXY", "no_proxy"),
+    ("AWS_ENDPOINT_URL_STS", "aws_sts_endpoint"),
+    ("AWS_ENDPOINT_URL_ECR", "aws_ecr_endpoint"),
+    ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "aws_imds_endpoint"),
+    ("AZURE_AUTHORITY_HOST", "azure_authority"),
+];
+
+fn read_foreign(config: &mut Config, environment: &BTreeMap<String, String>, errors: &mut Vec<String>) {
+    for (name, key) in FOREIGN {
+        // curl and its like read the proxies in lower case as well.
+        let value = environment.get(name).or_else(|| environment.get(&name.to_ascii_lowercase()));
+        let setting = SETTINGS.iter().find(|setting| setting.key == key);
         if let (Some(value), Some(setting)) = (value, setting)
             && !value.is_empty()
             && let Err(error) = (setting.read)(config, value)
@@ -304,6 +323,9 @@ fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>,
             errors.push(format!("{name}: {error}"));
         }
     }
+}
+
+fn read_environment(config: &mut Config, environment: &BTreeMap<String, String>, errors: &mut Vec<String>) {
     let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("FACADE_")) {
         match SETTINGS.iter().zip(&known).find(|(_, variable)| *variable == name) {
@@ -329,6 +351,7 @@ fn aws_environment(environment: &BTreeMap<String, String>) -> AwsEnvironment {
         web_identity_token_file: text("AWS_WEB_IDENTITY_TOKEN_FILE").map(PathBuf::from),
         web_identity_role_arn: text("AWS_ROLE_ARN"),
         container_credentials_url: relative.or_else(|| text("AWS_CONTAINER_CREDENTIALS_FULL_URI")),
+        container_authorization_file: text("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").map(PathBuf::from),
         container_authorization: text("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new),
         use_instance_metadata: text("AWS_EC2_METADATA_DISABLED")
             .is_none_or(|value| !value.eq_ignore_ascii_case("true")),
@@ -495,6 +518,14 @@ mod tests {
         assert_eq!(config.max_connections, 7);
         assert_eq!(config.https_proxy.as_deref(), Some("http://p:1"));
         assert_eq!(config.wait_timeout, Duration::from_secs(55));
+        // What other programs read too says something only where our own setting says nothing.
+        let config = load_with(
+            "https_proxy = \"http://file:1\"",
+            &[("HTTPS_PROXY", "http://p:1"), ("AWS_ENDPOINT_URL_STS", "http://sts:1")],
+        )
+        .unwrap();
+        assert_eq!(config.https_proxy.as_deref(), Some("http://file:1"));
+        assert_eq!(config.aws_sts_endpoint.as_deref(), Some("http://sts:1"));
     }
 
     #[test]

@@ -438,13 +438,16 @@ async fn assemble(
     };
     let images = Images::open(parts.clone(), data.images, data.first_targets).await?;
     let director = Director::open(parts, data.director).await?;
-    let upstreams = Upstreams::new(upstream_settings(config, clock)).map_err(StartError::Roots)?;
+    let upstream_settings = upstream_settings(config, clock);
+    metrics.extend(|registry| upstream_settings.counters.register(registry));
+    let upstreams = Upstreams::new(upstream_settings).map_err(StartError::Roots)?;
     let registries = Registries::load(Arc::clone(&store), data.sealing_keys, upstreams).await?;
     let registries = Arc::new(registries);
     let events = Events::load(Arc::clone(&store), clock.clone()).await?;
     let blobs: Arc<dyn Blobs> = Arc::new(FsBlobs::open(&config.data_dir.join("blobs"), clock.clone())?);
     let pins = Arc::new(Pins::load(Arc::clone(&store), &artifacts).await?);
     let (assigned, pinned) = (Arc::clone(&access), Arc::clone(&pins));
+    let marked = Arc::clone(&registries);
     let puller = Puller::new(
         pull_settings(config),
         Parts {
@@ -455,7 +458,7 @@ async fn assemble(
                 kept.extend(pinned.digests());
                 kept
             }),
-            events: wrong_content(events.clone()),
+            events: wrong_content(events.clone(), marked),
             clock: clock.clone(),
             metrics: metrics.clone(),
         },
@@ -515,12 +518,15 @@ async fn assemble(
 }
 
 /// Tells the operator of wrong bytes.
-fn wrong_content(events: Events) -> pull::EventHook {
+fn wrong_content(events: Events, registries: Arc<Registries>) -> pull::EventHook {
     Arc::new(move |event| {
         tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
-        let PullEvent::WrongContent { wanted, .. } = event;
+        let PullEvent::WrongContent { wanted, mismatch } = event;
         let detail = format!("the registry served other bytes than {}", wanted.descriptor.digest);
         events.raise(events::Kind::WrongContent, &wanted.repository, detail);
+        if let Ok(registry) = registries.registry(wanted.repository.host()) {
+            registry.served_wrong_bytes(mismatch);
+        }
     })
 }
 

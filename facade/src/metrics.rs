@@ -204,6 +204,8 @@ mod tests {
         metrics.answers.get_or_create(&AnswerLabels { action: "ping", status: 200 }).inc();
         metrics.devices.get_or_create(&StandingLabels { standing: "active".to_owned() }).set(1);
         metrics.metadata_expires.get_or_create(&RoleLabels { role: "images/targets".to_owned() }).set(1);
+        let counters = crate::upstream::Counters::with_members();
+        metrics.extend(|registry| counters.register(registry));
         let mut counted = names(&metrics.text());
         documented.sort();
         counted.sort();

@@ -6,10 +6,12 @@
 
 mod address;
 mod aws;
+mod azure;
 mod blob;
 mod challenge;
 mod check;
 mod client;
+mod counters;
 mod credential;
 mod definition;
 mod dial;
@@ -32,8 +34,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 pub use aws::{Configuration as AwsConfiguration, ConfigurationError as AwsConfigurationError};
+pub use azure::{Principal as AzurePrincipal, PrincipalError as AzurePrincipalError};
 pub use blob::BlobStream;
 pub use check::{CheckReport, Outcome, Step, StepResult};
+pub use counters::Counters;
 pub use credential::Credential;
 pub use definition::{Definition, DefinitionError, Provider, Secrets};
 pub use error::{Cause, Layer, UpstreamError};
@@ -105,8 +109,9 @@ impl Upstreams {
             (tls, Arc::clone(&shared.plain_tls)),
             limits.connect,
         );
-        let client = Client::new(dialer, limits);
-        let source = Source::new(credential, shared.cloud.clone(), limits.rejected);
+        let tally = shared.settings.counters.of(definition.host.as_str());
+        let client = Client::new(dialer, limits).counted(tally);
+        let source = Source::new(credential, shared.cloud.clone(), client.clone(), limits.rejected);
         let authorizer = Authorizer::new(definition.host.as_str().into(), client.clone(), source, limits);
         Registry::new(Parts { definition, client, authorizer, clock: shared.settings.clock.clone() })
     }

@@ -10,4 +10,4 @@ pub mod reference;
 pub use descriptor::{Descriptor, MediaType};
 pub use manifest::{Document, Index, Manifest};
 pub use platform::Platform;
-pub use reference::{ArtifactName, Reference, RegistryHost, Repository, RepositoryName, Tag};
+pub use reference::{ArtifactName, Reference, ReferenceError, RegistryHost, Repository, RepositoryName, Tag};

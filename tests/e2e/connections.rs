@@ -93,7 +93,14 @@ fn rejects_each_wrong_field_by_name_and_stores_nothing() {
         ("host", json!({"host": "no-such-host.invalid", "provider": "anonymous", "plain_http": true})),
         ("host", json!({"host": "127.0.0.1:5000", "provider": "anonymous"})),
         ("host", json!({"host": "169.254.169.254", "provider": "anonymous", "allow_private": true})),
-        ("provider", json!({"host": "ghcr.io", "provider": "azure"})),
+        ("provider", json!({"host": "ghcr.io", "provider": "kerberos"})),
+        ("config", json!({"host": "mine.azurecr.io", "provider": "azure"})),
+        ("config", json!({"host": "mine.azurecr.io", "provider": "azure", "config": "{}"})),
+        (
+            "host",
+            json!({"host": "ghcr.io", "provider": "azure", "config":
+                "tenant_id = 't'\nclient_id = '04b07795-8ddb-461a-bbee-02f9e1bf7b46'\nclient_secret = 's'"}),
+        ),
         ("username", json!({"host": "ghcr.io", "provider": "static", "password": "p"})),
         ("username", json!({"host": "ghcr.io", "provider": "static", "username": "a:b", "password": "p"})),
         ("password", json!({"host": "ghcr.io", "provider": "static", "username": "a"})),
@@ -157,7 +164,9 @@ fn test_names_the_layer_that_fails() {
     // Asked too often.
     let busy = always(429, &[("Retry-After", "30")], "{}");
     add(&facade, &busy.authority(), PASSWORD).expect_success();
-    assert_eq!(verdict(&busy.authority(), &[]).0, "rate-limit");
+    let (step, said) = verdict(&busy.authority(), &[]);
+    assert_eq!(step, "rate-limit");
+    assert!(said.contains("in 30 s") && said.contains("facade connection add"), "{said}");
     // A wrong password, then the right one.
     let host = registry.host();
     add(&facade, &host, "wrong").expect_success();
@@ -167,6 +176,12 @@ fn test_names_the_layer_that_fails() {
     add(&facade, &host, PASSWORD).expect_success();
     assert_eq!(verdict(&host, &[]).0, Value::Null);
     assert!(connection(&facade, &host)["last_error"].is_null());
+    // A host with a repository behind it, as one pastes it: the permission on it is tried.
+    registry.push("team/app", "v1", &small());
+    assert_eq!(verdict(&format!("{host}/team/app"), &[]).0, Value::Null);
+    let (step, said) = verdict(&format!("{host}/team/other:v1"), &[]);
+    assert_eq!(step, "permission", "{said}");
+    assert!(said.contains("team/other"), "{said}");
     // Good credentials without the permission.
     let proxy = Proxy::before(&host);
     let status = 403;

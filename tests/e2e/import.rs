@@ -383,3 +383,136 @@ fn pinned_artifact_outlives_the_eviction_of_others() {
     });
     assert_eq!(facade.ok(&["artifact", "show", &kept.artifact()])["pinned"], true);
 }
+
+#[test]
+fn digest_is_imported_though_no_tag_points_at_it() {
+    let registry = Registry::open();
+    let old = registry.push("team/app", "v1", &small());
+    let new = registry.push("team/app", "v1", &small());
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let digest = old.digest.to_string();
+    let labelled = format!("v1@{}", new.digest);
+    let report = facade.ok(&["import", &old.repository, &digest, &labelled]);
+    assert_eq!(report["results"][0]["outcome"], "imported");
+    assert_eq!(
+        (&report["results"][0]["tag"], &report["results"][1]["tag"]),
+        (&json!(digest), &json!(labelled))
+    );
+    assert_eq!(facade.ok(&["artifact", "show", &old.artifact()])["tag"], "");
+    assert_eq!(facade.ok(&["artifact", "show", &new.artifact()])["tag"], "v1");
+    // A tag beside a digest says nothing about where the tag points: it was not asked.
+    let moved = registry.push("team/app", "v1", &small());
+    let report = facade.ok(&["import", &moved.repository, "v1"]);
+    assert_eq!(report["results"][0]["outcome"], "imported");
+    let device = Device::enrolled("board-1", &facade);
+    facade.ok(&["assign", &old.artifact(), "--device", "board-1"]);
+    device.sync().expect_success();
+    assert_eq!(device.delivered(), [old.digest].into());
+    let nowhere = format!("sha256:{}", "0".repeat(64));
+    let missing = facade.cli(&["import", &old.repository, &nowhere]).expect_code(1).json();
+    assert_eq!(missing["results"][0]["outcome"], "missing");
+}
+
+#[test]
+fn dry_run_tells_what_would_become_of_it_and_signs_nothing() {
+    let registry = Registry::open();
+    let first = registry.push("team/app", "v1", &small());
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let outcome = || {
+        let report =
+            facade.cli(&["import", &first.repository, "v1", "missing", "--dry-run"]).expect_code(3).json();
+        assert_eq!(report["results"][1]["outcome"], "missing");
+        report["results"][0]["outcome"].clone()
+    };
+    assert_eq!(outcome(), "imported");
+    assert!(!artifacts(&facade).contains("sha256:"));
+    facade.import(&first);
+    assert_eq!(outcome(), "unchanged");
+    registry.push("team/app", "v1", &small());
+    assert_eq!(outcome(), "moved");
+    assert_eq!(facade.ok(&["artifact", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn every_image_of_a_compose_file_and_of_rendered_manifests_is_imported() {
+    let registry = Registry::open();
+    let (web, api) =
+        (registry.push("team/web", "latest", &small()), registry.push("team/api", "v2", &small()));
+    let host = registry.host();
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let compose = file(
+        "compose.yaml",
+        format!(
+            "services:\n  web: {{image: '{host}/team/web'}}\n  api: {{image: '{host}/team/api:${{TAG:-v1}}'}}\n  \
+             worker: {{image: '{host}/team/api:v2'}}\n  db: {{image: 'not-connected.example/db:${{PG:-16}}'}}\n  \
+             own: {{build: .}}\n  odd: {{image: 'app:$WHICH'}}\n"
+        ),
+    );
+    let planned =
+        facade.cli(&["import", "--from-file", &compose, "--set", "TAG=v2", "--dry-run"]).expect_code(3);
+    assert!(!artifacts(&facade).contains("sha256:"));
+    assert!(planned.text().contains("service own is built"), "{}", planned.text());
+    let report = facade.cli(&["import", "--from-file", &compose, "--set", "TAG=v2"]).expect_code(3).json();
+    let results = report["results"].as_array().unwrap();
+    let of = |place: &str| {
+        let has = |result: &&Value| result["places"].as_array().unwrap().contains(&json!(place));
+        results.iter().find(has).unwrap_or_else(|| panic!("{place}: {report}"))
+    };
+    assert_eq!(results.len(), 4, "the same image is imported once: {report}");
+    assert_eq!(of("service web")["artifact"], web.artifact());
+    assert_eq!(
+        (&of("service api")["artifact"], &of("service worker")["artifact"]),
+        (&json!(api.artifact()), &json!(api.artifact()))
+    );
+    assert_eq!(of("service db")["outcome"], "failed");
+    assert!(
+        of("service db")["reason"].as_str().unwrap().contains("facade connection add not-connected.example")
+    );
+    assert_eq!(of("service odd")["outcome"], "unsupported");
+    assert!(of("service odd")["reason"].as_str().unwrap().contains("--set WHICH="));
+
+    // Rendered manifests from standard input, by digest.
+    let manifests = format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: shop}}\nspec:\n  template:\n    spec:\n      containers:\n      \
+         - image: {}\n---\n# empty\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: one}}\nspec:\n  containers:\n  - image: {host}/team/web:latest\n",
+        api.artifact()
+    );
+    let report =
+        facade.cli_with_input(&["import", "--from-file", "-"], manifests.as_bytes()).expect_success().json();
+    assert_eq!(report["results"][0]["places"], json!(["Deployment/shop"]));
+    assert!(
+        report["results"].as_array().unwrap().iter().all(|result| result["outcome"] == "unchanged"),
+        "{report}"
+    );
+
+    // Before anything is asked: what is no such file, and how a template is rendered.
+    facade.cli(&["import", "--from-file", "/nowhere"]).expect_code(2);
+    let template = file("template.yaml", "image: {{ .Values.image }}\n".to_owned());
+    let refused = facade.cli(&["import", "--from-file", &template]).expect_code(2);
+    assert!(refused.text().contains("helm template"), "{}", refused.text());
+    facade.cli(&["import", "--from-file", &compose, "nginx", "1"]).expect_code(2);
+    facade.cli(&["import", "--from-file", &compose, "--set", "TAG"]).expect_code(2);
+}
+
+#[test]
+fn rejects_an_index_without_manifests_as_for_no_platform() {
+    let registry = Registry::open();
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let empty = format!(r#"{{"schemaVersion":2,"mediaType":"{media_type}","manifests":[]}}"#);
+    assert_eq!(registry.put_raw_manifest("team/app", "empty", media_type, empty.as_bytes()), 201);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let repository = format!("{}/team/app", registry.host());
+    let refused = facade.cli(&["import", &repository, "empty"]).expect_code(1).json();
+    assert_eq!(refused["results"][0]["outcome"], "no-platform", "{refused}");
+    assert!(!artifacts(&facade).contains("sha256:"));
+}

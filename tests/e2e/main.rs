@@ -10,6 +10,7 @@ mod board;
 mod cache;
 mod ceremonies;
 mod changes;
+mod cloud;
 mod connections;
 mod console;
 mod credentials;

@@ -10,6 +10,7 @@
 //! - [`image`]: OCI and Docker images made on the spot
 //! - [`registry`], [`token`]: the real `docker-registry`, open or behind a password or a token service
 //! - [`tls_registry`]: `docker-registry` with TLS and client certificates
+//! - [`cloud`]: registries of Google, AWS and Azure, whose doors check short-lived credentials, and who issues those
 //! - [`proxy`]: the faulty wire in front of a registry
 //! - [`containerd`]: a real containerd of the test's own
 //! - [`facade`], [`device`]: the two programs of Drayage
@@ -28,6 +29,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod cloud;
 pub mod containerd;
 pub mod device;
 pub mod facade;
@@ -42,6 +44,7 @@ pub mod token;
 pub mod tunnel;
 
 pub use client::{Answer, DeviceClient};
+pub use cloud::{AzureCloud, CloudRegistry, Gate, GoogleTokens, Moto};
 pub use containerd::Containerd;
 pub use device::Device;
 pub use facade::Facade;

@@ -57,7 +57,8 @@ impl TlsRegistry {
     }
 }
 
-fn certificates(path: &Path, name: &str) {
+/// Leaves in `path` an authority (`ca.pem`), and by it `server.{pem,key}` for `name` and `client.{pem,key}`.
+pub(crate) fn certificates(path: &Path, name: &str) {
     let mut params = CertificateParams::new(Vec::new()).expect("certificate parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];

@@ -172,7 +172,7 @@ fn access(scope: &str) -> Option<Value> {
     Some(json!({"type": kind, "name": name, "actions": actions.split(',').collect::<Vec<_>>()}))
 }
 
-fn values(form: &[(String, String)], name: &str) -> Vec<String> {
+pub(crate) fn values(form: &[(String, String)], name: &str) -> Vec<String> {
     let named = form.iter().filter(|(key, _)| key == name);
     // Several scopes come as several parameters, or as one with spaces between them.
     named.flat_map(|(_, value)| split_scopes(name, value)).collect()
@@ -185,7 +185,7 @@ fn split_scopes(name: &str, value: &str) -> Vec<String> {
     }
 }
 
-fn parse_form(text: &str) -> Vec<(String, String)> {
+pub(crate) fn parse_form(text: &str) -> Vec<(String, String)> {
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(key, value)| (decode(key), decode(value))).collect()
 }

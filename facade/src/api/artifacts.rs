@@ -199,7 +199,7 @@ fn view(state: &State, artifact: &artifacts::Artifact) -> Artifact {
         manifest_bytes: artifact.closure.root.size,
         size_bytes: artifact.closure.size_bytes(),
         platforms: artifact.platform_names(),
-        tag: artifact.tag.to_string(),
+        tag: artifact.tag.as_ref().map(ToString::to_string).unwrap_or_default(),
         imported_at: artifact.imported_at.to_string(),
         imported_by: artifact.imported_by.clone(),
         pinned: state.pins.contains(artifact.name()),

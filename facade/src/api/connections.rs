@@ -1,7 +1,7 @@
 //! `/api/v1/connections`
 
 use axum::Json;
-use pki::oci::{RegistryHost, RepositoryName};
+use pki::oci::{RegistryHost, Repository, RepositoryName};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -13,8 +13,8 @@ use super::{Answer, State};
 use crate::catalog::registries::{self, RegistriesError};
 use crate::secret::Secret;
 use crate::upstream::{
-    AwsConfiguration, AwsConfigurationError, Definition, DefinitionError, GoogleAccount, Outcome, Provider,
-    Secrets,
+    AwsConfiguration, AwsConfigurationError, AzurePrincipal, AzurePrincipalError, Definition,
+    DefinitionError, GoogleAccount, Outcome, Provider, Secrets,
 };
 
 impl From<RegistriesError> for Problem {
@@ -32,12 +32,15 @@ impl From<RegistriesError> for Problem {
 fn definition_problem(wrong: &DefinitionError) -> Problem {
     let text = wrong.to_string();
     match (wrong, text.split_once(": ")) {
-        (DefinitionError::Aws(AwsConfigurationError::Host(_)), Some((_, detail))) => {
-            Problem::invalid("host", detail)
-        }
-        (DefinitionError::Aws(_) | DefinitionError::Google(_), Some((_, detail))) => {
-            Problem::invalid("config", detail)
-        }
+        (
+            DefinitionError::Aws(AwsConfigurationError::Host(_))
+            | DefinitionError::Azure(AzurePrincipalError::Host(_)),
+            Some((_, detail)),
+        ) => Problem::invalid("host", detail),
+        (
+            DefinitionError::Aws(_) | DefinitionError::Google(_) | DefinitionError::Azure(_),
+            Some((_, detail)),
+        ) => Problem::invalid("config", detail),
         (_, Some((field, detail))) => Problem::invalid(field, detail),
         (_, None) => Problem::malformed(text),
     }
@@ -103,7 +106,7 @@ pub(super) struct TestQuery {
 }
 
 /// Tries a connection and says which layer fails
-#[utoipa::path(post, path = "/api/v1/connections/{host}/test", params(("host" = String, Path, description = "The registry's host"), TestQuery), tag = "connections",
+#[utoipa::path(post, path = "/api/v1/connections/{host}/test", params(("host" = String, Path, description = "The registry's host, or a repository of it whose pull permission is tried too"), TestQuery), tag = "connections",
     responses((status = 200, body = ConnectionCheck), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn test(
     state: State,
@@ -112,9 +115,12 @@ pub(super) async fn test(
     Query(query): Query<TestQuery>,
 ) -> Answer<ConnectionCheck> {
     caller.require(Role::Operator)?;
-    let host = parse_host(&host)?;
+    let (host, pasted) = (parse_host(&host)?, pasted_repository(&host)?);
     let registry = state.registries.registry(&host)?;
-    let repository = query.repository.as_deref().map(|text| repository_of(&host, text)).transpose()?;
+    let repository = match query.repository.as_deref() {
+        Some(text) => Some(repository_of(&host, text)?),
+        None => pasted,
+    };
     let report = registry.check(repository.as_ref()).await;
     state.registries.keep_health().await?;
     let steps = report.steps.iter().map(|step| CheckStep {
@@ -133,10 +139,19 @@ fn parse_host(text: &str) -> Result<RegistryHost, Problem> {
     RegistryHost::from_pasted(text).map_err(|error| Problem::invalid("host", error.to_string()))
 }
 
+/// The repository behind the host, of `ghcr.io/owner/app` or a pasted page.
+fn pasted_repository(text: &str) -> Result<Option<RepositoryName>, Problem> {
+    let repository =
+        Repository::from_pasted(text).map_err(|error| Problem::invalid("host", error.to_string()))?;
+    Ok(repository.map(|repository| repository.name().clone()))
+}
+
 /// `team/app`, or the same behind its registry's host.
 fn repository_of(host: &RegistryHost, text: &str) -> Result<RepositoryName, Problem> {
     let name = text.strip_prefix(host.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
-    field("repository", name)
+    let name = field("repository", name)?;
+    // Docker Hub's official images have their prefix.
+    Ok(Repository::new(host.clone(), name).name().clone())
 }
 
 fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
@@ -161,8 +176,15 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
             secrets.credential = key;
             Provider::Aws(configuration)
         }
+        "azure" => {
+            let file = Secret::new(request.config.ok_or_else(|| missing("config", "azure"))?);
+            let (principal, secret) = AzurePrincipal::from_file(&file)
+                .map_err(|error| Problem::invalid("config", error.to_string()))?;
+            secrets.credential = Some(secret);
+            Provider::Azure(principal)
+        }
         other => {
-            let known = ["static", "anonymous", "google", "aws"];
+            let known = ["static", "anonymous", "google", "aws", "azure"];
             let detail = format!("{other:?} is not one of {}", known.join(", "));
             return Err(Problem::invalid("provider", detail));
         }
@@ -231,6 +253,8 @@ fn view(state: &State, connection: &registries::Connection) -> Connection {
         last_error: health.current_error().map(str::to_owned),
         rate_limit_remaining: health.budget.as_ref().map(|budget| budget.remaining),
         rate_limit: health.budget.as_ref().and_then(|budget| budget.limit),
+        wrong_bytes_at: health.wrong_bytes.as_ref().map(|wrong| wrong.at.to_string()),
+        wrong_bytes: health.wrong_bytes.as_ref().map(|wrong| wrong.what.clone()),
         retry_at: health.retry_at.filter(|at| *at > state.clock.now()).map(|at| at.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use futures_util::{StreamExt, stream};
 use pki::oci::manifest::DocumentError;
-use pki::oci::{ArtifactName, Platform, Repository, Tag};
+use pki::oci::{ArtifactName, Platform, Repository};
 use pki::x509::DeviceId;
 
 use super::auth::{Caller, Role};
@@ -14,7 +14,7 @@ use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
 use crate::catalog::devices::Group;
 use crate::catalog::events::Kind;
-use crate::catalog::imports::{self, ImportError, Resolved};
+use crate::catalog::imports::{self, ImportError, Resolved, Wanted};
 use crate::publish::images::Outcome;
 use crate::upstream::{Registry, UpstreamError};
 
@@ -57,6 +57,7 @@ pub(super) async fn import(
         repository: &repository,
         by: &caller.name,
         pin: request.pin,
+        dry_run: request.dry_run,
     };
     let results = stream::iter(request.tags).map(|tag| import.one(tag));
     let results = results.buffered(AT_A_TIME).collect().await;
@@ -125,25 +126,25 @@ struct Import<'a> {
     audience: Vec<(DeviceId, Platform)>,
     by: &'a str,
     pin: bool,
+    dry_run: bool,
 }
 
 impl Import<'_> {
     async fn one(&self, text: String) -> ImportResult {
-        let tag = match text.parse::<Tag>() {
-            Ok(tag) => tag,
+        let wanted = match text.parse::<Wanted>() {
+            Ok(wanted) => wanted,
             Err(error) => return failed(text, ImportOutcome::Unsupported, error.to_string()),
         };
-        match self.sign(&tag).await {
-            Ok(result) => result,
+        match self.sign(&wanted).await {
+            Ok(result) => ImportResult { tag: text, ..result },
             Err(failure) => failed(text, failure.outcome, failure.reason),
         }
     }
 
-    async fn sign(&self, tag: &Tag) -> Result<ImportResult, Failure> {
-        let served = imports::look_up(self.registry, self.repository, tag).await?;
+    async fn sign(&self, wanted: &Wanted) -> Result<ImportResult, Failure> {
+        let served = imports::look_up(self.registry, self.repository, wanted).await?;
         let name = ArtifactName::new(self.repository.clone(), served.digest);
-        let before = self.state.artifacts.last_import(self.repository, tag).await;
-        let before = before.map_err(|error| internal(&error))?.filter(|before| *before != name);
+        let before = self.before(wanted, &name).await?;
         let held = self.state.artifacts.get(&name).await;
         let artifact = match held.map_err(|error| internal(&error))? {
             Some(held) if held.revoked_at.is_some() => {
@@ -155,12 +156,20 @@ impl Import<'_> {
             None => {
                 let resolved = imports::resolve(self.registry, self.repository, served).await?;
                 self.check_audience(&resolved.platforms)?;
+                if self.dry_run {
+                    let artifact = self.artifact(resolved, wanted);
+                    return Ok(self.result(&artifact, first_outcome(before.as_ref()), before));
+                }
                 let kept = self.state.keep_documents(&resolved).await;
                 kept.map_err(|error| internal(&error))?;
-                self.artifact(resolved, tag)
+                self.artifact(resolved, wanted)
             }
         };
-        let signed = self.state.images.add(&artifact, tag).await;
+        if self.dry_run {
+            let outcome = if before.is_some() { ImportOutcome::Moved } else { ImportOutcome::Unchanged };
+            return Ok(self.result(&artifact, outcome, before));
+        }
+        let signed = self.state.images.add(&artifact, wanted.tag()).await;
         let signed = signed.map_err(|error| Failure {
             outcome: ImportOutcome::Failed,
             reason: Problem::from(error).detail,
@@ -171,17 +180,35 @@ impl Import<'_> {
         }
         let outcome = match (signed, &before) {
             (Outcome::Pending, _) => ImportOutcome::Pending,
-            (_, Some(_)) => ImportOutcome::Moved,
             (Outcome::Unchanged, None) => ImportOutcome::Unchanged,
-            (Outcome::Signed, None) => ImportOutcome::Imported,
+            (Outcome::Signed | Outcome::Unchanged, before) => first_outcome(before.as_ref()),
         };
-        tracing::info!(artifact = %artifact.name(), tag = %tag, by = %self.by, outcome = ?outcome, "tag imported");
+        let tag = wanted.label().map(ToString::to_string);
+        tracing::info!(artifact = %artifact.name(), tag, by = %self.by, outcome = ?outcome, "tag imported");
         if matches!(outcome, ImportOutcome::Imported | ImportOutcome::Moved) {
-            let detail = format!("tag {tag} was imported by {}", self.by);
+            let what = tag.map_or_else(|| "a digest".to_owned(), |tag| format!("tag {tag}"));
+            let detail = format!("{what} was imported by {}", self.by);
             self.state.events.raise(Kind::Imported, artifact.name(), detail);
         }
-        let result = ImportResult {
-            tag: tag.to_string(),
+        let result = self.result(&artifact, outcome, before);
+        if self.pin { Ok(self.pinned(&artifact, result).await) } else { Ok(result) }
+    }
+
+    /// What the tag pointed at when it was last imported, if that was something else.
+    async fn before(&self, wanted: &Wanted, now: &ArtifactName) -> Result<Option<ArtifactName>, Failure> {
+        let Some(tag) = wanted.tag() else { return Ok(None) };
+        let before = self.state.artifacts.last_import(self.repository, tag).await;
+        Ok(before.map_err(|error| internal(&error))?.filter(|before| before != now))
+    }
+
+    fn result(
+        &self,
+        artifact: &Artifact,
+        outcome: ImportOutcome,
+        before: Option<ArtifactName>,
+    ) -> ImportResult {
+        ImportResult {
+            tag: String::new(),
             outcome,
             artifact: Some(artifact.name().to_string()),
             moved_from: before.map(|before| before.to_string()),
@@ -190,8 +217,7 @@ impl Import<'_> {
             pinned: self.state.pins.contains(artifact.name()),
             warning: self.unsuited(&artifact.platforms),
             reason: None,
-        };
-        if self.pin { Ok(self.pinned(&artifact, result).await) } else { Ok(result) }
+        }
     }
 
     async fn pinned(&self, artifact: &Artifact, result: ImportResult) -> ImportResult {
@@ -205,10 +231,10 @@ impl Import<'_> {
         }
     }
 
-    fn artifact(&self, resolved: Resolved, tag: &Tag) -> Artifact {
+    fn artifact(&self, resolved: Resolved, wanted: &Wanted) -> Artifact {
         Artifact {
             closure: resolved.closure,
-            tag: tag.clone(),
+            tag: wanted.label().cloned(),
             platforms: resolved.platforms,
             imported_at: self.state.clock.now(),
             imported_by: self.by.to_owned(),
@@ -244,6 +270,11 @@ impl Import<'_> {
     }
 }
 
+/// What becomes of something that was never imported, once it is signed.
+fn first_outcome(before: Option<&ArtifactName>) -> ImportOutcome {
+    if before.is_some() { ImportOutcome::Moved } else { ImportOutcome::Imported }
+}
+
 fn describe(lacking: &[&(DeviceId, Platform)]) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> =
@@ -267,6 +298,7 @@ impl From<ImportError> for Failure {
             ImportError::Document { source: DocumentError::TooLarge | DocumentError::TooMany(_), .. }
             | ImportError::TooMany
             | ImportError::TooLarge => ImportOutcome::TooLarge,
+            ImportError::NoManifests(_) => ImportOutcome::NoPlatform,
             ImportError::Document { .. }
             | ImportError::Size { .. }
             | ImportError::Type { .. }

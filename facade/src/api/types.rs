@@ -36,7 +36,7 @@ pub struct ConnectionRequest {
     /// The registry, as a host or a pasted browser URL.
     #[schema(example = "ghcr.io")]
     pub host: String,
-    /// `static`, `anonymous`, `google` or `aws`.
+    /// `static`, `anonymous`, `google`, `aws` or `azure`.
     #[schema(example = "static")]
     pub provider: String,
     /// User name (`static`).
@@ -45,7 +45,8 @@ pub struct ConnectionRequest {
     /// Password or token (`static`). Sealed at once; never shown again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
-    /// Provider configuration (`google`: the service account's JSON key; `aws`: the role's TOML or JSON). Sealed at once.
+    /// Provider configuration (`google`: the service account's JSON key; `aws`: the role's TOML or JSON;
+    /// `azure`: the service principal's). Sealed at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
     /// Speak plain HTTP; only to loopback and private addresses.
@@ -103,6 +104,12 @@ pub struct Connection {
     /// Until when the registry asked to be left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<String>,
+    /// When it last served bytes that were not what they were named; stays until it is connected anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong_bytes_at: Option<String>,
+    /// What they were and should have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong_bytes: Option<String>,
 }
 
 /// What a test of a connection found.
@@ -162,11 +169,14 @@ pub struct ImportRequest {
     /// The repository, as any docker reference without tag.
     #[schema(example = "ghcr.io/owner/app")]
     pub repository: String,
-    /// The tags.
+    /// Tags, or digests: `v1`, `sha256:…`, `v1@sha256:…` (the digest counts).
     pub tags: Vec<String>,
     /// Fetch every byte into the cache now, and keep it there.
     #[serde(default)]
     pub pin: bool,
+    /// Look everything up and check it, but sign and keep nothing.
+    #[serde(default)]
+    pub dry_run: bool,
     /// The group the artifacts are meant for: what none of its devices can run is not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_group: Option<String>,
@@ -178,14 +188,14 @@ pub struct ImportRequest {
 /// What became of a batch of tags.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ImportReport {
-    /// One result a tag, in the order asked.
+    /// One result a tag or digest, in the order asked. Of a dry run: what would have become of it.
     pub results: Vec<ImportResult>,
 }
 
 /// What became of one tag.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ImportResult {
-    /// The tag.
+    /// The tag, or digest, as it was asked for.
     pub tag: String,
     /// `imported`, `unchanged`, `moved`, `missing`, `denied`, `rate-limited`, `unsupported`, `no-platform`,
     /// `too-large` or `failed`.
@@ -263,7 +273,7 @@ pub struct Artifact {
     pub size_bytes: u64,
     /// The platforms it runs on.
     pub platforms: Vec<String>,
-    /// The tag it was imported from.
+    /// The tag it was imported from, or that was named beside its digest; empty when there was none.
     pub tag: String,
     /// When (RFC 3339).
     pub imported_at: String,

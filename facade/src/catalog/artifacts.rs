@@ -26,8 +26,9 @@ const TAGS: Table = Table("imported-tags");
 pub struct Artifact {
     /// Everything it consists of.
     pub closure: Closure,
-    /// The tag it was imported from.
-    pub tag: Tag,
+    /// The tag it was imported from, or that was named beside its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Tag>,
     /// The platforms it runs on, in the order of its index.
     pub platforms: Vec<Platform>,
     /// When it was imported.
@@ -90,9 +91,17 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Adds remembering what a tag points at to a batch.
-    pub fn put_tag(&self, batch: &mut Batch, tag: &Tag, name: &ArtifactName) -> Result<(), StoreError> {
-        batch.put_json(TAGS, &format!("{}:{tag}", name.repository()), name)
+    /// Adds remembering what a tag points at, if it was looked up, to a batch.
+    pub fn put_tag(
+        &self,
+        batch: &mut Batch,
+        tag: Option<&Tag>,
+        name: &ArtifactName,
+    ) -> Result<(), StoreError> {
+        match tag {
+            Some(tag) => batch.put_json(TAGS, &format!("{}:{tag}", name.repository()), name),
+            None => Ok(()),
+        }
     }
 
     /// What a tag pointed at when it was last imported.

@@ -4,12 +4,13 @@
 //! nobody asks the registry what anything is.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::str::FromStr;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use pki::digest::{self, Algorithm, Digest};
 use pki::oci::manifest::DocumentError;
-use pki::oci::{ArtifactName, Descriptor, Document, MediaType, Platform, Repository, Tag};
+use pki::oci::{ArtifactName, Descriptor, Document, MediaType, Platform, ReferenceError, Repository, Tag};
 use thiserror::Error;
 
 use super::closure::Closure;
@@ -79,6 +80,9 @@ pub enum ImportError {
     /// Indexes nested too deeply.
     #[error("indexes are nested deeper than {MAX_DEPTH}")]
     TooDeep,
+    /// Nothing in it that a device could run.
+    #[error("the index {0} has no manifests, so there is no platform that it is for")]
+    NoManifests(Digest),
     /// Too many manifests.
     #[error("there are more than {MAX_DOCUMENTS} manifests")]
     TooMany,
@@ -101,9 +105,65 @@ pub struct Resolved {
     pub documents: HashMap<Digest, Bytes>,
 }
 
-/// Asks what a tag names now; the digest is computed here.
-pub async fn look_up(registry: &Registry, repository: &Repository, tag: &Tag) -> Result<Served, ImportError> {
-    Ok(registry.resolve(repository.name(), tag).await?)
+/// What is to be imported of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// What a tag points at now.
+    Tag(Tag),
+    /// This and nothing else; a tag beside it is only a label, as docker has it.
+    Digest {
+        /// The tag that was named beside the digest.
+        label: Option<Tag>,
+        /// What is to be imported.
+        digest: Digest,
+    },
+}
+
+impl Wanted {
+    /// The tag that it was named by.
+    pub fn label(&self) -> Option<&Tag> {
+        match self {
+            Self::Tag(tag) => Some(tag),
+            Self::Digest { label, .. } => label.as_ref(),
+        }
+    }
+
+    /// The tag whose target the import finds out.
+    pub fn tag(&self) -> Option<&Tag> {
+        match self {
+            Self::Tag(tag) => Some(tag),
+            Self::Digest { .. } => None,
+        }
+    }
+}
+
+/// `v1`, `sha256:…`, or `v1@sha256:…`.
+impl FromStr for Wanted {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let (label, digest) = match text.split_once('@') {
+            Some(("", digest)) => (None, digest),
+            Some((tag, digest)) => (Some(tag.parse()?), digest),
+            // No tag has a colon.
+            None if text.contains(':') => (None, text),
+            None => return Ok(Self::Tag(text.parse()?)),
+        };
+        Ok(Self::Digest { label, digest: digest.parse()? })
+    }
+}
+
+/// Asks for what is wanted: what a tag names now, with the digest computed here, or what a digest names.
+pub async fn look_up(
+    registry: &Registry,
+    repository: &Repository,
+    wanted: &Wanted,
+) -> Result<Served, ImportError> {
+    let served = match wanted {
+        Wanted::Tag(tag) => registry.resolve(repository.name(), tag).await?,
+        Wanted::Digest { digest, .. } => registry.manifest(repository.name(), *digest).await?,
+    };
+    Ok(served)
 }
 
 /// Reads everything that the closure of a manifest or index needs.
@@ -181,6 +241,9 @@ impl Walk<'_> {
                         self.take_blob(child);
                     }
                     self.note_platform(&descriptor, &manifest.config).await?;
+                }
+                Document::Index(index) if index.manifests.is_empty() => {
+                    return Err(ImportError::NoManifests(descriptor.digest));
                 }
                 Document::Index(index) => {
                     let new = index.manifests.iter().filter(|child| self.seen.insert(child.digest));
@@ -316,5 +379,27 @@ fn check_unambiguous(closure: &Closure) -> Result<(), ImportError> {
     match closure.blobs.iter().find(|blob| documents.contains(&blob.digest)) {
         Some(blob) => Err(ImportError::Ambiguous(blob.digest)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_tags_and_digests_as_docker_writes_them() {
+        let digest = Digest::sha256(b"x");
+        let tag = |text: &str| text.parse::<Tag>().unwrap();
+        for (text, expected) in [
+            ("v1".to_owned(), Wanted::Tag(tag("v1"))),
+            (digest.to_string(), Wanted::Digest { label: None, digest }),
+            (format!("@{digest}"), Wanted::Digest { label: None, digest }),
+            (format!("v1@{digest}"), Wanted::Digest { label: Some(tag("v1")), digest }),
+        ] {
+            assert_eq!(text.parse::<Wanted>().unwrap(), expected, "{text}");
+        }
+        for text in ["", "a b", "sha256:abc", "v1@", "v1@v2", "a/b", "sha256:", "v1@sha256:abc"] {
+            assert!(text.parse::<Wanted>().is_err(), "{text}");
+        }
     }
 }

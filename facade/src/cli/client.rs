@@ -232,11 +232,11 @@ fn read_token(file: Option<&Path>) -> Result<Secret, CliError> {
         ));
     };
     let text = std::fs::read_to_string(file).map_err(|error| {
-        CliError::NotAllowed(format!("cannot read the token file {}: {error}", file.display()))
+        CliError::Usage(format!("cannot read the token file {}: {error}", file.display()))
     })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::NotAllowed(format!("the token file {} holds no token", file.display())));
+        return Err(CliError::Usage(format!("the token file {} holds no token", file.display())));
     }
     Ok(Secret::new(token.to_owned()))
 }

@@ -27,8 +27,10 @@ pub(super) enum Verb {
         host: String,
     },
     /// Try a connection and say which layer fails
+    #[command(after_help = TEST_EXAMPLES)]
     Test {
-        /// The registry's host
+        /// The registry's host, or a repository of it, whose pull permission is tried too
+        #[arg(value_name = "HOST[/REPOSITORY]")]
         host: String,
         /// A repository whose pull permission is tried too
         #[arg(long)]
@@ -52,6 +54,8 @@ enum Provider {
     Google,
     /// AWS role, exchanged for short-lived tokens
     Aws,
+    /// Azure service principal, exchanged for short-lived tokens
+    Azure,
 }
 
 impl Provider {
@@ -61,15 +65,22 @@ impl Provider {
             Self::Anonymous => "anonymous",
             Self::Google => "google",
             Self::Aws => "aws",
+            Self::Azure => "azure",
         }
     }
 }
+
+const TEST_EXAMPLES: &str = "\
+Examples:
+  facade connection test ghcr.io
+  facade connection test ghcr.io/octo/app             (may this repository be pulled too?)";
 
 const EXAMPLES: &str = r#"Examples:
   facade connection add ghcr.io --username octo --password-stdin < token
   facade connection add quay.io                               (public images; no credentials)
   facade connection add europe-docker.pkg.dev --provider google --config-file key.json
   facade connection add 123456789012.dkr.ecr.eu-west-1.amazonaws.com --provider aws --config-file role.toml
+  facade connection add myregistry.azurecr.io --provider azure --config-file principal.json
   facade connection add --from-docker-config ~/.docker/config.json
   facade connection add 10.0.0.5:5000 --plain-http
 
@@ -80,7 +91,9 @@ Add it again to rotate its credentials; what is being pulled goes on.
   role_arn = "arn:aws:iam::123456789012:role/pull"     role to assume
   external_id = "…"                                    what the role's trust policy wants
   session_name = "drayage"                             how CloudTrail names us
-  access_key_id = "AKIA…", secret_access_key = "…"     otherwise the facade's environment, web identity or instance"#;
+  access_key_id = "AKIA…", secret_access_key = "…"     otherwise the facade's environment, web identity or instance
+--config-file for azure: what az ad sp create-for-rbac prints, or TOML or JSON:
+  tenant_id = "…", client_id = "…", client_secret = "…""#;
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -104,7 +117,8 @@ pub(super) struct Add {
     /// Read the password or token from a file
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// Provider configuration: a Google service account's JSON key, or an AWS role
+    /// Provider configuration: a Google service account's JSON key, an AWS role, or an Azure service
+    /// principal
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
     /// Speak plain HTTP; only loopback and private addresses
@@ -384,12 +398,17 @@ fn show(connection: &Connection) -> String {
         ("last success", connection.last_success_at.clone().unwrap_or_default()),
         ("last failure", connection.last_failure_at.clone().unwrap_or_default()),
         ("last error", connection.last_error.clone().unwrap_or_default()),
+        ("served wrong bytes", connection.wrong_bytes_at.clone().unwrap_or_default()),
+        ("wrong bytes", connection.wrong_bytes.clone().unwrap_or_default()),
         ("left alone until", connection.retry_at.clone().unwrap_or_default()),
         ("budget", budget(connection)),
     ])
 }
 
 fn state(connection: &Connection) -> String {
+    if let Some(at) = &connection.wrong_bytes_at {
+        return format!("served wrong bytes {at}");
+    }
     match (&connection.last_error, &connection.last_success_at) {
         (Some(error), _) => error.clone(),
         (None, Some(at)) => format!("ok {at}"),

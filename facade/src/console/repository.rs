@@ -85,6 +85,7 @@ async fn freeze(change: &Change) -> Result<String, Problem> {
         repository: repository.to_owned(),
         tags,
         pin: change.fields.ticked("pin"),
+        dry_run: false,
         for_group: None,
         for_device: None,
     };

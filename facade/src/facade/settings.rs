@@ -22,9 +22,11 @@ pub(super) fn upstream_settings(config: &Config, clock: &Clock) -> upstream::Set
             google_token: config.google_token_endpoint.clone(),
             aws_sts: config.aws_sts_endpoint.clone(),
             aws_ecr: config.aws_ecr_endpoint.clone(),
-            aws_imds: None,
+            aws_imds: config.aws_imds_endpoint.clone(),
+            azure_authority: config.azure_authority.clone(),
         },
         aws_environment: config.aws_environment.clone(),
+        counters: upstream::Counters::default(),
         clock: clock.clone(),
     }
 }

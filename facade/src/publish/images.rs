@@ -245,9 +245,9 @@ impl Images {
         read(&self.current.lock().await.trust)
     }
 
-    /// Signs an artifact and remembers where its tag points.
-    pub async fn add(&self, artifact: &Artifact, tag: &Tag) -> Result<Outcome, PublishingError> {
-        let addition = Addition { artifact: artifact.clone(), tag: tag.clone() };
+    /// Signs an artifact, and remembers that the tag points at it, if one was found to.
+    pub async fn add(&self, artifact: &Artifact, tag: Option<&Tag>) -> Result<Outcome, PublishingError> {
+        let addition = Addition { artifact: artifact.clone(), tag: tag.cloned() };
         self.add_all(vec![addition]).await
     }
 
@@ -332,7 +332,7 @@ impl Images {
                 Some(known) if known.revoked_at.is_some() => {
                     return Err(PublishingError::Revoked(name.to_string()));
                 }
-                Some(_) => self.parts.artifacts.put_tag(&mut batch, &addition.tag, name)?,
+                Some(_) => self.parts.artifacts.put_tag(&mut batch, addition.tag.as_ref(), name)?,
                 None => {
                     let desk = desk_of(&publishers, &target_path(name)?);
                     new.entry(desk).or_default().push(addition);

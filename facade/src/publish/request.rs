@@ -92,8 +92,9 @@ pub struct Request {
 pub struct Addition {
     /// The artifact.
     pub artifact: Artifact,
-    /// The tag it was imported from.
-    pub tag: Tag,
+    /// The tag that was found to point at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Tag>,
 }
 
 /// One file with the signatures that it has so far.

@@ -305,7 +305,7 @@ fn addition(repository: &str, number: usize) -> Addition {
     }))
     .unwrap();
     let closure = Closure { name, root: root.clone(), documents: vec![root], blobs: Vec::new() };
-    let tag: pki::oci::Tag = format!("v{number}").parse().unwrap();
+    let tag: Option<pki::oci::Tag> = Some(format!("v{number}").parse().unwrap());
     let artifact = Artifact {
         closure,
         tag: tag.clone(),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::challenge::challenges;
 use super::client::Answer;
 use super::error::UpstreamError;
+use super::health::retry_after;
 use super::registry::Registry;
 use super::target::Scheme;
 use super::token::Subject;
@@ -161,8 +162,10 @@ async fn api(registry: &Registry, steps: &mut Vec<StepResult>) -> Result<bool, F
         StatusCode::OK => "answers without credentials",
         StatusCode::UNAUTHORIZED if !challenges(&answer.headers).is_empty() => "asks for credentials",
         StatusCode::TOO_MANY_REQUESTS => {
-            let error =
-                UpstreamError::RateLimited { host: answer.target.authority().into(), retry_after: None };
+            let error = UpstreamError::RateLimited {
+                host: registry.definition().host.as_str().into(),
+                retry_after: retry_after(&answer.headers, registry.now()),
+            };
             return Err((Step::RateLimit, error));
         }
         status => {

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::Limits;
 use super::blob::Body;
+use super::counters::{Exchange, Tally};
 use super::dial::Dialer;
 use super::error::{Cause, UpstreamError};
 use super::target::{Scheme, Target};
@@ -36,6 +37,7 @@ pub(super) struct Client {
     http: Http<Dialer, Full<Bytes>>,
     dialer: Dialer,
     limits: Limits,
+    tally: Option<Tally>,
 }
 
 /// An `Authorization` header, and the secrets in it, which no error text may repeat.
@@ -63,7 +65,24 @@ impl Client {
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(dialer.clone());
-        Self { http, dialer, limits }
+        Self { http, dialer, limits, tally: None }
+    }
+
+    /// The same, with its requests and exchanges counted.
+    pub(super) fn counted(self, tally: Tally) -> Self {
+        Self { tally: Some(tally), ..self }
+    }
+
+    /// Counts an exchange that was made for this registry, and hands its outcome on.
+    pub(super) fn exchanged<T>(
+        &self,
+        kind: Exchange,
+        outcome: Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        if let Some(tally) = &self.tally {
+            tally.exchanged(kind, &outcome);
+        }
+        outcome
     }
 
     pub(super) fn dialer(&self) -> &Dialer {
@@ -138,13 +157,17 @@ impl Client {
         // An encoded body has another digest; there is nothing that we would decode.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        match timeout(self.limits.head, self.http.request(request)).await {
+        let outcome = match timeout(self.limits.head, self.http.request(request)).await {
             Ok(sent) => sent.map_err(|error| failure(target, &error)),
             Err(_) => Err(UpstreamError::Timeout {
                 host: target.authority().into(),
                 doing: "sending the head of its answer",
             }),
+        };
+        if let Some(tally) = &self.tally {
+            tally.asked(outcome.as_ref().ok().map(Response::status));
         }
+        outcome
     }
 
     fn answer(

@@ -1,6 +1,6 @@
 //! What a connection can prove, and the login it becomes when a request needs one.
 //!
-//! Long-lived secrets stay here; what goes out to a registry is a [`Login`], which for Google and AWS is short-lived,
+//! Long-lived secrets stay here; what goes out to a registry is a [`Login`], which for Google, AWS and Azure is short-lived,
 //! exchanged when it is needed and kept until shortly before it expires.
 
 use std::sync::Arc;
@@ -9,7 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::aws;
+use super::azure;
 use super::client::Client;
+use super::counters::Exchange;
 use super::error::{Cause, UpstreamError};
 use super::google;
 use super::target::Target;
@@ -34,6 +36,8 @@ pub enum Credential {
     ServiceAccount(google::ServiceAccount),
     /// A role of AWS, exchanged for an ECR password.
     Role(aws::Role),
+    /// A service principal of Azure, exchanged for a refresh token of the registry.
+    ServicePrincipal(azure::ServicePrincipal),
 }
 
 /// A user name and password as a registry or its token server takes them.
@@ -56,14 +60,16 @@ pub(super) struct Cloud {
 pub(super) struct Source {
     credential: Credential,
     cloud: Cloud,
+    /// For exchanges that the registry itself makes, as the connection reaches it.
+    registry: Client,
     exchanged: Cache<()>,
     rejected: Duration,
 }
 
 impl Source {
     /// `rejected` is how long a refused exchange is not tried again.
-    pub(super) fn new(credential: Credential, cloud: Cloud, rejected: Duration) -> Self {
-        Self { credential, cloud, exchanged: Cache::new(), rejected }
+    pub(super) fn new(credential: Credential, cloud: Cloud, registry: Client, rejected: Duration) -> Self {
+        Self { credential, cloud, registry, exchanged: Cache::new(), rejected }
     }
 
     pub(super) fn credential(&self) -> &Credential {
@@ -76,12 +82,15 @@ impl Source {
 
     /// Whether its logins expire, so that a rejection may only mean that it is time for a new one.
     pub(super) fn is_short_lived(&self) -> bool {
-        matches!(self.credential, Credential::ServiceAccount(_) | Credential::Role(_))
+        matches!(
+            self.credential,
+            Credential::ServiceAccount(_) | Credential::Role(_) | Credential::ServicePrincipal(_)
+        )
     }
 
     /// The login, if there is anything to prove, and what to forget when it is rejected.
     pub(super) async fn login(&self) -> Result<Option<(Login, Option<Cached>)>, UpstreamError> {
-        let cloud = self.cloud.clone();
+        let (cloud, registry) = (self.cloud.clone(), self.registry.clone());
         let (username, exchanged) = match &self.credential {
             Credential::Anonymous => return Ok(None),
             Credential::Static { username, password } => {
@@ -90,13 +99,27 @@ impl Source {
             }
             Credential::ServiceAccount(account) => {
                 let account = account.clone();
-                let exchange = || async move { account.exchange(&cloud).await };
+                let exchange = || async move {
+                    let outcome = account.exchange(&cloud).await;
+                    registry.exchanged(Exchange::Google, outcome)
+                };
                 (google::USERNAME, self.exchanged.get(&(), exchange).await)
             }
             Credential::Role(role) => {
                 let role = role.clone();
-                let exchange = || async move { role.exchange(&cloud).await };
+                let exchange = || async move {
+                    let outcome = role.exchange(&cloud).await;
+                    registry.exchanged(Exchange::Aws, outcome)
+                };
                 (aws::USERNAME, self.exchanged.get(&(), exchange).await)
+            }
+            Credential::ServicePrincipal(principal) => {
+                let principal = principal.clone();
+                let exchange = || async move {
+                    let outcome = principal.exchange(&cloud, &registry).await;
+                    registry.exchanged(Exchange::Azure, outcome)
+                };
+                (azure::USERNAME, self.exchanged.get(&(), exchange).await)
             }
         };
         let exchanged = exchanged.inspect_err(|error| self.remember(error))?;

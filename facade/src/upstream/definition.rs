@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::aws;
+use super::azure;
 use super::credential::Credential;
 use super::google;
 use crate::secret::Secret;
@@ -58,6 +59,8 @@ pub enum Provider {
     Google(google::Account),
     /// A role of Amazon Web Services.
     Aws(aws::Configuration),
+    /// A service principal of Azure.
+    Azure(azure::Principal),
 }
 
 impl Provider {
@@ -68,6 +71,7 @@ impl Provider {
             Self::Static { .. } => "static",
             Self::Google(_) => "google",
             Self::Aws(_) => "aws",
+            Self::Azure(_) => "azure",
         }
     }
 
@@ -78,6 +82,7 @@ impl Provider {
             Self::Static { username } => Some(username),
             Self::Google(account) => Some(&account.client_email),
             Self::Aws(configuration) => configuration.identity(),
+            Self::Azure(principal) => Some(&principal.client_id),
         }
     }
 }
@@ -91,7 +96,8 @@ impl fmt::Display for Provider {
 /// The secrets of one connection.
 #[derive(Clone, Debug, Default)]
 pub struct Secrets {
-    /// The password or token, the service account's private key (PEM), or the AWS secret access key.
+    /// The password or token, the service account's private key (PEM), the AWS secret access key, or the
+    /// Azure client secret.
     pub credential: Option<Secret>,
     /// The private key of the client certificate, PEM.
     pub client_key_pem: Option<Secret>,
@@ -137,6 +143,9 @@ pub enum DefinitionError {
     /// An AWS configuration that cannot work.
     #[error("aws: {0}")]
     Aws(#[from] aws::ConfigurationError),
+    /// An Azure service principal that cannot work.
+    #[error("azure: {0}")]
+    Azure(#[from] azure::PrincipalError),
 }
 
 impl Definition {
@@ -170,6 +179,11 @@ impl Definition {
             (Provider::Aws(configuration), secret) => {
                 Ok(Credential::Role(aws::Role::open(&self.host, configuration, secret)?))
             }
+            (Provider::Azure(principal), Some(secret)) => {
+                let principal = azure::ServicePrincipal::open(&self.host, principal, secret)?;
+                Ok(Credential::ServicePrincipal(principal))
+            }
+            (Provider::Azure(_), None) => Err(DefinitionError::NoSecret("azure")),
         }
     }
 

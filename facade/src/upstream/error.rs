@@ -80,6 +80,16 @@ impl fmt::Display for Layer {
     }
 }
 
+/// When to ask again a registry that limits the rate.
+fn when(retry_after: Option<Duration>) -> String {
+    // Rounded up: a moment too early is refused again.
+    match retry_after.map(|wait| wait.as_millis().div_ceil(1000)) {
+        None => "later".to_owned(),
+        Some(seconds) if seconds < 120 => format!("in {seconds} s"),
+        Some(seconds) => format!("in {} min", seconds.div_ceil(60)),
+    }
+}
+
 /// Why a request to a registry gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UpstreamError {
@@ -118,7 +128,10 @@ pub enum UpstreamError {
         source: Cause,
     },
     /// The registry limits the rate of requests.
-    #[error("{host} limits the rate of requests")]
+    #[error(
+        "{host} limits the rate of requests: try again {}, or connect it with an account that may ask more often (facade connection add {host} --username …)",
+        when(*retry_after)
+    )]
     RateLimited {
         /// The registry.
         host: Box<str>,

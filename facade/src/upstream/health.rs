@@ -24,6 +24,18 @@ pub struct Health {
     pub budget: Option<Budget>,
     /// Until when the registry asked to be left alone.
     pub retry_at: Option<Timestamp>,
+    /// That it has served wrong bytes; stays until the connection is made anew.
+    #[serde(default)]
+    pub wrong_bytes: Option<WrongBytes>,
+}
+
+/// That a registry has served bytes that were not what they were named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongBytes {
+    /// When it last did.
+    pub at: Timestamp,
+    /// What they were and should have been, in one line.
+    pub what: String,
 }
 
 /// A rate limit as `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 76;w=21600` tell it.
@@ -62,6 +74,9 @@ impl Health {
         // That a name does not exist says nothing about the connection.
         if matches!(error, UpstreamError::NotFound { .. }) {
             return self.note_success(now);
+        }
+        if let UpstreamError::DigestMismatch { source, .. } = error {
+            self.wrong_bytes = Some(WrongBytes { at: now, what: source.to_string() });
         }
         self.last_failure = Some(now);
         self.last_error = Some(error.line());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use http::header::{ACCEPT, RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use jiff::Timestamp;
 use pki::digest::{Digest, Mismatch};
 use pki::oci::manifest::MAX_DOCUMENT_BYTES;
 use pki::oci::{MediaType, RepositoryName, Tag};
@@ -118,6 +119,12 @@ impl Registry {
             self.client().dialer().addresses(&self.0.base).await?;
         }
         Ok(())
+    }
+
+    /// Marks the connection: what it sent was found out later not to be what it was named.
+    pub fn served_wrong_bytes(&self, source: Mismatch) {
+        let error = UpstreamError::DigestMismatch { host: self.host(), source };
+        self.state().note_failure(&error, self.now());
     }
 
     /// What the connection has lately experienced.
@@ -323,6 +330,10 @@ impl Registry {
 
     pub(super) fn is_anonymous(&self) -> bool {
         self.0.parts.authorizer.is_anonymous()
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.parts.clock.now()
     }
 
     fn host(&self) -> Box<str> {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::counters::Counters;
 use crate::clock::Clock;
 use crate::secret::Secret;
 
@@ -22,6 +23,8 @@ pub struct Settings {
     pub endpoints: Endpoints,
     /// AWS credentials of the facade's own environment.
     pub aws_environment: AwsEnvironment,
+    /// What is counted.
+    pub counters: Counters,
     /// The time.
     pub clock: Clock,
 }
@@ -34,6 +37,7 @@ impl Default for Settings {
             limits: Limits::default(),
             endpoints: Endpoints::default(),
             aws_environment: AwsEnvironment::default(),
+            counters: Counters::default(),
             clock: Clock::system(),
         }
     }
@@ -108,6 +112,8 @@ pub struct Endpoints {
     pub aws_sts: Option<String>,
     /// Instead of `https://api.ecr.<region>.amazonaws.com/`.
     pub aws_ecr: Option<String>,
+    /// Instead of `https://login.microsoftonline.com` and its like.
+    pub azure_authority: Option<String>,
     /// Instead of `http://169.254.169.254/`.
     pub aws_imds: Option<String>,
 }
@@ -127,6 +133,8 @@ pub struct AwsEnvironment {
     pub web_identity_role_arn: Option<String>,
     /// `AWS_CONTAINER_CREDENTIALS_FULL_URI`, or `_RELATIVE_URI` below `http://169.254.170.2`.
     pub container_credentials_url: Option<String>,
+    /// `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`, read each time: EKS replaces what is in it.
+    pub container_authorization_file: Option<PathBuf>,
     /// `AWS_CONTAINER_AUTHORIZATION_TOKEN`.
     pub container_authorization: Option<Secret>,
     /// Whether the instance metadata service may be asked (`AWS_EC2_METADATA_DISABLED` is not set).

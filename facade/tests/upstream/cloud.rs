@@ -173,12 +173,16 @@ impl Drop for Moto {
 const UNCHECKED_CALLS: usize = 5;
 
 fn moto() -> Moto {
+    moto_unchecked_for(UNCHECKED_CALLS)
+}
+
+fn moto_unchecked_for(calls: usize) -> Moto {
     let program = std::env::vars().find(|(name, _)| name == "DRAYAGE_TEST_MOTO").map(|(_, value)| value);
     let program = program.expect("DRAYAGE_TEST_MOTO must name a moto_server (tests/run installs one)");
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let process = Command::new(program)
         .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
-        .env("INITIAL_NO_AUTH_ACTION_COUNT", UNCHECKED_CALLS.to_string())
+        .env("INITIAL_NO_AUTH_ACTION_COUNT", calls.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -295,4 +299,117 @@ async fn assumes_a_role_and_gets_an_ecr_password_from_a_strict_aws() {
     let no_role = AwsConfiguration { role_arn: None, ..assumed };
     let denied = pull(&connect(no_role, Some(secret))).await.unwrap_err();
     assert!(matches!(denied, UpstreamError::Denied { .. }), "{denied:?}");
+}
+
+/// A registry that takes the password of moto's ECR.
+fn ecr() -> Fake {
+    let good = format!("Basic {}", BASE64.encode(b"AWS:123456789012-auth-token"));
+    Fake::start(move |seen| match seen.header("authorization") {
+        Some(given) if given == good => Reply::ok(BLOB),
+        _ => Reply::challenge("Basic realm=\"https://ecr\",service=\"ecr.amazonaws.com\""),
+    })
+}
+
+/// Pulls with what the environment has, through a role if one is named.
+async fn pull_from(
+    moto: &Moto,
+    registry: &Fake,
+    environment: AwsEnvironment,
+    imds: Option<String>,
+    role_arn: Option<String>,
+) -> Result<(), UpstreamError> {
+    let base = format!("http://{}/", moto.address);
+    let settings = Settings {
+        endpoints: Endpoints {
+            aws_sts: Some(base.clone()),
+            aws_ecr: Some(base),
+            aws_imds: imds,
+            ..Endpoints::default()
+        },
+        resolver: Resolver::Table(BTreeMap::from([(ECR.into(), vec![registry.address.ip()])])),
+        aws_environment: environment,
+        ..settings()
+    };
+    let definition = Definition {
+        plain_http: true,
+        provider: Provider::Aws(AwsConfiguration { role_arn, ..AwsConfiguration::default() }),
+        ..Definition::anonymous(format!("{ECR}:{}", registry.address.port()).parse().unwrap())
+    };
+    pull(&Upstreams::new(settings).unwrap().connect(definition, Secrets::default()).unwrap()).await
+}
+
+/// IMDSv2: a token by PUT with a lifetime, and nothing without it.
+fn metadata_service(credentials: String) -> Fake {
+    const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
+    Fake::start(move |seen| match (seen.method.as_str(), seen.path.as_str()) {
+        ("PUT", "/latest/api/token") if seen.header("x-aws-ec2-metadata-token-ttl-seconds").is_some() => {
+            Reply::ok("imds-token")
+        }
+        _ if seen.header("x-aws-ec2-metadata-token") != Some("imds-token") => Reply::status(401),
+        ("GET", ROLES) => Reply::ok("facade-role\n"),
+        ("GET", path) if path == format!("{ROLES}facade-role") => Reply::ok(&credentials),
+        _ => Reply::status(404),
+    })
+}
+
+#[tokio::test]
+async fn takes_base_credentials_from_the_instance_or_container_that_it_runs_in() {
+    let moto = moto();
+    let (id, secret, role) = pull_role(moto.address);
+    let credentials =
+        json!({"Code": "Success", "AccessKeyId": id, "SecretAccessKey": secret.expose()}).to_string();
+    let registry = ecr();
+
+    let instance = metadata_service(credentials.clone());
+    let on_instance = AwsEnvironment { use_instance_metadata: true, ..AwsEnvironment::default() };
+    let imds = Some(instance.url("/"));
+    pull_from(&moto, &registry, on_instance.clone(), imds, Some(role.clone())).await.unwrap();
+    let methods: Vec<_> = instance.seen().into_iter().map(|seen| seen.method).collect();
+    assert_eq!(methods, ["PUT", "GET", "GET"]);
+
+    // ECS gives the token in a variable; EKS in a file that it replaces.
+    let container = Fake::start(move |seen| match seen.header("authorization") {
+        Some("container-token") => Reply::ok(&credentials),
+        _ => Reply::status(401),
+    });
+    let url = Some(container.url("/v1/credentials"));
+    let ecs = AwsEnvironment {
+        container_credentials_url: url.clone(),
+        container_authorization: Some(Secret::new("container-token".into())),
+        ..AwsEnvironment::default()
+    };
+    pull_from(&moto, &registry, ecs, None, Some(role.clone())).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "container-token\n").unwrap();
+    let eks = AwsEnvironment {
+        container_credentials_url: url,
+        container_authorization_file: Some(file.path().to_owned()),
+        ..AwsEnvironment::default()
+    };
+    pull_from(&moto, &registry, eks, None, Some(role.clone())).await.unwrap();
+
+    // Nothing at all, and an instance without a role, are told as what they are.
+    let nothing = pull_from(&moto, &registry, AwsEnvironment::default(), None, Some(role.clone())).await;
+    assert!(nothing.unwrap_err().line().contains("no AWS credentials"));
+    let bare = Fake::start(|seen| if seen.method == "PUT" { Reply::ok("t") } else { Reply::status(404) });
+    let without_role = pull_from(&moto, &registry, on_instance, Some(bare.url("/")), Some(role)).await;
+    assert!(without_role.unwrap_err().line().contains("404"));
+}
+
+#[tokio::test]
+async fn takes_base_credentials_from_a_web_identity() {
+    let moto = moto_unchecked_for(1000);
+    let (_, _, role) = pull_role(moto.address);
+    let registry = ecr();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "header.claims.signature\n").unwrap();
+    let identity = AwsEnvironment {
+        web_identity_token_file: Some(file.path().to_owned()),
+        web_identity_role_arn: Some(role.clone()),
+        ..AwsEnvironment::default()
+    };
+    pull_from(&moto, &registry, identity.clone(), None, None).await.unwrap();
+    let gone = AwsEnvironment { web_identity_token_file: Some("/nowhere".into()), ..identity };
+    let error = pull_from(&moto, &registry, gone, None, None).await.unwrap_err();
+    assert!(error.line().contains("cannot read the web identity token"), "{}", error.line());
 }

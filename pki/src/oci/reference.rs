@@ -289,6 +289,65 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// The repository that a pasted reference or page shows, if it shows one: `ghcr.io/owner/app`, a page of Docker Hub
+    /// (`hub.docker.com/r/owner/app`, `hub.docker.com/_/nginx`), of Quay, or of a package of GitHub. A page of any other
+    /// kind shows none.
+    pub fn from_pasted(pasted: &str) -> Result<Option<Self>, ReferenceError> {
+        let host = RegistryHost::from_pasted(pasted)?;
+        let text = pasted.trim();
+        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        let (authority, path) = path.split_once('/').unwrap_or((path, ""));
+        let path = path.trim_matches('/');
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let shown = match page_of(&host, authority, path) {
+            Page::Repository(name) => name,
+            Page::Other => return Ok(None),
+            // A reference may have a tag or digest behind it.
+            Page::Reference => match format!("{host}/{path}").parse::<Reference>() {
+                Ok(reference) => return Ok(Some(reference.repository)),
+                Err(_) if text.contains("://") => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(shown.parse().ok().map(|name| Self::new(host, name)))
+    }
+}
+
+/// What a path at a registry's host shows.
+enum Page {
+    Repository(String),
+    Reference,
+    Other,
+}
+
+fn page_of(host: &RegistryHost, authority: &str, path: &str) -> Page {
+    let segments: Vec<&str> = path.split('/').collect();
+    let github = authority.to_ascii_lowercase().ends_with("github.com");
+    let two = |owner: &str, name: &str| Page::Repository(format!("{owner}/{}", name.replace("%2F", "/")));
+    match segments.as_slice() {
+        ["orgs" | "users", owner, "packages", "container", "package", name, ..]
+        | ["orgs" | "users", owner, "packages", "container", name, ..]
+        | [owner, _, "pkgs", "container", name, ..]
+            if github =>
+        {
+            two(&owner.to_ascii_lowercase(), name)
+        }
+        ["_", name, ..] if host.is_docker_hub() => Page::Repository((*name).to_owned()),
+        ["r" | "repository", owner, name, ..] if host.is_docker_hub() && *owner != "docker" => {
+            two(owner, name)
+        }
+        ["repository", "docker", owner, name, ..] if host.is_docker_hub() => two(owner, name),
+        ["repository", owner, name, ..] if host.as_str() == "quay.io" => two(owner, name),
+        ["v1" | "v2", ..] => Page::Other,
+        _ if github => Page::Other,
+        _ => Page::Reference,
+    }
+}
+
 impl FromStr for Repository {
     type Err = ReferenceError;
 
@@ -578,6 +637,33 @@ mod tests {
             if let Ok(reference) = text.parse::<Reference>() {
                 proptest::prop_assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
             }
+        }
+    }
+
+    #[test]
+    fn finds_the_repository_of_a_pasted_page() {
+        for (pasted, expected) in [
+            ("ghcr.io", None),
+            ("https://ghcr.io/", None),
+            ("ghcr.io/owner/app", Some("ghcr.io/owner/app")),
+            ("ghcr.io/owner/app:v1", Some("ghcr.io/owner/app")),
+            ("127.0.0.1:5000/team/app", Some("127.0.0.1:5000/team/app")),
+            ("docker.io/nginx", Some("docker.io/library/nginx")),
+            ("https://hub.docker.com/_/nginx", Some("docker.io/library/nginx")),
+            ("https://hub.docker.com/r/grafana/grafana/tags?page=2", Some("docker.io/grafana/grafana")),
+            ("https://hub.docker.com/repository/docker/me/app/general", Some("docker.io/me/app")),
+            ("https://index.docker.io/v1/", None),
+            ("https://quay.io/repository/coreos/etcd?tab=tags", Some("quay.io/coreos/etcd")),
+            ("https://github.com/orgs/Octo/packages/container/package/app", Some("ghcr.io/octo/app")),
+            ("https://github.com/orgs/octo/packages/container/a%2Fb", Some("ghcr.io/octo/a/b")),
+            ("https://github.com/octo/repo/pkgs/container/app/123?tag=v1", Some("ghcr.io/octo/app")),
+            ("https://harbor.example/harbor/projects/1/Repositories", None),
+        ] {
+            let found = Repository::from_pasted(pasted).unwrap();
+            assert_eq!(found.as_ref().map(ToString::to_string).as_deref(), expected, "{pasted}");
+        }
+        for pasted in ["", "ghcr.io/UPPER", "https://github.com/octo/app"] {
+            assert!(Repository::from_pasted(pasted).is_err(), "{pasted}");
         }
     }
 }

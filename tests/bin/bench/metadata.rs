@@ -140,7 +140,7 @@ fn artifact(number: usize) -> Addition {
     let closure = Closure { name, root: root.clone(), documents: vec![root], blobs: Vec::new() };
     let artifact = Artifact {
         closure,
-        tag: format!("v{number}").parse().expect("a tag"),
+        tag: Some(format!("v{number}").parse().expect("a tag")),
         platforms: Vec::new(),
         imported_at: Timestamp::UNIX_EPOCH,
         imported_by: "bench".to_owned(),

@@ -70,7 +70,7 @@ impl Rig {
             Closure { name: name.clone(), root: root.clone(), documents: vec![root], blobs: Vec::new() };
         let artifact = Artifact {
             closure,
-            tag: "v1".parse().unwrap(),
+            tag: Some("v1".parse().unwrap()),
             platforms: Vec::new(),
             imported_at: Timestamp::UNIX_EPOCH,
             imported_by: "admin".to_owned(),

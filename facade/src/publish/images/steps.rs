@@ -44,7 +44,9 @@ impl Images {
         }
         let mut reasons = Vec::new();
         for addition in &all {
-            reasons.push(format!("add {} ({})", addition.artifact.name(), addition.tag));
+            let tag =
+                addition.artifact.tag.as_ref().map_or_else(|| "by digest".to_owned(), ToString::to_string);
+            reasons.push(format!("add {} ({tag})", addition.artifact.name()));
             work.add.push((target_path(addition.artifact.name())?, target(&addition.artifact)));
         }
         for artifact in &gone {
@@ -149,7 +151,7 @@ impl Images {
         }
         for addition in &request.additions {
             self.parts.artifacts.put(&mut batch, &addition.artifact)?;
-            self.parts.artifacts.put_tag(&mut batch, &addition.tag, addition.artifact.name())?;
+            self.parts.artifacts.put_tag(&mut batch, addition.tag.as_ref(), addition.artifact.name())?;
         }
         next.snapshot.version += 1;
         next.snapshot.expires = end_of(now, self.parts.lifetimes.snapshot);

@@ -1,5 +1,7 @@
 //! The facade's own AWS credentials: environment, web identity, container, instance; the first that is there.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
@@ -28,10 +30,8 @@ pub(super) async fn keys(cloud: &Cloud, sts: &Target, session: &str) -> Result<K
     if let (Some(file), Some(role)) =
         (&environment.web_identity_token_file, &environment.web_identity_role_arn)
     {
-        let token = tokio::fs::read_to_string(file).await;
-        let token =
-            token.map_err(|error| denied(sts, &format!("cannot read the web identity token: {error}")))?;
-        return web_identity(cloud, sts, session, role, &Secret::new(token.trim().to_owned())).await;
+        let token = read_token(file, sts, "web identity").await?;
+        return web_identity(cloud, sts, session, role, &token).await;
     }
     if let Some(url) = &environment.container_credentials_url {
         return container(cloud, environment, &endpoint(url)?).await;
@@ -40,6 +40,12 @@ pub(super) async fn keys(cloud: &Cloud, sts: &Target, session: &str) -> Result<K
         return instance(cloud).await;
     }
     Err(denied(sts, "the connection has no access key and the facade's environment has no AWS credentials"))
+}
+
+async fn read_token(file: &Path, target: &Target, what: &str) -> Result<Secret, UpstreamError> {
+    let text = tokio::fs::read_to_string(file).await;
+    let text = text.map_err(|error| denied(target, &format!("cannot read the {what} token: {error}")))?;
+    Ok(Secret::new(text.trim().to_owned()))
 }
 
 fn denied(target: &Target, why: &str) -> UpstreamError {
@@ -68,10 +74,12 @@ async fn web_identity(
 
 /// The credentials endpoint of ECS and EKS.
 async fn container(cloud: &Cloud, environment: &AwsEnvironment, url: &Target) -> Result<Keys, UpstreamError> {
-    let authorization = match &environment.container_authorization {
-        Some(token) => {
-            Some(Authorization { header: secret_header(url, token)?, secrets: vec![token.clone()] })
-        }
+    let token = match &environment.container_authorization_file {
+        Some(file) => Some(read_token(file, url, "container authorization").await?),
+        None => environment.container_authorization.clone(),
+    };
+    let authorization = match token {
+        Some(token) => Some(Authorization { header: secret_header(url, &token)?, secrets: vec![token] }),
         None => None,
     };
     read_keys(cloud.client.get(url, &HeaderMap::new(), authorization.as_ref()).await?).await

@@ -8,7 +8,9 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::cache::{Cached, Issued};
 use super::{Wanted, basic};
 use crate::secret::Secret;
+use crate::upstream::azure;
 use crate::upstream::client::{Answer, Client, bad};
+use crate::upstream::counters::Exchange;
 use crate::upstream::credential::{Login, Source};
 use crate::upstream::error::UpstreamError;
 use crate::upstream::health::retry_after;
@@ -21,8 +23,6 @@ const CLIENT_ID: &str = "drayage";
 const FORM: &str = "application/x-www-form-urlencoded";
 /// The user name under which Docker's tools keep an identity (refresh) token.
 const IDENTITY_TOKEN: &str = "<token>";
-/// The user name of Azure's refresh tokens.
-const AZURE_REFRESH: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Exchanges the credential of one connection.
 pub(super) struct Exchanger {
@@ -38,6 +38,11 @@ impl Exchanger {
 
     /// Exchanges the connection's credential for a token.
     pub(super) async fn exchange(&self, wanted: &Wanted) -> Result<Issued, UpstreamError> {
+        let outcome = self.issue(wanted).await;
+        self.client.exchanged(Exchange::Registry, outcome)
+    }
+
+    async fn issue(&self, wanted: &Wanted) -> Result<Issued, UpstreamError> {
         let Some((login, cached)) = self.source.login().await? else {
             return self.get(wanted, None).await;
         };
@@ -53,7 +58,7 @@ impl Exchanger {
     }
 
     async fn exchange_as(&self, wanted: &Wanted, login: &Login) -> Result<Issued, UpstreamError> {
-        if matches!(login.username.as_str(), IDENTITY_TOKEN | AZURE_REFRESH) {
+        if matches!(login.username.as_str(), IDENTITY_TOKEN | azure::USERNAME) {
             return match self.post(wanted, login, Grant::RefreshToken).await? {
                 Posted::Issued(issued) => Ok(issued),
                 Posted::Unsupported => self.get(wanted, Some(login)).await,
