@@ -521,10 +521,10 @@ async fn assemble(
 fn wrong_content(events: Events, registries: Arc<Registries>) -> pull::EventHook {
     Arc::new(move |event| {
         tracing::error!(?event, "a registry served wrong bytes; nothing of them was kept");
-        let PullEvent::WrongContent { wanted, mismatch } = event;
-        let detail = format!("the registry served other bytes than {}", wanted.descriptor.digest);
+        let PullEvent::WrongContent { host, wanted, mismatch } = event;
+        let detail = format!("{host} served other bytes than {}", wanted.descriptor.digest);
         events.raise(events::Kind::WrongContent, &wanted.repository, detail);
-        if let Ok(registry) = registries.registry(wanted.repository.host()) {
+        if let Ok(registry) = registries.registry(&host) {
             registry.served_wrong_bytes(mismatch);
         }
     })

@@ -177,6 +177,8 @@ pub enum PullError {
 pub enum PullEvent {
     /// A registry served bytes that are not what was imported.
     WrongContent {
+        /// Who is taken to have served it: the repository's registry, or a mirror of it.
+        host: RegistryHost,
         /// What was asked for.
         wanted: Wanted,
         /// How it differs.

@@ -39,7 +39,7 @@ pub use blob::BlobStream;
 pub use check::{CheckReport, Outcome, Step, StepResult};
 pub use counters::Counters;
 pub use credential::Credential;
-pub use definition::{Definition, DefinitionError, Provider, Secrets};
+pub use definition::{Definition, DefinitionError, Mirror, Provider, Secrets};
 pub use error::{Cause, Layer, UpstreamError};
 pub use google::{Account as GoogleAccount, AccountError as GoogleAccountError};
 pub use health::{Budget, Health};

@@ -109,6 +109,9 @@ fn rejects_each_wrong_field_by_name_and_stores_nothing() {
             json!({"host": "ghcr.io", "provider": "static", "username": "a", "password": "p\u{7}q"}),
         ),
         ("password", json!({"host": "ghcr.io", "provider": "anonymous", "password": "p"})),
+        ("mirror_of", json!({"host": "ghcr.io", "provider": "anonymous", "mirror_of": "ghcr.io"})),
+        ("mirror_of", json!({"host": "ghcr.io", "provider": "anonymous", "mirror_of": "a b"})),
+        ("mirror_below", json!({"host": "ghcr.io", "provider": "anonymous", "mirror_below": "hub"})),
         ("token_host", json!({"host": "ghcr.io", "provider": "anonymous", "token_host": "https://a/b"})),
         ("ca_pem", json!({"host": "ghcr.io", "provider": "anonymous", "ca_pem": "not a certificate"})),
         (
@@ -352,4 +355,71 @@ fn device_gets_pinned_content_though_the_registry_is_gone() {
     let refused = facade.cli(&["artifact", "pin", &lost.artifact()]);
     assert_ne!(refused.code, 0);
     assert_eq!(facade.ok(&["artifact", "show", &lost.artifact()])["pinned"], false);
+}
+
+/// A registry, a proxy before it, and a mirror with the same image; connected, and the image assigned to a device.
+struct Mirrored {
+    origin: Proxy,
+    mirror: Registry,
+    facade: Facade,
+    device: Device,
+    image: Image,
+    artifact: String,
+    _registry: Registry,
+}
+
+impl Mirrored {
+    fn start() -> Self {
+        let (registry, mirror) = (Registry::open(), Registry::open());
+        let image = ImageBuilder::new().random_layer(300_000).build();
+        let origin = Proxy::before(&registry.host());
+        let pushed = registry.push("team/app", "v1", &image).through(&origin.host());
+        mirror.push("proxied/team/app", "v1", &image);
+        let facade = Facade::start();
+        facade.connect_as(&registry, &origin.host());
+        let of = ["--mirror-of", &origin.host(), "--mirror-below", "proxied"];
+        facade.ok(&[&["connection", "add", &mirror.host()], &LOCAL[..], &of].concat());
+        let device = Device::enrolled("board-1", &facade);
+        facade.deliver(&pushed, "board-1");
+        Self { origin, mirror, facade, device, image, artifact: pushed.artifact(), _registry: registry }
+    }
+
+    /// From now on the registry answers nothing but errors, after the layer has been begun once if it is to be.
+    fn fail(&self, begun_bytes: u64) {
+        if begun_bytes > 0 {
+            self.origin.once(When::Digest(self.image.largest_blob()), Fault::CutAfter(begun_bytes));
+        }
+        let refuse = Fault::Status { status: 503, retry_after_seconds: None };
+        self.origin.always(When::Path("/blobs/".into()), refuse);
+    }
+}
+
+#[test]
+fn mirror_serves_the_rest_of_what_its_registry_began() {
+    let scene = Mirrored::start();
+    scene.fail(100_000);
+    scene.device.sync().expect_success();
+    assert_eq!(scene.device.delivered(), [scene.image.digest()].into());
+    assert!(scene.facade.log().contains("a mirror serves what the registry does not"));
+    let shown = connection(&scene.facade, &scene.mirror.host());
+    assert_eq!(shown["mirror_of"], format!("{}, below proxied/", scene.origin.host()));
+}
+
+#[test]
+fn mirror_that_serves_wrong_bytes_is_marked_and_not_asked_again() {
+    let scene = Mirrored::start();
+    scene.mirror.corrupt(&scene.image.largest_blob(), 1000);
+    scene.fail(0);
+    assert_ne!(scene.facade.cli(&["artifact", "pin", &scene.artifact]).code, 0);
+    let host = scene.mirror.host();
+    assert!(connection(&scene.facade, &host)["wrong_bytes_at"].is_string());
+    assert!(connection(&scene.facade, &scene.origin.host())["wrong_bytes_at"].is_null());
+    // Its registry is there again: the mirror does no harm any more.
+    scene.origin.heal();
+    scene.device.sync().expect_success();
+    assert_eq!(scene.device.delivered(), [scene.image.digest()].into());
+    // Connected anew it has another chance.
+    let of = ["--mirror-of", &scene.origin.host(), "--mirror-below", "proxied"];
+    scene.facade.ok(&[&["connection", "add", &host], &LOCAL[..], &of].concat());
+    assert!(connection(&scene.facade, &host)["wrong_bytes_at"].is_null());
 }

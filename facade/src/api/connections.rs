@@ -14,7 +14,7 @@ use crate::catalog::registries::{self, RegistriesError};
 use crate::secret::Secret;
 use crate::upstream::{
     AwsConfiguration, AwsConfigurationError, AzurePrincipal, AzurePrincipalError, Definition,
-    DefinitionError, GoogleAccount, Outcome, Provider, Secrets,
+    DefinitionError, GoogleAccount, Mirror, Outcome, Provider, Secrets,
 };
 
 impl From<RegistriesError> for Problem {
@@ -195,12 +195,29 @@ fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
         plain_http: request.plain_http,
         allow_private: request.allow_private,
         token_host: request.token_host,
+        mirror: mirror(request.mirror_of.as_deref(), request.mirror_below.as_deref())?,
         ca_pem: request.ca_pem,
         client_certificate_pem: certificate,
         provider,
         ..Definition::anonymous(host)
     };
     Ok((definition, secrets))
+}
+
+fn mirror(of: Option<&str>, below: Option<&str>) -> Result<Option<Mirror>, Problem> {
+    let of = match of {
+        Some(of) => RegistryHost::from_pasted(of),
+        None if below.is_none() => return Ok(None),
+        None => {
+            return Err(Problem::invalid(
+                "mirror_below",
+                "it is for a mirror (mirror_of, for example docker.io)",
+            ));
+        }
+    };
+    let of = of.map_err(|error| Problem::invalid("mirror_of", error.to_string()))?;
+    let below = below.map(|below| field("mirror_below", below)).transpose()?;
+    Ok(Some(Mirror { of, below }))
 }
 
 /// A PEM text's certificates, and its private key apart from them.
@@ -247,6 +264,7 @@ fn view(state: &State, connection: &registries::Connection) -> Connection {
         plain_http: definition.plain_http,
         allow_private: definition.allow_private,
         token_host: definition.token_host.clone(),
+        mirror_of: definition.mirror.as_ref().map(ToString::to_string),
         created_at: connection.created_at.to_string(),
         last_success_at: health.last_success.map(|at| at.to_string()),
         last_failure_at: health.last_failure.map(|at| at.to_string()),

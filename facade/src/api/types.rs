@@ -59,6 +59,13 @@ pub struct ConnectionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "auth.example.com")]
     pub token_host: Option<String>,
+    /// The registry whose content this one has too: it serves pulls that that one cannot serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "docker.io")]
+    pub mirror_of: Option<String>,
+    /// What the mirror has before the names of repositories, for example the project of a Harbor proxy cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_below: Option<String>,
     /// Further certificate authorities, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pem: Option<String>,
@@ -84,6 +91,9 @@ pub struct Connection {
     /// The further host that may receive the credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_host: Option<String>,
+    /// The registry that it is a mirror of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_of: Option<String>,
     /// When it was connected (RFC 3339).
     pub created_at: String,
     /// When the connection last worked.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use pki::oci::RegistryHost;
+use pki::oci::{RegistryHost, Repository, RepositoryName};
 use pki::seal::{Context, SealError, Sealed};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -203,6 +203,19 @@ impl Registries {
     pub fn registry(&self, host: &RegistryHost) -> Result<Registry, RegistriesError> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.get(host).cloned().ok_or_else(|| RegistriesError::NotConnected(host.clone()))
+    }
+
+    /// The mirrors that may serve what a repository's own registry cannot, with what they call it, by host. One that has
+    /// served wrong bytes is not among them until it is connected anew.
+    pub fn mirrors(&self, repository: &Repository) -> Vec<(Registry, RepositoryName)> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let mirror = |registry: &Registry| {
+            let name = registry.definition().mirror.as_ref()?.name_of(repository)?;
+            registry.health().wrong_bytes.is_none().then(|| (registry.clone(), name))
+        };
+        let mut mirrors: Vec<_> = live.values().filter_map(mirror).collect();
+        mirrors.sort_by(|(one, _), (other, _)| one.definition().host.cmp(&other.definition().host));
+        mirrors
     }
 
     /// How a connection has been doing since the facade started.

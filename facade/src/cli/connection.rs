@@ -83,6 +83,7 @@ const EXAMPLES: &str = r#"Examples:
   facade connection add myregistry.azurecr.io --provider azure --config-file principal.json
   facade connection add --from-docker-config ~/.docker/config.json
   facade connection add 10.0.0.5:5000 --plain-http
+  facade connection add harbor.corp.example --mirror-of docker.io --mirror-below hub
 
 Add it again to rotate its credentials; what is being pulled goes on.
 
@@ -130,6 +131,12 @@ pub(super) struct Add {
     /// Another host that may receive the credentials, because it issues this registry's tokens
     #[arg(long, value_name = "HOST")]
     token_host: Option<String>,
+    /// The registry whose content this one has too: it serves pulls that that one cannot serve
+    #[arg(long, value_name = "HOST")]
+    mirror_of: Option<String>,
+    /// What the mirror has before the names of repositories (the project of a Harbor proxy cache)
+    #[arg(long, value_name = "PATH", requires = "mirror_of")]
+    mirror_below: Option<String>,
     /// Further certificate authorities for this registry, PEM
     #[arg(long, value_name = "FILE")]
     registry_ca_file: Option<PathBuf>,
@@ -256,6 +263,8 @@ impl Add {
             plain_http: self.plain_http,
             allow_private: self.allow_private,
             token_host: self.token_host.clone(),
+            mirror_of: self.mirror_of.clone(),
+            mirror_below: self.mirror_below.clone(),
             ca_pem: self.registry_ca_file.as_ref().map(read_file).transpose()?,
             client_certificate_pem: self.client_certificate_file.as_ref().map(read_file).transpose()?,
         })
@@ -380,11 +389,12 @@ fn list(connections: &[Connection]) -> String {
             connection.host.clone(),
             connection.provider.clone(),
             connection.username.clone().unwrap_or_default(),
+            connection.last_success_at.clone().unwrap_or_default(),
             state(connection),
             budget(connection),
         ]
     });
-    table(["host", "provider", "username", "state", "budget"], rows)
+    table(["host", "provider", "username", "last success", "state", "budget"], rows)
 }
 
 fn show(connection: &Connection) -> String {
@@ -394,6 +404,7 @@ fn show(connection: &Connection) -> String {
         ("username", connection.username.clone().unwrap_or_default()),
         ("plain http", if connection.plain_http { "yes".to_owned() } else { String::new() }),
         ("private addresses", if connection.allow_private { "allowed".to_owned() } else { String::new() }),
+        ("mirror of", connection.mirror_of.clone().unwrap_or_default()),
         ("connected", connection.created_at.clone()),
         ("last success", connection.last_success_at.clone().unwrap_or_default()),
         ("last failure", connection.last_failure_at.clone().unwrap_or_default()),
@@ -411,7 +422,7 @@ fn state(connection: &Connection) -> String {
     }
     match (&connection.last_error, &connection.last_success_at) {
         (Some(error), _) => error.clone(),
-        (None, Some(at)) => format!("ok {at}"),
+        (None, Some(_)) => "ok".to_owned(),
         (None, None) => "not tested".to_owned(),
     }
 }

@@ -47,6 +47,8 @@ async fn connect(change: &Change) -> Result<String, Problem> {
         plain_http: fields.ticked("plain_http"),
         allow_private: fields.ticked("allow_private"),
         token_host: fields.filled("token_host"),
+        mirror_of: None,
+        mirror_below: None,
         ca_pem: fields.filled("ca_pem"),
         client_certificate_pem: fields.filled("client_certificate_pem"),
     };

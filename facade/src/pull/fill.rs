@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use pki::digest::Mismatch;
+use pki::oci::RegistryHost;
 use tokio::sync::mpsc;
 
 use super::flight::Lead;
@@ -36,7 +37,7 @@ pub(super) async fn run(shared: &Arc<Shared>, lead: Lead, fetch: &Fetch) {
     shared.metrics.flights.inc();
     let wanted = lead.wanted.clone();
     let digest = wanted.descriptor.digest;
-    let mut pilot = Pilot { shared, fetch, lead: Arc::new(lead), started };
+    let mut pilot = Pilot { shared, fetch, lead: Arc::new(lead), started, mirrors: Vec::new() };
     let stop = shared.stop.clone();
     let result = tokio::select! {
         result = pilot.fly() => result,
@@ -72,6 +73,8 @@ struct Pilot<'a> {
     fetch: &'a Fetch,
     lead: Arc<Lead>,
     started: Instant,
+    /// The mirrors that have sent parts of it.
+    mirrors: Vec<RegistryHost>,
 }
 
 /// How one attempt ended.
@@ -175,13 +178,14 @@ impl Pilot<'_> {
     }
 
     /// Asks the registry once, from where the file ends.
-    async fn attempt(&self, staging: Staging) -> Result<(Staging, Attempt), PullError> {
+    async fn attempt(&mut self, staging: Staging) -> Result<(Staging, Attempt), PullError> {
         let from = staging.received_bytes();
         self.shared.metrics.upstream_requests.inc();
         let incoming = match (self.fetch)(self.lead.wanted.clone(), from).await {
             Ok(incoming) => incoming,
             Err(error) => return Ok((staging, self.judge(error))),
         };
+        self.mirrors.extend(incoming.mirror.clone());
         if let Err(error) = self.check_head(&incoming, from) {
             return Ok((staging, Attempt::Over(error)));
         }
@@ -205,7 +209,7 @@ impl Pilot<'_> {
     }
 
     fn check_head(&self, incoming: &Incoming, from: u64) -> Result<(), PullError> {
-        let (host, digest) = (self.lead.wanted.repository.host().clone(), self.lead.flight.digest);
+        let (host, digest) = (self.blamed().clone(), self.lead.flight.digest);
         let (answered, size_bytes) = (incoming.starts_at, self.size_bytes());
         if answered != from && answered != 0 {
             return Err(PullError::WrongOffset { host, digest, asked: from, answered });
@@ -275,7 +279,7 @@ impl Pilot<'_> {
     }
 
     fn refuse(&self, error: AppendError) -> PullError {
-        let host = self.lead.wanted.repository.host().clone();
+        let host = self.blamed().clone();
         match error {
             AppendError::Mismatch(source) => PullError::Mismatch { host, source },
             AppendError::Blobs(source) => self.storage(source),
@@ -308,10 +312,19 @@ impl Pilot<'_> {
         }
         self.shared.metrics.mismatches.inc();
         if blames {
-            let held = self.shared.settings.distrust;
-            self.shared.distrusted.note(wanted.repository.host(), wanted.descriptor.digest, &mismatch, held);
-            (self.shared.events)(PullEvent::WrongContent { wanted, mismatch });
+            let host = self.blamed().clone();
+            if self.mirrors.is_empty() {
+                let held = self.shared.settings.distrust;
+                self.shared.distrusted.note(&host, wanted.descriptor.digest, &mismatch, held);
+            }
+            (self.shared.events)(PullEvent::WrongContent { host, wanted, mismatch });
         }
+    }
+
+    /// Who is taken to have sent what is wrong. Where mirrors sent parts it is one of them: without it the next flight
+    /// shows who really did.
+    fn blamed(&self) -> &RegistryHost {
+        self.mirrors.first().unwrap_or_else(|| self.lead.wanted.repository.host())
     }
 
     async fn land(&self, staging: Staging) -> Result<bool, PullError> {
@@ -319,7 +332,7 @@ impl Pilot<'_> {
             Ok(verified) => verified,
             Err(source) => {
                 self.purge(staging, &source);
-                let host = self.lead.wanted.repository.host().clone();
+                let host = self.blamed().clone();
                 return Err(PullError::Mismatch { host, source });
             }
         };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use pki::digest::{Digest, Mismatch};
-use pki::oci::RegistryHost;
+use pki::oci::{RegistryHost, RepositoryName};
 
 use super::{PullError, Wanted};
 use crate::catalog::closure::Kind;
@@ -21,6 +21,8 @@ pub struct Incoming {
     pub starts_at: u64,
     /// The length of the whole content, if the registry says.
     pub total: Option<u64>,
+    /// The mirror that serves it, if it is not the repository's own registry.
+    pub mirror: Option<RegistryHost>,
     /// The bytes.
     pub pieces: BoxStream<'static, Result<Bytes, UpstreamError>>,
 }
@@ -32,32 +34,55 @@ impl Incoming {
     /// Content that is already at hand.
     pub fn whole(bytes: Bytes) -> Self {
         let total = Some(bytes.len() as u64);
-        Self { starts_at: 0, total, pieces: stream::once(async { Ok(bytes) }).boxed() }
+        Self { starts_at: 0, total, mirror: None, pieces: stream::once(async { Ok(bytes) }).boxed() }
     }
 }
 
-/// The connected registries, seen as one function.
+/// The connected registries, seen as one function. What a repository's own registry cannot serve, its mirrors may: a
+/// digest is the same everywhere.
 pub fn registries(registries: Arc<Registries>) -> Fetch {
     Arc::new(move |wanted, from| {
-        let host = wanted.repository.host().clone();
-        let registry = registries.registry(&host);
+        let registries = Arc::clone(&registries);
         Box::pin(async move {
-            let registry = registry.map_err(|_| PullError::NotConnected { host })?;
+            let host = wanted.repository.host();
+            let registry = registries.registry(host);
+            // Without a connection of its own a repository's registry is not meant to be pulled from.
+            let registry = registry.map_err(|_| PullError::NotConnected { host: host.clone() })?;
             let digest = wanted.descriptor.digest;
-            let incoming = ask(&registry, &wanted, from).await;
-            incoming.map_err(|source| PullError::Upstream { digest, source })
+            let error = match ask(&registry, wanted.repository.name(), &wanted, from).await {
+                Ok(incoming) => return Ok(incoming),
+                Err(error) => error,
+            };
+            for (mirror, name) in registries.mirrors(&wanted.repository) {
+                let mirrored = mirror.definition().host.clone();
+                match ask(&mirror, &name, &wanted, from).await {
+                    Ok(incoming) => {
+                        tracing::info!(blob.digest = %digest, registry.host = %host, mirror.host = %mirrored, from, %error, "a mirror serves what the registry does not");
+                        return Ok(Incoming { mirror: Some(mirrored), ..incoming });
+                    }
+                    Err(error) => {
+                        tracing::debug!(blob.digest = %digest, mirror.host = %mirrored, %error, "the mirror does not serve it either");
+                    }
+                }
+            }
+            Err(PullError::Upstream { digest, source: error })
         })
     })
 }
 
-async fn ask(registry: &Registry, wanted: &Wanted, from: u64) -> Result<Incoming, UpstreamError> {
-    let (name, digest) = (wanted.repository.name(), wanted.descriptor.digest);
+async fn ask(
+    registry: &Registry,
+    name: &RepositoryName,
+    wanted: &Wanted,
+    from: u64,
+) -> Result<Incoming, UpstreamError> {
+    let digest = wanted.descriptor.digest;
     match wanted.kind {
         Kind::Document => Ok(Incoming::whole(registry.manifest(name, digest).await?.bytes)),
         Kind::Blob => {
             let blob = registry.blob(name, digest, from).await?;
             let (starts_at, total) = (blob.starts_at, blob.total);
-            Ok(Incoming { starts_at, total, pieces: stream::unfold(Some(blob), next).boxed() })
+            Ok(Incoming { starts_at, total, mirror: None, pieces: stream::unfold(Some(blob), next).boxed() })
         }
     }
 }

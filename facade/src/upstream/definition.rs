@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use pki::oci::RegistryHost;
+use pki::oci::{RegistryHost, Repository, RepositoryName};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -36,12 +36,47 @@ pub struct Definition {
     /// Another host that may receive the credentials, because it issues this registry's tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_host: Option<String>,
+    /// The registry whose content this one has too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Mirror>,
     /// Certificates of further authorities to trust, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pem: Option<String>,
     /// The certificate chain to show to the registry, PEM; its key is a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate_pem: Option<String>,
+}
+
+/// That a registry has the content of another one too, and serves pulls which that one cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// The other registry.
+    pub of: RegistryHost,
+    /// What the mirror has before the names of the repositories: the project of a Harbor proxy cache, for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<RepositoryName>,
+}
+
+impl Mirror {
+    /// What the mirror calls a repository of the other registry; none if it is another registry's, or too long a name.
+    pub fn name_of(&self, repository: &Repository) -> Option<RepositoryName> {
+        let name = repository.name();
+        match &self.below {
+            _ if *repository.host() != self.of => None,
+            None => Some(name.clone()),
+            Some(below) => format!("{below}/{name}").parse().ok(),
+        }
+    }
+}
+
+impl fmt::Display for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.below {
+            Some(below) => write!(f, "{}, below {below}/", self.of),
+            None => write!(f, "{}", self.of),
+        }
+    }
 }
 
 /// How the facade proves to a registry who it is.
@@ -134,6 +169,11 @@ pub enum DefinitionError {
     /// A host that no URL can be made of.
     #[error("host: cannot be requested (expected for example ghcr.io)")]
     Host,
+    /// A mirror of itself.
+    #[error(
+        "mirror_of: a registry is no mirror of itself (expected another registry, for example docker.io)"
+    )]
+    MirrorOfItself,
     /// A token host that is not one.
     #[error("token_host: must be a host name (for example auth.example.com)")]
     TokenHost,
@@ -157,6 +197,7 @@ impl Definition {
             plain_http: false,
             allow_private: false,
             token_host: None,
+            mirror: None,
             ca_pem: None,
             client_certificate_pem: None,
         }
@@ -166,6 +207,9 @@ impl Definition {
     pub fn credential(&self, secret: Option<Secret>) -> Result<Credential, DefinitionError> {
         if self.token_host.as_deref().is_some_and(|host| !is_host_name(host)) {
             return Err(DefinitionError::TokenHost);
+        }
+        if self.mirror.as_ref().is_some_and(|mirror| mirror.of == self.host) {
+            return Err(DefinitionError::MirrorOfItself);
         }
         match (&self.provider, secret) {
             (Provider::Anonymous {}, None) => Ok(Credential::Anonymous),

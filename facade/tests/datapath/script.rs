@@ -102,7 +102,7 @@ impl Script {
                 if let Some(size_bytes) = made {
                     let starts = (from..size_bytes).step_by(PIECE);
                     let pieces = stream::iter(starts.map(move |at| Ok(made_piece(at, size_bytes)))).boxed();
-                    return Ok(Incoming { starts_at: from, total: Some(size_bytes), pieces });
+                    return Ok(Incoming { starts_at: from, total: Some(size_bytes), mirror: None, pieces });
                 }
                 let missing = UpstreamError::NotFound { host: host.clone(), what: "it".into() };
                 let Some(content) = content else {
@@ -143,7 +143,8 @@ impl Script {
                         piece
                     }
                 });
-                Ok(Incoming { starts_at: from as u64, total: Some(total), pieces: pieces.boxed() })
+                let total = Some(total);
+                Ok(Incoming { starts_at: from as u64, total, mirror: None, pieces: pieces.boxed() })
             })
         })
     }

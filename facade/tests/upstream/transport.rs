@@ -58,6 +58,19 @@ async fn rejects_names_that_lead_to_forbidden_addresses() {
 }
 
 #[tokio::test]
+async fn dials_only_the_addresses_that_passed_of_a_name_that_has_others_too() {
+    let registry = Fake::start(|_| Reply::ok(BLOB));
+    let (definition, settings) =
+        named(registry.address.port(), &["169.254.169.254", "fd00:ec2::254", "127.0.0.1", "0.0.0.0"]);
+    let definition = Definition { plain_http: true, ..definition };
+    let connected = connected(definition, settings, Secrets::default());
+    let report = connected.check(None).await;
+    // What is shown is what was dialled: one lookup gives both.
+    assert_eq!(report.steps[0].detail, "127.0.0.1", "{report:?}");
+    pull(&connected).await.unwrap();
+}
+
+#[tokio::test]
 async fn rejects_redirects_and_realms_into_private_networks() {
     let inside = Fake::start_at("127.0.0.3:0", |_| Reply::ok(BLOB));
     let address = inside.address.to_string();
