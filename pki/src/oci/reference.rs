@@ -524,6 +524,8 @@ mod tests {
             ("ghcr.io/o/r:v1", "ghcr.io/o/r:v1"),
             ("localhost/app", "localhost/app"),
             ("localhost", "docker.io/library/localhost"),
+            ("example.com", "docker.io/library/example.com"),
+            ("index.docker.io/team/app", "docker.io/team/app"),
             ("localhost:5000/app", "localhost:5000/app"),
             ("127.0.0.1:5000/team/app:x", "127.0.0.1:5000/team/app:x"),
             ("[::1]:5000/app", "[::1]:5000/app"),
@@ -533,6 +535,14 @@ mod tests {
             ("my__app/x.y-z--q", "docker.io/my__app/x.y-z--q"),
         ] {
             assert_eq!(text.parse::<Reference>().unwrap().to_string(), expected, "{text}");
+        }
+        // The longest there are: 255 bytes of name, the host with it, and 128 of tag.
+        let name = format!("ghcr.io/{}", "a".repeat(255 - "ghcr.io/".len()));
+        assert!(name.parse::<Reference>().is_ok());
+        assert_eq!(format!("{name}a").parse::<Reference>(), Err(ReferenceError::TooLong));
+        assert!(format!("a:{}", "_".repeat(128)).parse::<Reference>().is_ok());
+        for tag in ["_".repeat(129), ".a".into(), "-a".into(), "a+b".into()] {
+            assert!(format!("a:{tag}").parse::<Reference>().is_err(), "{tag}");
         }
         let both = format!("ghcr.io/o/r:v1@{DIGEST}").parse::<Reference>().unwrap();
         assert_eq!(both.to_string(), format!("ghcr.io/o/r:v1@{DIGEST}"));
@@ -611,6 +621,8 @@ mod tests {
             "ex ample.com",
             "a_b.com",
             "https://:5000",
+            // Names beyond ASCII are pasted as punycode: two that look alike are two registries.
+            "https://b\u{fc}cher.example/",
         ] {
             assert!(RegistryHost::from_pasted(pasted).is_err(), "{pasted}");
         }
