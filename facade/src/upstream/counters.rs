@@ -45,9 +45,8 @@ impl Counters {
         );
     }
 
-    /// With a member of each family, because a family shows itself with its first.
-    #[cfg(test)]
-    pub(crate) fn with_members() -> Self {
+    /// With a member of each family, because a family shows itself with its first: for pages and tests that list them.
+    pub fn with_members() -> Self {
         let counters = Self::default();
         let tally = counters.of("ghcr.io");
         tally.asked(Some(StatusCode::OK));

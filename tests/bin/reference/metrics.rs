@@ -14,6 +14,8 @@ pub(crate) fn page() -> String {
     metrics.answers.get_or_create(&AnswerLabels { action: "ping", status: 200 }).inc();
     metrics.metadata_expires.get_or_create(&RoleLabels { role: "images/timestamp".to_owned() }).set(0);
     metrics.devices.get_or_create(&StandingLabels { standing: "active".to_owned() }).set(0);
+    let counters = facade::upstream::Counters::with_members();
+    metrics.extend(|registry| counters.register(registry));
     let encoded = metrics.text();
     let mut help = "";
     for line in encoded.lines() {
