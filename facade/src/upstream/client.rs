@@ -25,6 +25,9 @@ use super::error::{Cause, UpstreamError};
 use super::target::{Scheme, Target};
 use crate::secret::Secret;
 
+/// Most bytes of an answer over HTTP/1.1 that are read at once, and longest head of one. What is read waits in a queue
+/// before it is written, so this decides what a large blob needs of memory.
+const READ_BYTES: usize = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
 const MAX_ERROR_BYTES: usize = 8 * 1024;
 const MAX_IDLE_CONNECTIONS: usize = 16;
@@ -64,6 +67,7 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+            .http1_max_buf_size(READ_BYTES)
             .build(dialer.clone());
         Self { http, dialer, limits, tally: None }
     }
