@@ -30,6 +30,8 @@ use crate::store::{Batch, Scan, Store, StoreError, Table, decode, get_json, scan
 const DEVICES: Table = Table("devices");
 const TOKENS: Table = Table("enrollment-tokens");
 const REPORTS: Table = Table("device-reports");
+/// The certificates that a deleted device has left behind, by its name.
+const LEFT_BEHIND: Table = Table("devices-left-behind");
 
 /// How often a change is tried again that somebody else overtook.
 const ATTEMPTS: usize = 64;
@@ -138,10 +140,9 @@ impl Devices {
 
     /// Forgets a device. Its certificate is refused because nobody has that name any more.
     pub async fn delete(&self, id: &DeviceId) -> Result<(), DevicesError> {
-        if self.get(id).await?.is_none() {
-            return Err(DevicesError::NoSuchDevice(id.clone()));
-        }
+        let device = self.get(id).await?.ok_or_else(|| DevicesError::NoSuchDevice(id.clone()))?;
         let mut batch = Batch::new();
+        batch.put_json(LEFT_BEHIND, id.as_str(), &device.left_behind()).map_err(DevicesError::Store)?;
         batch.delete(DEVICES, id.as_str());
         batch.delete(REPORTS, id.as_str());
         self.store.commit(batch).await.map_err(DevicesError::Store)

@@ -69,7 +69,8 @@ impl Devices {
     ) -> Result<Device, CertificateError> {
         let device = self.standing_in_good(id).await?;
         // Whoever held this name before it was enrolled anew must not be able to put its new holder in quarantine.
-        if device.not_issued_before.is_some_and(|earliest| not_before < earliest) {
+        let left_behind = device.superseded.iter().any(|old| old.former && old.serial == *serial);
+        if left_behind || device.not_issued_before.is_some_and(|earliest| not_before < earliest) {
             return Err(CertificateError::Former(id.clone()));
         }
         match device.presented(serial) {

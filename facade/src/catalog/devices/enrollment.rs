@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::token::{self, TokenRecord, TokenRequest, TokenState};
 use super::{
-    ATTEMPTS, Certificate, CertificateError, Claim, DEVICES, Device, Devices, DevicesError, Group, MAX_USES,
-    Standing, TOKENS,
+    ATTEMPTS, Certificate, CertificateError, Claim, DEVICES, Device, Devices, DevicesError, Group,
+    LEFT_BEHIND, MAX_USES, Standing, Superseded, TOKENS,
 };
 use crate::store::{Batch, Scan, StoreError, decode, get_json, scan_json};
 
@@ -210,9 +210,13 @@ impl Devices {
         now: Timestamp,
     ) -> Result<Device, CertificateError> {
         let id = &grant.device;
+        let left_behind: Option<Vec<Superseded>> = get_json(&*self.store, LEFT_BEHIND, id.as_str()).await?;
         // A device that enrolls anew counts its reports from one.
         self.change_uncounted(id, |found: Option<Device>| {
             let mut device = found.unwrap_or_else(|| Device::new(id.clone(), Standing::Active, now));
+            if device.certificate.is_none() {
+                device.succeed(left_behind.as_deref().unwrap_or_default());
+            }
             // It may have been turned away since the token was redeemed.
             if device.standing != Standing::Active {
                 return Err(CertificateError::TurnedAway(id.clone(), device.standing));

@@ -97,6 +97,9 @@ pub struct Superseded {
     pub serial: Serial,
     /// Its last valid moment; after that TLS refuses it.
     pub not_after: Timestamp,
+    /// Whether it is of a device of this name that was deleted: no word about the one that has the name now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub former: bool,
 }
 
 /// An enrollment that was counted against its token and is not finished.
@@ -239,7 +242,26 @@ impl Device {
     fn supersede(&mut self, old: Certificate, now: Timestamp) {
         // What has expired is refused without a list.
         self.superseded.retain(|superseded| superseded.not_after >= now);
-        self.superseded.push(Superseded { serial: old.serial, not_after: old.not_after });
+        self.superseded.push(Superseded { serial: old.serial, not_after: old.not_after, former: false });
+        self.shorten();
+    }
+
+    /// Every certificate of a device that is deleted, to be refused from whoever gets its name.
+    pub(super) fn left_behind(self) -> Vec<Superseded> {
+        let own = [self.previous, self.certificate].into_iter().flatten();
+        let own = own.map(|old| Superseded { serial: old.serial, not_after: old.not_after, former: true });
+        let earlier = self.superseded.into_iter().map(|earlier| Superseded { former: true, ..earlier });
+        earlier.chain(own).collect()
+    }
+
+    /// Takes over what the one that had this name before has left behind. The start of validity alone does not tell
+    /// two certificates of the same second apart.
+    pub(super) fn succeed(&mut self, left_behind: &[Superseded]) {
+        self.superseded.extend_from_slice(left_behind);
+        self.shorten();
+    }
+
+    fn shorten(&mut self) {
         let excess = self.superseded.len().saturating_sub(MAX_SUPERSEDED);
         self.superseded.drain(..excess);
     }
