@@ -109,7 +109,7 @@ await story("a registry is connected with a pasted address, and tested", async (
     await page.getByLabel("Registry: its host").fill(`http://${registry}/team/app`);
     await page.getByLabel("User name", { exact: true }).fill(process.env.CONSOLE_REGISTRY_USER);
     await page.getByLabel("Password or token").fill(password);
-    await page.getByText("Google, AWS, private networks").click();
+    await page.getByText("Google, AWS, Azure, private networks").click();
     await page.getByLabel("It may have loopback").check();
     await page.getByLabel("Speak plain HTTP").check();
     await page.getByRole("button", { name: "Connect and test" }).click();
@@ -144,7 +144,7 @@ await story("what a hostile registry answers is text", async () => {
   await page.getByLabel("Registry: its host").fill(hostile);
   await page.getByLabel("User name", { exact: true }).fill("somebody");
   await page.getByLabel("Password or token").fill("something");
-  await page.getByText("Google, AWS, private networks").click();
+  await page.getByText("Google, AWS, Azure, private networks").click();
   await page.getByLabel("It may have loopback").check();
   await page.getByLabel("Speak plain HTTP").check();
   await page.getByRole("button", { name: "Connect and test" }).click();

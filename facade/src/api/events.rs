@@ -71,6 +71,9 @@ pub(super) async fn list(
     if !(1..=MAX_PAGE).contains(&query.limit) {
         return Err(Problem::invalid("limit", format!("must be between 1 and {MAX_PAGE}")));
     }
+    if query.since.is_some_and(|since| i64::try_from(since).is_err()) {
+        return Err(Problem::invalid("since", format!("must be at most {}", i64::MAX)));
+    }
     let kinds = kinds(query.kind.as_deref())?;
     // Who asks after a change has been answered sees it.
     state.events.flush().await;
