@@ -1,7 +1,7 @@
 //! Answers that are remembered by their `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a request that
 //! was done is not done again when its answer was lost on the way.
 //!
-//! A key belongs to one caller and one request, for [`KEPT`]; it is stored as its SHA-256. That a request was begun is
+//! A key belongs to one caller and one request, for a day; it is stored as its SHA-256. That a request was begun is
 //! written before anything is done for it, and its answer in the same batch as its record of the audit log; so after a
 //! crash a key is either answered or known to have been left half-way, and never taken for new. An answer that holds a
 //! secret is not kept: only that it was given.
