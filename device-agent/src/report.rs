@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::facade_client::{Ask, ClientError, FacadeClient};
 use crate::lifecycle::{Release, State};
 use crate::progress::Snapshot;
+use crate::random;
 use crate::refresh;
 use crate::state_file::{StateDir, StateError};
 
@@ -158,6 +159,7 @@ impl Reporter<'_> {
             facts.platform.clone(),
             facts.state,
         );
+        report.nonce = format!("{:016x}", random::number()).parse().ok();
         report.running = self.running();
         report.refused.clone_from(&refused);
         report.metadata = facts.versions;

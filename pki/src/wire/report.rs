@@ -50,6 +50,10 @@ pub struct Report {
     pub device: DeviceId,
     /// Grows with every report, and is stored by the device before it is sent.
     pub counter: u64,
+    /// Drawn anew for every report. A report that is delivered twice carries it twice; a copy of the device that has
+    /// the same to tell under the same counter does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Code>,
     /// Which boot of the device this is; `/proc/sys/kernel/random/boot_id`.
     pub boot_id: Code,
     /// The version of the agent.
@@ -227,6 +231,7 @@ impl Report {
             version: VERSION,
             device,
             counter,
+            nonce: None,
             boot_id,
             agent_version,
             platform,

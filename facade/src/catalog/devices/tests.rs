@@ -333,6 +333,23 @@ async fn reports_count_on_and_the_same_report_may_come_twice() {
     assert_eq!(rig.devices.report(&pump()).await.unwrap().unwrap().report.counter, 9);
 }
 
+/// A copy on the same machine, with the same boot, disk and counter, has word for word the same to tell.
+#[tokio::test]
+async fn a_copy_that_tells_the_same_under_the_same_counter_puts_the_device_in_quarantine() {
+    let rig = rig();
+    rig.enrolled().await;
+    let of = |nonce: &str| {
+        let mut report = report(6, "a");
+        report.nonce = nonce.parse().ok();
+        report
+    };
+    for _ in 0..2 {
+        rig.devices.record_report(of("5be1"), now()).await.unwrap();
+    }
+    let copied = rig.devices.record_report(of("07c4"), now()).await;
+    assert!(matches!(copied, Err(CertificateError::Quarantined(_))));
+}
+
 #[tokio::test]
 async fn a_report_with_a_counter_that_was_used_puts_the_device_in_quarantine() {
     let rig = rig();
