@@ -11,9 +11,11 @@
 //! - [`x509`]: device identity and certificates
 //! - [`seal`]: secrets at rest
 //! - [`wire`]: the bodies that agent and facade exchange
+//! - [`text_newtypes`], [`text_forms`], [`serde_as_text`]: the forms of what is parsed from text
 
 pub mod canonical;
 pub mod digest;
+mod forms;
 pub mod json;
 pub mod key;
 pub mod metadata;

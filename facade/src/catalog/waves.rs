@@ -12,7 +12,7 @@ use std::str::FromStr;
 use jiff::{SignedDuration, Timestamp};
 use pki::digest::Digest;
 use pki::x509::DeviceId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::member::{Condition, observe};
@@ -140,29 +140,7 @@ impl fmt::Display for Waves {
     }
 }
 
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl Serialize for Waves {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Waves {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+pki::serde_as_text!(Size, Waves);
 
 /// The order in which a rollout reaches its devices: the same on every machine and after every restart, and another one
 /// for each rollout, so that it is not always the same devices that go first.

@@ -67,7 +67,10 @@ async fn send(
     output.result(&report, |report| {
         let mut lines: Vec<String> =
             report.assignments.iter().map(|assignment| line(done, assignment)).collect();
-        lines.push(format!("{} devices change when they next ask", report.devices));
+        lines.push(match report.devices {
+            1 => "1 device changes when it next asks".to_owned(),
+            devices => format!("{devices} devices change when they next ask"),
+        });
         lines.join("\n")
     });
     Ok(())

@@ -231,8 +231,8 @@ impl Token {
         };
         let token: NewEnrollmentToken = client.post("/api/v1/enrollment-tokens", &request).await?;
         output.result(&token, |token| token.command.clone());
-        output
-            .note(&format!("valid until {}, for {} device(s); shown only now", token.expires_at, token.uses));
+        let uses = if token.uses == 1 { "1 device".to_owned() } else { format!("{} devices", token.uses) };
+        output.note(&format!("valid until {}, for {uses}; shown only now", token.expires_at));
         Ok(())
     }
 }

@@ -5,14 +5,13 @@
 //! stays in the top-level targets, which are asked first: no publisher can take it back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::str::FromStr;
 
 use pki::key::PublicKey;
 use pki::metadata::roles::{DelegatedRole, Delegations, RoleKeys, Root, Scope, Targets};
 use pki::metadata::{RoleName, TargetPath};
 use pki::oci::Repository;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use thiserror::Error;
 
@@ -74,29 +73,7 @@ impl FromStr for PublisherName {
     }
 }
 
-impl fmt::Display for PublisherName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for PublisherName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl Serialize for PublisherName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for PublisherName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
+pki::text_newtypes!(PublisherName);
 
 /// One publisher: a key that signs for it, and the repositories that it signs for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

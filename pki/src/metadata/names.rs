@@ -5,11 +5,10 @@
 //! tough CVE-2026-6968, go-tuf CVE-2026-24686).
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::HEXUPPER;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::digest::{Digest, Mismatch};
@@ -99,36 +98,7 @@ fn shown(text: &str) -> String {
     text.chars().take(160).collect()
 }
 
-macro_rules! textual {
-    ($name:ident) => {
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-textual!(RoleName);
-textual!(TargetPath);
+crate::text_newtypes!(RoleName, TargetPath);
 
 /// The name of a metadata file, on the wire or on disk: one path segment, whatever the role is called.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

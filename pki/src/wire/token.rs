@@ -280,30 +280,14 @@ impl Serialize for TokenSecret {
     }
 }
 
-impl Serialize for TokenId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+impl<'de> Deserialize<'de> for TokenSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
-impl Serialize for FacadeUrl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-macro_rules! from_text {
-    ($($name:ident),*) => {$(
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Zeroizing::new(String::deserialize(deserializer)?);
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    )*};
-}
-
-from_text!(TokenSecret, TokenId, FacadeUrl);
+crate::serde_as_text!(TokenId, FacadeUrl);
 
 #[cfg(test)]
 mod tests {

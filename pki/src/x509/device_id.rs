@@ -3,10 +3,8 @@
 //! The only place that writes or reads that form. rustls and webpki check nothing of a URI SAN (SECURITY-NOTES 3.2), so
 //! what is refused here is refused nowhere else.
 
-use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 const MAX_DEVICE_ID: usize = 63;
@@ -98,32 +96,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| alphanumeric(byte) || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-macro_rules! text_forms {
-    ($($name:ident),*) => {$(
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    )*};
-}
-
-text_forms!(DeviceId, TrustDomain);
+crate::text_newtypes!(DeviceId, TrustDomain);
 
 #[cfg(test)]
 mod tests {
