@@ -52,8 +52,7 @@ impl HandoverError {
             ImageError::Runtime(_) => Fault::Circumstance,
             ImageError::Document { .. }
             | ImageError::Config { .. }
-            | ImageError::NoPlatform { .. }
-            | ImageError::NestedIndex(_)
+            | ImageError::Choice(_)
             | ImageError::LayerCount { .. } => Fault::Release,
         }
     }

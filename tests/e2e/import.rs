@@ -503,6 +503,28 @@ fn every_image_of_a_compose_file_and_of_rendered_manifests_is_imported() {
     facade.cli(&["import", "--from-file", &compose, "--set", "TAG"]).expect_code(2);
 }
 
+/// Only luck would choose one, and devices do not leave it to luck: said at import, not on every board.
+#[test]
+fn rejects_an_index_whose_manifests_do_not_say_what_they_are_for() {
+    let registry = Registry::open();
+    let [one, two] = [10_000, 20_000].map(|size| ImageBuilder::new().random_layer(size).build());
+    let silent = [&one, &two].map(|image| {
+        registry.push("team/app", "part", image);
+        image.root.descriptor()
+    });
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": silent}).to_string();
+    assert_eq!(registry.put_raw_manifest("team/app", "silent", media_type, index.as_bytes()), 201);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let repository = format!("{}/team/app", registry.host());
+    let refused = facade.cli(&["import", &repository, "silent"]).expect_code(1).json();
+    assert_eq!(refused["results"][0]["outcome"], "no-platform", "{refused}");
+    let reason = refused["results"][0]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("do not say their platform"), "{reason}");
+    assert!(!artifacts(&facade).contains("sha256:"));
+}
+
 #[test]
 fn rejects_an_index_without_manifests_as_for_no_platform() {
     let registry = Registry::open();

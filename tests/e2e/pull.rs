@@ -89,6 +89,23 @@ fn device_takes_only_its_own_platform_of_an_index() {
 }
 
 #[test]
+fn device_finds_its_image_behind_an_index_inside_an_index() {
+    let registry = Registry::open();
+    let ours = ImageBuilder::new().random_layer(50_000).build();
+    let other = ImageBuilder::new().platform("linux/s390x").random_layer(60_000).build();
+    let inner = Image::index(&[other.clone(), ours.clone()]);
+    let pushed = registry.push("team/app", "v1", &Image::index(&[inner]));
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    device.sync().expect_success();
+    assert!(ours.digests().iter().all(|digest| device.holds(digest)));
+    assert!(!device.holds(&other.largest_blob()));
+    device.assert_nothing_unverified();
+}
+
+#[test]
 fn rejects_an_index_without_its_platform_and_keeps_what_it_has() {
     let registry = Registry::open();
     let first = registry.push("team/app", "v1", &ImageBuilder::new().random_layer(50_000).build());

@@ -67,7 +67,8 @@ impl Document {
         Digest::sha256(&self.bytes)
     }
 
-    fn descriptor(&self) -> Value {
+    /// How an index points at it.
+    pub fn descriptor(&self) -> Value {
         json!({"mediaType": self.media_type, "digest": self.digest(), "size": self.bytes.len()})
     }
 }
@@ -90,7 +91,7 @@ impl Image {
         ImageBuilder::new().says(words).build()
     }
 
-    /// An index over images for several platforms.
+    /// An index over images for several platforms, or over other indexes.
     pub fn index(images: &[Image]) -> Self {
         let dress = if images.iter().any(|image| image.root.media_type == Dress::Docker.manifest()) {
             Dress::Docker
@@ -101,7 +102,11 @@ impl Image {
         let value = json!({"schemaVersion": 2, "mediaType": dress.index(), "manifests": entries});
         Self {
             root: Document::of(dress.index(), &value),
-            children: images.iter().map(|image| image.root.clone()).collect(),
+            // What an index names must be in the registry before it.
+            children: images
+                .iter()
+                .flat_map(|image| image.children.iter().chain([&image.root]).cloned())
+                .collect(),
             blobs: images.iter().flat_map(|image| image.blobs.clone()).collect(),
             platform: String::new(),
         }
@@ -109,6 +114,9 @@ impl Image {
 
     fn index_entry(&self) -> Value {
         let mut entry = self.root.descriptor();
+        if self.platform.is_empty() {
+            return entry;
+        }
         let mut parts = self.platform.split('/');
         let mut platform = json!({"os": parts.next(), "architecture": parts.next()});
         if let (Some(variant), Some(object)) = (parts.next(), platform.as_object_mut()) {

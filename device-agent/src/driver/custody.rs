@@ -154,8 +154,7 @@ impl Agent {
             Err(
                 ImageError::Document { .. }
                 | ImageError::Config { .. }
-                | ImageError::NoPlatform { .. }
-                | ImageError::NestedIndex(_)
+                | ImageError::Choice(_)
                 | ImageError::LayerCount { .. },
             ) => Ok(damage(assigned.artifact.digest())),
         }

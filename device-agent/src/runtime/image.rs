@@ -3,11 +3,13 @@
 //! Everything here was read from content that the store verified; nothing is taken from anywhere else. [`Image::load`]
 //! is also how an image is found again after a restart.
 
+use std::collections::HashMap;
+
 use pki::digest::{Digest, Hasher};
 use pki::json::{self, JsonError};
 use pki::oci::descriptor::MediaKind;
 use pki::oci::manifest::DocumentError;
-use pki::oci::{ArtifactName, Descriptor, Document, Manifest, Platform};
+use pki::oci::{ArtifactName, Choice, ChoiceError, Descriptor, Document, Manifest, Platform, choose};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -20,8 +22,8 @@ pub struct Image {
     pub artifact: ArtifactName,
     /// The document that the artifact's digest names: an index, or the manifest itself.
     pub root: Descriptor,
-    /// The manifest for this device; the same as `root` if that is not an index.
-    pub manifest: Descriptor,
+    /// The documents from there down to the manifest for this device, that last; none if `root` is the manifest.
+    pub below: Vec<Descriptor>,
     /// The configuration.
     pub config: Descriptor,
     /// The layers, lowest first.
@@ -56,16 +58,8 @@ pub enum ImageError {
         source: JsonError,
     },
     /// No manifest for this device.
-    #[error("no image for {want} (there is: {have})")]
-    NoPlatform {
-        /// What the device is.
-        want: Platform,
-        /// What the artifact has.
-        have: String,
-    },
-    /// An index in an index.
-    #[error("{0} is an index inside an index, which is not supported")]
-    NestedIndex(Digest),
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
     /// Configuration and manifest disagree.
     #[error("image configuration {config} names {diff_ids} layers, the manifest has {layers}")]
     LayerCount {
@@ -96,28 +90,21 @@ const IMAGE_CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 impl Image {
-    /// Puts an image together from its manifest and the bytes of its configuration, for a device of `platform`.
+    /// Puts an image together from its manifest, which lies `below` the root, and the bytes of its configuration, for a
+    /// device of `platform`.
     pub fn assemble(
         artifact: ArtifactName,
-        root: Descriptor,
-        manifest: (Descriptor, Manifest),
+        (root, below): (Descriptor, Vec<Descriptor>),
+        manifest: Manifest,
         config_bytes: &[u8],
         platform: &Platform,
     ) -> Result<Self, ImageError> {
-        let (descriptor, manifest) = manifest;
         let diff_ids = if is_container_image(&manifest) {
             Some(diff_ids(&manifest, config_bytes, platform)?)
         } else {
             None
         };
-        Ok(Self {
-            artifact,
-            root,
-            manifest: descriptor,
-            config: manifest.config,
-            layers: manifest.layers,
-            diff_ids,
-        })
+        Ok(Self { artifact, root, below, config: manifest.config, layers: manifest.layers, diff_ids })
     }
 
     /// Reads an image whose contents are all in the store.
@@ -127,28 +114,30 @@ impl Image {
         root: &Descriptor,
         platform: &Platform,
     ) -> Result<Self, ImageError> {
-        let (descriptor, manifest) = match read_document(runtime, root).await? {
-            Document::Manifest(manifest) => (root.clone(), manifest),
-            Document::Index(index) => {
-                let chosen = index.select(platform).ok_or_else(|| ImageError::NoPlatform {
-                    want: platform.clone(),
-                    have: platforms(&index.manifests),
-                })?;
-                match read_document(runtime, chosen).await? {
-                    Document::Manifest(manifest) => (chosen.clone(), manifest),
-                    Document::Index(_) => return Err(ImageError::NestedIndex(chosen.digest)),
+        let mut documents: HashMap<Digest, Document> = HashMap::new();
+        let (below, manifest) = loop {
+            let unread = match choose(root, |digest| documents.get(digest), platform)? {
+                Choice::Unread(descriptor) => descriptor.clone(),
+                Choice::Manifest { below, manifest } => {
+                    break (below.into_iter().cloned().collect(), manifest.clone());
                 }
-            }
+            };
+            documents.insert(unread.digest, read_document(runtime, &unread).await?);
         };
         let config =
             if is_container_image(&manifest) { runtime.read(&manifest.config).await? } else { Vec::new() };
-        Self::assemble(artifact.clone(), root.clone(), (descriptor, manifest), &config, platform)
+        Self::assemble(artifact.clone(), (root.clone(), below), manifest, &config, platform)
+    }
+
+    /// The manifest for this device.
+    pub fn manifest(&self) -> &Descriptor {
+        self.below.last().unwrap_or(&self.root)
     }
 
     /// Every content of the image once, documents first.
     pub fn contents(&self) -> Vec<&Descriptor> {
         let mut contents: Vec<&Descriptor> = Vec::new();
-        let all = [&self.root, &self.manifest, &self.config].into_iter().chain(&self.layers);
+        let all = std::iter::once(&self.root).chain(&self.below).chain([&self.config]).chain(&self.layers);
         for content in all {
             // Layers may repeat (an empty layer often does).
             if !contents.iter().any(|known| known.digest == content.digest) {
@@ -206,7 +195,8 @@ fn diff_ids(
     let config: Config =
         json::parse_as(config_bytes, max).map_err(|source| ImageError::Config { digest, source })?;
     if config.platform.suits(platform).is_none() {
-        return Err(ImageError::NoPlatform { want: platform.clone(), have: config.platform.to_string() });
+        let (want, have) = (platform.clone(), config.platform.to_string());
+        return Err(ChoiceError::NoPlatform { want, have }.into());
     }
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(ImageError::LayerCount {
@@ -225,16 +215,6 @@ async fn read_document(runtime: &dyn Runtime, descriptor: &Descriptor) -> Result
         MediaKind::Schema1 | MediaKind::ForeignLayer | MediaKind::Other => Vec::new(),
     };
     Document::parse(&descriptor.media_type, &bytes).map_err(|source| ImageError::Document { digest, source })
-}
-
-fn platforms(manifests: &[Descriptor]) -> String {
-    let names: Vec<String> = manifests
-        .iter()
-        .filter_map(|manifest| manifest.platform.as_ref())
-        .filter(|platform| platform.is_runnable())
-        .map(ToString::to_string)
-        .collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -258,7 +238,7 @@ mod tests {
         let root = descriptor("application/vnd.oci.image.manifest.v1+json", "manifest");
         let artifact = format!("ghcr.io/o/r@{}", root.digest).parse().unwrap();
         let platform = Platform::new("linux", "arm64", None);
-        Image::assemble(artifact, root.clone(), (root, manifest), config.as_bytes(), &platform)
+        Image::assemble(artifact, (root, Vec::new()), manifest, config.as_bytes(), &platform)
     }
 
     fn config(architecture: &str, layers: &[&str]) -> String {
@@ -289,7 +269,7 @@ mod tests {
     #[test]
     fn rejects_a_configuration_for_another_platform() {
         let error = assemble(IMAGE_CONFIGS[1], &config("amd64", &["a"]), &["x"]).unwrap_err();
-        assert!(matches!(error, ImageError::NoPlatform { .. }), "{error:?}");
+        assert!(matches!(error, ImageError::Choice(ChoiceError::NoPlatform { .. })), "{error:?}");
     }
 
     #[test]

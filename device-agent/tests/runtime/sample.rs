@@ -30,9 +30,21 @@ impl Sample {
 
     /// The same below an index that has another platform, which is not delivered.
     pub(crate) fn with_index(greeting: &str) -> Self {
-        let mut sample = Self::single(greeting);
-        let mut here = descriptor_json(&sample.root);
-        here["platform"] = json!({"os": "linux", "architecture": sample.platform.architecture});
+        let sample = Self::single(greeting);
+        let platform = json!({"os": "linux", "architecture": sample.platform.architecture});
+        sample.below_index(platform)
+    }
+
+    /// The same below an index, which another index names without a platform.
+    pub(crate) fn with_nested_index(greeting: &str) -> Self {
+        Self::with_index(greeting).below_index(Value::Null)
+    }
+
+    fn below_index(mut self, platform: Value) -> Self {
+        let mut here = descriptor_json(&self.root);
+        if !platform.is_null() {
+            here["platform"] = platform;
+        }
         let elsewhere = json!({
             "mediaType": MediaType::OCI_MANIFEST,
             "digest": Digest::sha256(b"another platform"),
@@ -45,10 +57,10 @@ impl Sample {
             "manifests": [elsewhere, here],
         });
         let (root, bytes) = content(MediaType::OCI_INDEX, index.to_string().into_bytes());
-        sample.contents.insert(0, (root.clone(), bytes));
-        sample.artifact = artifact(root.digest);
-        sample.root = root;
-        sample
+        self.contents.insert(0, (root.clone(), bytes));
+        self.artifact = artifact(root.digest);
+        self.root = root;
+        self
     }
 
     /// An image whose configuration lies about its upper layer.

@@ -31,6 +31,7 @@ macro_rules! every_place_passes {
             leftovers_of_earlier_attempts_are_cleaned_and_wanted_ones_kept,
             content_of_a_running_delivery_is_not_collected_and_afterwards_it_is,
             a_single_manifest_comes_in_and_again_and_changes_nothing,
+            an_index_inside_an_index_holds_what_is_below_it,
             removing_an_image_frees_it_and_leaves_the_other,
             damage_is_found_and_can_be_repaired,
             rejects_an_image_with_a_content_missing,
@@ -191,6 +192,18 @@ pub(crate) async fn a_single_manifest_comes_in_and_again_and_changes_nothing(pla
     deliver(&*runtime, &sample).await;
     place.collect();
     assert_eq!(place.inventory(), before);
+}
+
+pub(crate) async fn an_index_inside_an_index_holds_what_is_below_it(place: &dyn Place) {
+    let runtime = place.runtime();
+    let sample = Sample::with_nested_index("far below");
+    let image = deliver(&*runtime, &sample).await;
+    assert_eq!(image.below.len(), 2);
+    place.collect();
+    assert!(runtime.verify(&image).await.unwrap().is_sound());
+    runtime.remove(&sample.artifact).await.unwrap();
+    place.collect();
+    assert_eq!(place.inventory(), "");
 }
 
 pub(crate) async fn removing_an_image_frees_it_and_leaves_the_other(place: &dyn Place) {

@@ -298,7 +298,7 @@ impl From<ImportError> for Failure {
             ImportError::Document { source: DocumentError::TooLarge | DocumentError::TooMany(_), .. }
             | ImportError::TooMany
             | ImportError::TooLarge => ImportOutcome::TooLarge,
-            ImportError::NoManifests(_) => ImportOutcome::NoPlatform,
+            ImportError::NoManifests(_) | ImportError::NoChoice(_) => ImportOutcome::NoPlatform,
             ImportError::Document { .. }
             | ImportError::Size { .. }
             | ImportError::Type { .. }

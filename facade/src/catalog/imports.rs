@@ -9,15 +9,15 @@ use std::str::FromStr;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use pki::digest::{self, Algorithm, Digest};
+use pki::oci::choose::MAX_DEPTH;
 use pki::oci::manifest::DocumentError;
-use pki::oci::{ArtifactName, Descriptor, Document, MediaType, Platform, ReferenceError, Repository, Tag};
+use pki::oci::{
+    ArtifactName, Descriptor, Document, MediaType, Platform, ReferenceError, Repository, Tag, choose,
+};
 use thiserror::Error;
 
 use super::closure::Closure;
 use crate::upstream::{Registry, Served, UpstreamError};
-
-/// Deepest nesting of indexes. One level is usual; skopeo and docker take no more.
-const MAX_DEPTH: usize = 3;
 
 /// Most manifests that one artifact may have.
 const MAX_DOCUMENTS: usize = 1024;
@@ -83,6 +83,11 @@ pub enum ImportError {
     /// Nothing in it that a device could run.
     #[error("the index {0} has no manifests, so there is no platform that it is for")]
     NoManifests(Digest),
+    /// Manifests, and no way to tell which one is for whom.
+    #[error(
+        "the index {0} has several manifests that do not say their platform, so no device could choose one"
+    )]
+    NoChoice(Digest),
     /// Too many manifests.
     #[error("there are more than {MAX_DOCUMENTS} manifests")]
     TooMany,
@@ -177,6 +182,7 @@ pub async fn resolve(
         repository,
         closure: empty_closure(repository, &served),
         bytes: HashMap::new(),
+        documents: HashMap::new(),
         platforms: Vec::new(),
         seen: HashSet::new(),
     };
@@ -189,6 +195,7 @@ pub async fn resolve(
             if walk.closure.size_bytes() > MAX_ARTIFACT_BYTES {
                 return Err(ImportError::TooLarge);
             }
+            walk.check_choice()?;
             return Ok(Resolved { closure: walk.closure, platforms: walk.platforms, documents: walk.bytes });
         }
     }
@@ -222,6 +229,7 @@ struct Walk<'a> {
     repository: &'a Repository,
     closure: Closure,
     bytes: HashMap<Digest, Bytes>,
+    documents: HashMap<Digest, Document>,
     platforms: Vec<Platform>,
     seen: HashSet<Digest>,
 }
@@ -250,6 +258,7 @@ impl Walk<'_> {
                     children.extend(new.cloned());
                 }
             }
+            self.documents.insert(descriptor.digest, document);
         }
         if self.closure.documents.len() + children.len() > MAX_DOCUMENTS {
             return Err(ImportError::TooMany);
@@ -304,6 +313,18 @@ impl Walk<'_> {
             && !self.platforms.contains(&platform)
         {
             self.platforms.push(platform);
+        }
+        Ok(())
+    }
+
+    /// Keeps the platforms whose devices find their manifest; an artifact that is for nobody then is refused.
+    fn check_choice(&mut self) -> Result<(), ImportError> {
+        let (root, documents) = (&self.closure.root, &self.documents);
+        let found = |platform: &Platform| choose(root, |digest| documents.get(digest), platform).is_ok();
+        let had_platforms = !self.platforms.is_empty();
+        self.platforms.retain(found);
+        if had_platforms && self.platforms.is_empty() {
+            return Err(ImportError::NoChoice(root.digest));
         }
         Ok(())
     }

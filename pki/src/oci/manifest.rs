@@ -39,7 +39,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// The manifest that suits the device best; the first of equals, as containerd takes it.
+    /// The manifest that suits the device best; the first of equals, as containerd takes it. Where none says that it
+    /// suits, the only one that does not say what it is for: it may be an index itself, or its configuration tells.
     pub fn select(&self, device: &Platform) -> Option<&Descriptor> {
         let mut best: Option<(u8, &Descriptor)> = None;
         for descriptor in &self.manifests {
@@ -49,7 +50,21 @@ impl Index {
                 best = Some((level, descriptor));
             }
         }
-        best.map(|(_, descriptor)| descriptor)
+        best.map(|(_, descriptor)| descriptor).or_else(|| self.silent())
+    }
+
+    /// The only entry without a platform; none if there are several, among which only luck would choose.
+    fn silent(&self) -> Option<&Descriptor> {
+        let mut silent = self.manifests.iter().filter(|descriptor| descriptor.platform.is_none());
+        silent.next().filter(|_| silent.next().is_none())
+    }
+
+    /// The platforms that it names, for people.
+    pub fn platforms(&self) -> String {
+        let platforms = self.manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref());
+        let runnable = platforms.filter(|platform| platform.is_runnable());
+        let names: Vec<String> = runnable.map(ToString::to_string).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     }
 }
 

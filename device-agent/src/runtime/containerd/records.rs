@@ -29,12 +29,14 @@ const CONTENT_LABEL: &str = "containerd.io/gc.ref.content.drayage";
 /// Labels the documents of an image with what they point at.
 pub(super) async fn label(connection: &Connection, lease: &Lease, image: &Image) -> Result<(), RuntimeError> {
     // From below: no document is protected before what it needs is.
-    set_labels(connection, lease, image.manifest.digest, manifest_labels(image)).await?;
-    if image.root.digest == image.manifest.digest {
-        return Ok(());
+    set_labels(connection, lease, image.manifest().digest, manifest_labels(image)).await?;
+    let indexes = std::iter::once(&image.root).chain(&image.below);
+    let steps: Vec<_> = indexes.zip(&image.below).collect();
+    for (index, chosen) in steps.into_iter().rev() {
+        let chosen = (format!("{CONTENT_LABEL}.drayage"), chosen.digest.to_string());
+        set_labels(connection, lease, index.digest, HashMap::from([chosen])).await?;
     }
-    let chosen = (format!("{CONTENT_LABEL}.drayage"), image.manifest.digest.to_string());
-    set_labels(connection, lease, image.root.digest, HashMap::from([chosen])).await
+    Ok(())
 }
 
 /// The labels of a manifest.
