@@ -229,3 +229,61 @@ async fn streams_that_are_opened_and_reset_at_once_end_the_connection() {
     assert!(answered.unwrap_or(0) < 2000, "{answered:?} requests were worked on");
     assert!(is_served(&rig, &credential, &layer).await);
 }
+
+#[tokio::test]
+async fn a_head_without_an_end_ends_the_connection() {
+    let rig = Rig::start().await;
+    let layer = noise(1000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let mut stream = tls(&rig, Some(&credential), b"h2").await.unwrap();
+    let mut attack = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    attack.extend(frame(4, 0, 0, &[]));
+    attack.extend(frame(1, 0, 1, b"\x82\x87\x04\x04/v2/\x01\x09localhost"));
+    // One header field after another, none of them the last (CVE-2024-27316 and its kin).
+    let more =
+        frame(9, 0, 1, &b"\x00\x01x\x7f\x00".iter().chain([b'y'; 127].iter()).copied().collect::<Vec<_>>());
+    let before = peak_kib();
+    let (mut from, mut to) = tokio::io::split(&mut stream);
+    let flood = async {
+        to.write_all(&attack).await?;
+        // 26 MiB of it, should the door take that.
+        for _ in 0..2000 {
+            to.write_all(&more.repeat(100)).await?;
+        }
+        std::io::Result::Ok(())
+    };
+    let (closed, _) = tokio::join!(is_closed(&mut from), flood);
+    assert!(closed);
+    let grown = peak_kib() - before;
+    assert!(grown < 16 * 1024, "grown by {grown} KiB");
+    assert!(is_served(&rig, &credential, &layer).await);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_dropped_and_a_slow_one_is_not() {
+    let limits =
+        Limits { idle: Duration::from_millis(300), stuck: Duration::from_millis(900), ..Limits::default() };
+    let rig = Rig::with(Setup { limits, ..Setup::default() }).await;
+    // More than the sockets of both ends hold.
+    let layer = noise(40_000_000);
+    rig.assign(&["board"], &[&layer]);
+    let credential = rig.fleet.device("board");
+    let request = format!("GET {} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", blob(&layer));
+    let mut stuck = tls(&rig, Some(&credential), b"http/1.1").await.unwrap();
+    stuck.write_all(request.as_bytes()).await.unwrap();
+    let mut slow = tls(&rig, Some(&credential), b"http/1.1").await.unwrap();
+    slow.write_all(request.as_bytes()).await.unwrap();
+    let mut piece = vec![0; 1_000_000];
+    let (mut read, mut rests) = (0, 0);
+    while rests < 20 {
+        let count = slow.read_exact(&mut piece).await.expect("a slow reader goes on");
+        read += count;
+        rests += 1;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(read, 20_000_000);
+    let mut rest = Vec::new();
+    let _ = stuck.read_to_end(&mut rest).await;
+    assert!(rest.len() < layer.len(), "got {} bytes", rest.len());
+}

@@ -174,6 +174,19 @@ async fn rejects_what_is_not_http() {
 }
 
 #[tokio::test]
+async fn rejects_heads_without_an_end() {
+    let long = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(1_000_000));
+    let many = format!("HTTP/1.1 200 OK\r\n{}", "X: y\r\n".repeat(100_000));
+    for head in [long, many] {
+        let error = blob_of(0, move || Reply::raw(head.as_bytes())).await.unwrap_err();
+        assert!(
+            matches!(error, UpstreamError::BadAnswer { .. } | UpstreamError::Interrupted { .. }),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn lists_tags_over_pages_however_the_link_is_written() {
     for link in [
         r#"</v2/a/b/tags/list?last=1.1>; rel="next""#,
