@@ -100,6 +100,9 @@ pub trait Blobs: Send + Sync + 'static {
     /// The contents after one, in the order of their digests' text, without reading any of them or looking at the rest.
     async fn page(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Held>, BlobsError>;
 
+    /// Whether some content is partly there; looks no further than at names.
+    fn is_partly_here(&self, digest: Digest) -> bool;
+
     /// Content that is partly there and not being received, with what is there of it.
     async fn list_partial(&self) -> Result<Vec<Held>, BlobsError>;
 

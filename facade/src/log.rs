@@ -4,6 +4,8 @@
 //! written by a thread of its own, many lines at a time: a system call for each would cost more than answering for a
 //! manifest. When standard error takes no more, access lines are dropped and counted; nobody waits for a log.
 
+mod json;
+
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,12 +14,15 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::config::Config;
 use crate::service::Journal;
+
+use json::JsonLines;
 
 /// The target of lines that are gathered.
 pub(crate) const ACCESS: &str = "access";
@@ -71,7 +76,7 @@ impl Log {
         let builder =
             tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(terminal);
         let started = if config.log_json || !terminal {
-            builder.json().flatten_event(true).try_init()
+            builder.fmt_fields(JsonFields::new()).event_format(JsonLines::new()).try_init()
         } else {
             builder.try_init()
         };

@@ -252,15 +252,18 @@ impl Puller {
         }))
     }
 
+    /// Small content that somebody asked for a moment ago, without any waiting. The rest is for [`Puller::open`].
+    pub(crate) fn at_hand(&self, wanted: &Wanted) -> Option<(Bytes, Origin)> {
+        let bytes = self.0.at_hand.get(wanted.descriptor.digest)?;
+        self.0.metrics.cache_hits.inc();
+        Some((bytes, Origin::Cache))
+    }
+
     /// Opens content for reading from `offset` on, and returns when its first byte there may go out.
     ///
     /// What the cache has is served from there, and nobody is asked. Otherwise exactly one flight fetches it for all.
     pub async fn open(&self, wanted: &Wanted, offset: u64) -> Result<Reader, PullError> {
         let digest = wanted.descriptor.digest;
-        if let Some(bytes) = self.0.at_hand.get(digest) {
-            self.0.metrics.cache_hits.inc();
-            return Ok(Reader::of_memory(bytes, digest));
-        }
         if let Some(reader) = self.0.cached(wanted).await?
             && let Some(reader) = self.0.take_to_hand(reader).await?
         {
@@ -278,7 +281,7 @@ impl Puller {
     /// Fetches content into the cache ahead of anybody asking; returns when it is there.
     pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_none() {
-            self.join(wanted, &self.0.fetch)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
+            self.join(wanted, &self.0.fetch)?.landed().await?;
         }
         Ok(())
     }
@@ -298,8 +301,7 @@ impl Puller {
             let incoming = Incoming::whole(bytes.clone());
             Box::pin(async { Ok(incoming) })
         });
-        self.join(wanted, &at_hand)?.available(wanted.descriptor.size.saturating_sub(1)).await?;
-        Ok(())
+        self.join(wanted, &at_hand)?.landed().await
     }
 
     fn join(&self, wanted: &Wanted, fetch: &Fetch) -> Result<Reader, PullError> {
@@ -313,6 +315,11 @@ impl Puller {
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
             self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
             return Ok(Reader::of_flight(flight, Origin::Upstream));
+        }
+        if flight.is_verified() {
+            // Here in all but name: only the disk is not done with it.
+            self.0.metrics.cache_hits.inc();
+            return Ok(Reader::of_flight(flight, Origin::Cache));
         }
         self.0.metrics.flights_joined.inc();
         Ok(Reader::of_flight(flight, Origin::Flight))

@@ -157,6 +157,9 @@ impl DeviceDoor {
             request_ids: answer::RequestIds::new(),
             door: self,
         });
+        if let Err(error) = connection::prepare(&listener) {
+            tracing::error!(%error, "connections of devices cannot be prepared: slow readers will take more memory");
+        }
         let cut = CancellationToken::new();
         tokio::select! {
             () = accept(&shared, &listener, &cut) => {}

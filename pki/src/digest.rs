@@ -119,7 +119,13 @@ impl FromStr for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.name(), self.hex())
+        // Written for every pull, into headers and the log: without the text being allocated.
+        let mut hex = [0; 128];
+        let hex = hex.get_mut(..self.algorithm.len_bytes() * 2).unwrap_or_default();
+        HEXLOWER.encode_mut(self.as_bytes(), hex);
+        f.write_str(self.algorithm.name())?;
+        f.write_str(":")?;
+        f.write_str(std::str::from_utf8(hex).unwrap_or_default())
     }
 }
 

@@ -208,6 +208,10 @@ impl Blobs for FsBlobs {
         self.blocking("list content", move |this| this.page_now(after, limit)).await
     }
 
+    fn is_partly_here(&self, digest: Digest) -> bool {
+        self.partial_path(digest).exists()
+    }
+
     async fn list_partial(&self) -> Result<Vec<Held>, BlobsError> {
         self.blocking("list partial content", Self::list_partial_now).await
     }
@@ -308,6 +312,9 @@ mod tests {
         assert!(blobs.open(Digest::sha256(partial)).await.unwrap().is_none());
         let mut staging = blobs.stage(Digest::sha256(partial), 14).await.unwrap();
         assert_eq!((staging.received_bytes(), staging.is_resumed()), (9, true));
+        assert!(
+            blobs.is_partly_here(Digest::sha256(partial)) && !blobs.is_partly_here(Digest::sha256(whole))
+        );
         staging.append(&partial[9..]).unwrap();
         blobs.commit(staging.finish().unwrap()).await.unwrap();
         assert_eq!(conformance::get(&blobs, partial).await.as_deref(), Some(partial));

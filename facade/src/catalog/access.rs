@@ -4,8 +4,8 @@
 //! nothing about certificates or routes ([`crate::authz`] does) and does no I/O. Readers take no lock that a writer
 //! holds: they load an atomic pointer per shard and per device.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,7 +45,7 @@ pub struct DeviceEntry {
     pub artifacts: Vec<ArtifactName>,
 }
 
-/// Content that a device may have.
+/// Content that a device may have: type, digest and length of it, which is all that a pull needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {
     /// What the closure says of it.
@@ -240,7 +240,14 @@ fn contents(closure: &Closure) -> HashMap<Digest, Arc<Granted>> {
     blobs
         .chain(documents)
         .map(|(descriptor, kind)| {
-            (descriptor.digest, Arc::new(Granted { descriptor: descriptor.clone(), kind }))
+            let descriptor = Descriptor {
+                platform: None,
+                urls: Vec::new(),
+                annotations: BTreeMap::new(),
+                artifact_type: None,
+                ..descriptor.clone()
+            };
+            (descriptor.digest, Arc::new(Granted { descriptor, kind }))
         })
         .collect()
 }

@@ -99,15 +99,20 @@ impl Pilot<'_> {
         }
         self.check_trust()?;
         let _slot = self.shared.slots.acquire().await.map_err(|_| PullError::Stopping)?;
-        let mut staging = self.stage().await?;
+        let (mut staging, mut asked) = self.take_off().await?;
         let mut fruitless = 0;
         for _ in 0..MAX_ATTEMPTS {
             if staging.received_bytes() == self.size_bytes() {
                 return self.land(staging).await;
             }
-            self.wait_for_cooldown().await?;
             let before = staging.received_bytes();
-            let (back, attempt) = self.attempt(staging).await?;
+            let incoming = if let Some(incoming) = asked.take() {
+                incoming
+            } else {
+                self.wait_for_cooldown().await?;
+                self.ask(before).await
+            };
+            let (back, attempt) = self.attempt(staging, incoming).await?;
             staging = back;
             let error = match attempt {
                 Attempt::Whole => continue,
@@ -136,6 +141,21 @@ impl Pilot<'_> {
             None => Ok(()),
             Some(source) => Err(PullError::Mismatch { host: host.clone(), source }),
         }
+    }
+
+    /// Makes the file, and asks the registry meanwhile where it is known that all of the content is needed: what follows
+    /// a miss should take as long as the registry takes, and not a moment longer.
+    async fn take_off(&self) -> Result<(Staging, Option<Result<Incoming, PullError>>), PullError> {
+        let digest = self.lead.flight.digest;
+        let anew = self.size_bytes() <= VERIFY_FIRST_MAX_BYTES || !self.shared.blobs.is_partly_here(digest);
+        if !anew || self.size_bytes() == 0 {
+            return Ok((self.stage().await?, None));
+        }
+        self.wait_for_cooldown().await?;
+        let (staging, incoming) = tokio::join!(self.stage(), self.ask(0));
+        let staging = staging?;
+        let fits = staging.received_bytes() == 0;
+        Ok((staging, fits.then_some(incoming)))
     }
 
     async fn stage(&self) -> Result<Staging, PullError> {
@@ -177,11 +197,20 @@ impl Pilot<'_> {
         Ok(())
     }
 
-    /// Asks the registry once, from where the file ends.
-    async fn attempt(&mut self, staging: Staging) -> Result<(Staging, Attempt), PullError> {
-        let from = staging.received_bytes();
+    /// Asks the registry once.
+    async fn ask(&self, from: u64) -> Result<Incoming, PullError> {
         self.shared.metrics.upstream_requests.inc();
-        let incoming = match (self.fetch)(self.lead.wanted.clone(), from).await {
+        (self.fetch)(self.lead.wanted.clone(), from).await
+    }
+
+    /// Takes in an answer of the registry to the request for what follows the end of the file.
+    async fn attempt(
+        &mut self,
+        staging: Staging,
+        incoming: Result<Incoming, PullError>,
+    ) -> Result<(Staging, Attempt), PullError> {
+        let from = staging.received_bytes();
+        let incoming = match incoming {
             Ok(incoming) => incoming,
             Err(error) => return Ok((staging, self.judge(error))),
         };
@@ -336,6 +365,7 @@ impl Pilot<'_> {
                 return Err(PullError::Mismatch { host, source });
             }
         };
+        self.lead.verified();
         if self.shared.settings.cache {
             self.shared.blobs.commit(verified).await.map_err(|source| self.storage(source))?;
             return Ok(true);
@@ -361,6 +391,10 @@ fn write(
             }
         }
         lead.arrived(staging.received_bytes());
+    }
+    // Told from here, and not when the cache has it: whoever waits for what is right need not wait for the disk.
+    if staging.received_bytes() == lead.flight.size_bytes && staging.finish().is_ok() {
+        lead.verified();
     }
     (staging, Ok(()))
 }

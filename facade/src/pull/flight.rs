@@ -30,8 +30,10 @@ pub(super) struct Flight {
 pub(super) struct Progress {
     /// So many bytes may go out.
     pub(super) available: u64,
-    /// Whether there will be more, and if not, how it ended.
-    pub(super) outcome: Option<Result<(), PullError>>,
+    /// Whether all of them are there and agree with the digest: whatever happens to the flight then, they may go out.
+    pub(super) verified: bool,
+    /// How the flight ended, once it has.
+    pub(super) ended: Option<Result<(), PullError>>,
 }
 
 /// The duty to fill a flight; whoever holds it is the leader.
@@ -91,6 +93,11 @@ impl Flight {
         self.progress.clone()
     }
 
+    /// Whether every byte is there and right.
+    pub(super) fn is_verified(&self) -> bool {
+        self.progress.borrow().verified
+    }
+
     /// The file that grows; there as soon as anything is available.
     pub(super) fn content(&self) -> Option<&Content> {
         self.content.get()
@@ -122,19 +129,28 @@ impl Lead {
         });
     }
 
+    /// Tells followers that all bytes are there and right. They need not wait for the disk.
+    pub(super) fn verified(&self) {
+        let available = self.flight.size_bytes;
+        self.progress.send_if_modified(|progress| {
+            progress.available = available;
+            !std::mem::replace(&mut progress.verified, true)
+        });
+    }
+
     /// Ends the flight: all bytes are verified, and in the cache if there is one.
     pub(super) fn landed(self, cached: bool) {
         if cached {
             self.forget();
         }
-        let available = self.flight.size_bytes;
-        self.progress.send_replace(Progress { available, outcome: Some(Ok(())) });
+        let (available, verified) = (self.flight.size_bytes, true);
+        self.progress.send_replace(Progress { available, verified, ended: Some(Ok(())) });
     }
 
-    /// Ends the flight for all followers. Whoever asks from now on begins another.
+    /// Ends the flight for all followers that do not have every byte already. Whoever asks from now on begins another.
     pub(super) fn failed(self, error: PullError) {
         self.forget();
-        self.progress.send_modify(|progress| progress.outcome = Some(Err(error)));
+        self.progress.send_modify(|progress| progress.ended = Some(Err(error)));
     }
 
     fn forget(&self) {
@@ -147,7 +163,7 @@ impl Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         // A leader that died: its flight must not catch those who ask from now on.
-        if self.progress.borrow().outcome.is_none() {
+        if self.progress.borrow().ended.is_none() {
             self.forget();
         }
     }
@@ -210,6 +226,19 @@ mod tests {
         let (reader, lead) = flights.join(&wanted(1));
         drop(lead);
         assert!(reader.watch().has_changed().is_err());
+        assert!(flights.join(&wanted(1)).1.is_some());
+    }
+
+    #[test]
+    fn what_is_verified_goes_out_before_the_table_forgets_the_flight() {
+        let flights = Arc::new(Flights::default());
+        let (reader, lead) = flights.join(&wanted(1));
+        let lead = lead.unwrap();
+        lead.verified();
+        assert!(reader.is_verified());
+        assert!(flights.join(&wanted(1)).1.is_none(), "the flight of content that is not in the cache yet");
+        lead.failed(PullError::Stopping);
+        assert!(reader.is_verified(), "a disk that fails takes nothing from those who have it all");
         assert!(flights.join(&wanted(1)).1.is_some());
     }
 

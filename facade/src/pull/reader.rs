@@ -75,14 +75,6 @@ impl Reader {
         }
     }
 
-    /// All of it, if that is in memory.
-    pub(crate) fn at_hand(&self) -> Option<&Bytes> {
-        match &self.bytes {
-            Held::Memory(bytes) => Some(bytes),
-            Held::Whole(_) | Held::Growing(..) => None,
-        }
-    }
-
     /// Where the bytes come from.
     pub fn origin(&self) -> Origin {
         self.origin
@@ -106,16 +98,27 @@ impl Reader {
         loop {
             // Seen before it is looked at, so that no change between the two is missed.
             let progress = watched.borrow_and_update().clone();
-            match progress.outcome {
+            match progress.ended {
+                _ if progress.verified => return Ok(self.size_bytes),
                 Some(Ok(())) => return Ok(self.size_bytes),
                 Some(Err(error)) => return Err(error),
                 None if progress.available > offset => return Ok(progress.available),
                 None => {}
             }
-            if watched.changed().await.is_err() && watched.borrow().outcome.is_none() {
+            if watched.changed().await.is_err() && watched.borrow().ended.is_none() {
                 return Err(PullError::Died { digest: self.digest });
             }
         }
+    }
+
+    /// Waits for the end of the flight: content is then in the cache if there is one, not only right.
+    pub(super) async fn landed(self) -> Result<(), PullError> {
+        let Held::Growing(_, mut watched) = self.bytes else {
+            return Ok(());
+        };
+        let ended = watched.wait_for(|progress| progress.ended.is_some()).await;
+        let ended = ended.ok().and_then(|progress| progress.ended.clone());
+        ended.unwrap_or(Err(PullError::Died { digest: self.digest }))
     }
 
     /// Reads from `offset` on into `buffer`, as much as is there and fits; waits while nothing is. Zero is the end.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
@@ -17,10 +18,10 @@ use super::respond::{self, Dialect};
 use super::route::{self, Action, ContentAction};
 use super::tls::{Device, Peer};
 use super::{DeviceRequest, RequestBody};
-use crate::authz::{self, Permitted};
+use crate::authz::{self, Permitted, Refusal};
 use crate::catalog::closure::Kind;
 use crate::metrics::AnswerLabels;
-use crate::pull::{PullError, Reader, Wanted};
+use crate::pull::{Origin, PullError, Reader, Wanted};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -35,6 +36,35 @@ pub(super) struct Asked {
     pub(super) body: RequestBody,
 }
 
+/// How far a request comes without anybody being waited for.
+pub(super) enum Judged<'a> {
+    /// To its end: it is refused, or what it asks for is at hand.
+    Answered(Response<Body>),
+    /// Content is to be opened, or somebody else knows the answer.
+    Open(Pending<'a>),
+}
+
+/// A request that is permitted, and not answered yet.
+pub(super) struct Pending<'a> {
+    case: Case<'a>,
+    work: Work,
+}
+
+enum Work {
+    Pull(Pull),
+    Handle(DeviceRequest),
+}
+
+/// What accompanies a request from its head to its answer.
+struct Case<'a> {
+    connection: &'a Arc<Connection>,
+    request_id: String,
+    is_head: bool,
+    action: &'static str,
+    /// Dropped when the answer is made.
+    _open: Open,
+}
+
 /// Answers a request that hyper read; never fails, because a failure is an answer too.
 pub(super) async fn answer_hyper(
     connection: Arc<Connection>,
@@ -43,23 +73,37 @@ pub(super) async fn answer_hyper(
     let (parts, body) = request.into_parts();
     let body = RequestBody(Some(body));
     let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
-    Ok(answer(&connection, asked).await)
+    Ok(match judge(&connection, asked) {
+        Judged::Answered(response) => response,
+        Judged::Open(pending) => pending.answer().await,
+    })
 }
 
-/// Answers one request.
-pub(super) async fn answer(connection: &Arc<Connection>, asked: Asked) -> Response<Body> {
-    let open = Open::begin(&connection.activity);
-    let request_id = connection.shared.request_ids.next();
-    let is_head = asked.method == Method::HEAD;
-    let (action, mut response) = dispatch(connection, asked, &request_id).await;
-    if is_head {
-        response = without_body(response);
+/// Judges a request, and answers it where that takes no waiting: a future for every manifest would cost more than
+/// answering does.
+pub(super) fn judge(connection: &Arc<Connection>, asked: Asked) -> Judged<'_> {
+    let mut case = Case {
+        connection,
+        request_id: connection.shared.request_ids.next(),
+        is_head: asked.method == Method::HEAD,
+        action: "unroutable",
+        _open: Open::begin(&connection.activity),
+    };
+    match case.judge(asked) {
+        Ok(work) => Judged::Open(Pending { case, work }),
+        Err(response) => Judged::Answered(case.close(*response)),
     }
-    response.headers_mut().insert(REQUEST_ID, respond::value(&request_id));
-    let labels = AnswerLabels { action, status: response.status().as_u16() };
-    connection.shared.door.metrics.answers.get_or_create(&labels).inc();
-    drop(open);
-    response
+}
+
+impl Pending<'_> {
+    /// Answers it.
+    pub(super) async fn answer(self) -> Response<Body> {
+        let response = match self.work {
+            Work::Pull(pull) => pull.answer(&self.case).await,
+            Work::Handle(request) => (self.case.connection.shared.door.handler)(request).await,
+        };
+        self.case.close(response)
+    }
 }
 
 /// What HEAD gets: the length of what GET would send, and none of it. Over HTTP/2 nobody below us takes the body away,
@@ -73,60 +117,66 @@ fn without_body(response: Response<Body>) -> Response<Body> {
     Response::from_parts(parts, Body::empty())
 }
 
-async fn dispatch(
-    connection: &Arc<Connection>,
-    request: Asked,
-    request_id: &str,
-) -> (&'static str, Response<Body>) {
-    let door = &connection.shared.door;
-    let dialect = Dialect::of(request.uri.path());
-    let action = match route::route(&request.method, request.uri.path(), request.uri.query()) {
-        Ok(action) => action,
-        Err(error) => return ("unroutable", dialect.unroutable(&error)),
-    };
-    let name = name(&action);
-    let permit = match authz::authorize(&connection.peer, &action, &door.access, door.clock.now()) {
-        Ok(permit) => permit,
-        Err(refusal) => {
-            let device = match &connection.peer {
-                Peer::Device(device) => Some(device.id()),
-                Peer::Anonymous => None,
-            };
-            tracing::info!(
-                target: crate::log::ACCESS,
-                {
-                    device.id = device.map(tracing::field::display), remote = %connection.remote, action = name,
-                    reason = %refusal, request_id,
-                },
-                "refused"
-            );
+impl Case<'_> {
+    /// Routes and authorizes. What is left to do, or the answer where nothing is.
+    fn judge(&mut self, request: Asked) -> Result<Work, Box<Response<Body>>> {
+        let door = &self.connection.shared.door;
+        let dialect = Dialect::of(request.uri.path());
+        let action = route::route(&request.method, request.uri.path(), request.uri.query());
+        let action = action.map_err(|error| Box::new(dialect.unroutable(&error)))?;
+        self.action = name(&action);
+        let permit = authz::authorize(&self.connection.peer, &action, &door.access, door.clock.now());
+        let permit = permit.map_err(|refusal| {
+            self.note_refusal(refusal);
             let kind = if let Action::Content(content) = &action { Some(content.kind) } else { None };
-            return (name, dialect.refused(refusal, kind));
+            Box::new(dialect.refused(refusal, kind))
+        })?;
+        match (permit.into_permitted(), action) {
+            (Permitted::Content(device, wanted), Action::Content(asked)) => {
+                Pull::begin(self, device, wanted, &asked, &request)
+            }
+            (_, Action::Ping) => Err(Box::new(respond::ping())),
+            (permitted, action) => {
+                let device = match permitted {
+                    Permitted::Device(device) | Permitted::Content(device, _) => Some(device),
+                    Permitted::Public => None,
+                };
+                Ok(Work::Handle(DeviceRequest {
+                    action,
+                    device,
+                    headers: request.headers,
+                    body: request.body,
+                    remote: self.connection.remote,
+                    request_id: self.request_id.as_str().into(),
+                }))
+            }
         }
-    };
-    let response = match (permit.into_permitted(), action) {
-        (Permitted::Content(device, wanted), Action::Content(asked)) => {
-            let pull = Pull { connection, device: &device, wanted: &wanted, asked: &asked, request_id };
-            pull.answer(&request.method, &request.headers).await
+    }
+
+    fn note_refusal(&self, refusal: Refusal) {
+        let device = match &self.connection.peer {
+            Peer::Device(device) => Some(device.id()),
+            Peer::Anonymous => None,
+        };
+        tracing::info!(
+            target: crate::log::ACCESS,
+            {
+                device.id = device.map(tracing::field::display), remote = %self.connection.remote,
+                action = self.action, reason = %refusal, request_id = self.request_id,
+            },
+            "refused"
+        );
+    }
+
+    fn close(self, mut response: Response<Body>) -> Response<Body> {
+        if self.is_head {
+            response = without_body(response);
         }
-        (_, Action::Ping) => respond::ping(),
-        (permitted, action) => {
-            let device = match permitted {
-                Permitted::Device(device) | Permitted::Content(device, _) => Some(device),
-                Permitted::Public => None,
-            };
-            let request = DeviceRequest {
-                action,
-                device,
-                headers: request.headers,
-                body: request.body,
-                remote: connection.remote,
-                request_id: request_id.into(),
-            };
-            (door.handler)(request).await
-        }
-    };
-    (name, response)
+        response.headers_mut().insert(REQUEST_ID, respond::value(&self.request_id));
+        let labels = AnswerLabels { action: self.action, status: response.status().as_u16() };
+        self.connection.shared.door.metrics.answers.get_or_create(&labels).inc();
+        response
+    }
 }
 
 fn name(action: &Action) -> &'static str {
@@ -145,84 +195,108 @@ fn name(action: &Action) -> &'static str {
 }
 
 /// An authorized request for content.
-struct Pull<'a> {
-    connection: &'a Arc<Connection>,
-    device: &'a Device,
-    wanted: &'a Wanted,
-    asked: &'a ContentAction,
-    request_id: &'a str,
+struct Pull {
+    device: Device,
+    wanted: Wanted,
+    /// Of the answer, if there is content.
+    head: Response<Body>,
+    start: u64,
+    end: u64,
 }
 
-impl Pull<'_> {
-    async fn answer(&self, method: &Method, headers: &HeaderMap) -> Response<Body> {
-        let etag = respond::etag(self.wanted.descriptor.digest);
-        let header = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        let size_bytes = self.wanted.descriptor.size;
+impl Pull {
+    /// Answers at once what needs no content, or content that is at hand.
+    fn begin(
+        case: &Case<'_>,
+        device: Device,
+        wanted: Wanted,
+        asked: &ContentAction,
+        request: &Asked,
+    ) -> Result<Work, Box<Response<Body>>> {
+        let etag = respond::etag(wanted.descriptor.digest);
+        let header = |name: HeaderName| request.headers.get(name).and_then(|value| value.to_str().ok());
+        let size_bytes = wanted.descriptor.size;
         // RFC 9110, 14.2: ranges are for GET.
-        let selection = match *method {
+        let selection = match request.method {
             Method::GET => range::select(header(RANGE), header(IF_RANGE), &etag, size_bytes),
             _ => Selection::Whole,
         };
-        let mut response = respond::content(self.wanted, &etag, selection);
-        if let Some(host) = &self.asked.namespace {
-            response.headers_mut().insert(OCI_NAMESPACE, respond::value(host.as_str()));
+        let mut head = respond::content(&wanted, &etag, selection);
+        if let Some(host) = &asked.namespace {
+            head.headers_mut().insert(OCI_NAMESPACE, respond::value(host.as_str()));
         }
         let known = header(IF_NONE_MATCH).is_some_and(|tags| {
             tags.split(',')
                 .any(|tag| matches!(tag.trim().trim_start_matches("W/"), tag if tag == etag || tag == "*"))
         });
         if known {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            response.headers_mut().remove(http::header::CONTENT_LENGTH);
-            return response;
+            *head.status_mut() = StatusCode::NOT_MODIFIED;
+            head.headers_mut().remove(CONTENT_LENGTH);
+            return Err(Box::new(head));
         }
         let (start, end) = match selection {
             // The closure knows all that a HEAD tells: nobody is asked.
-            _ if *method == Method::HEAD => return response,
-            Selection::Unsatisfiable => return response,
+            _ if case.is_head => return Err(Box::new(head)),
+            Selection::Unsatisfiable => return Err(Box::new(head)),
             Selection::Whole => (0, size_bytes),
             Selection::Part { start, end } => (start, end),
         };
-        match self.body(start, end).await {
+        let pull = Self { device, wanted, head, start, end };
+        match case.connection.shared.door.puller.at_hand(&pull.wanted) {
+            Some((bytes, origin)) => Err(Box::new(pull.answer_at_hand(case, &bytes, origin))),
+            None => Ok(Work::Pull(pull)),
+        }
+    }
+
+    fn answer_at_hand(mut self, case: &Case<'_>, bytes: &Bytes, origin: Origin) -> Response<Body> {
+        let mut serving = self.serving(case, origin);
+        let bounds =
+            [self.start, self.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
+        let bytes = bytes.slice(bounds[0]..bounds[1]);
+        serving.sent(bytes.len() as u64);
+        *self.head.body_mut() = Body::full(bytes);
+        self.head
+    }
+
+    async fn answer(mut self, case: &Case<'_>) -> Response<Body> {
+        match self.body(case).await {
             Ok(body) => {
-                *response.body_mut() = body;
-                response
+                *self.head.body_mut() = body;
+                self.head
             }
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(
-                    device.id = %self.device.id(), blob.digest = %self.wanted.descriptor.digest, %error, cause,
-                    request_id = self.request_id, "pull failed"
+                    device.id = %self.device.id(), blob.digest = %self.wanted.descriptor.digest, %error,
+                    cause = source, request_id = case.request_id, "pull failed"
                 );
-                respond::pull_failed(&error, self.wanted.kind, spread(self.request_id))
+                respond::pull_failed(&error, self.wanted.kind, spread(&case.request_id))
             }
         }
     }
 
-    async fn body(&self, start: u64, end: u64) -> Result<Body, PullError> {
-        let shared = &self.connection.shared;
-        let reader = shared.door.puller.open(self.wanted, start).await?;
-        let mut serving = Serving::begin(
-            self.connection,
-            self.device.clone(),
-            self.wanted.descriptor.digest,
-            reader.origin(),
-            self.request_id,
-            end - start,
-        );
-        if let Some(bytes) = reader.at_hand() {
-            let bounds = [start, end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
-            let bytes = bytes.slice(bounds[0]..bounds[1]);
-            serving.sent(bytes.len() as u64);
-            return Ok(Body::full(bytes));
-        }
+    async fn body(&self, case: &Case<'_>) -> Result<Body, PullError> {
+        let (start, end, shared) = (self.start, self.end, &case.connection.shared);
+        let reader = shared.door.puller.open(&self.wanted, start).await?;
+        let mut serving = self.serving(case, reader.origin());
         if end - start > CHUNK_BYTES as u64 {
-            let (buffers, throttle) = (shared.buffers.clone(), self.connection.throttle.clone());
+            let (buffers, throttle) = (shared.buffers.clone(), case.connection.throttle.clone());
             return Ok(Body::content(Source { reader, start, end, buffers, throttle, serving }));
         }
         let bytes = read_all(reader, start, end).await?;
         serving.sent(bytes.len() as u64);
         Ok(Body::full(bytes))
+    }
+
+    fn serving(&self, case: &Case<'_>, origin: Origin) -> Serving {
+        Serving::begin(
+            case.connection,
+            self.device.clone(),
+            self.wanted.descriptor.digest,
+            origin,
+            &case.request_id,
+            self.end - self.start,
+        )
     }
 }
 

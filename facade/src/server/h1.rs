@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::RequestBody;
-use super::answer::{Asked, answer};
+use super::answer::{Asked, Judged, judge};
 use super::body::{Body, Buffers, Parts, Source};
 use super::connection::{Connection, MAX_HEAD_BYTES, UNSENT_BYTES, speak_http1};
 use head::{Parsed, Plain};
@@ -45,6 +45,7 @@ pub(super) async fn serve(
     leave: &CancellationToken,
 ) {
     let mut received = Vec::new();
+    let mut pace = Pace::default();
     loop {
         let plain = match next(&connection, &mut stream, &mut received, leave).await {
             Next::Plain(plain) => plain,
@@ -58,15 +59,16 @@ pub(super) async fn serve(
         let is_head = plain.method == Method::HEAD;
         let Plain { method, uri, headers, .. } = plain;
         let body = RequestBody(None);
-        // Boxed, here and above, so that an idle connection does not hold the room for what it might do.
-        let response = Box::pin(answer(&connection, Asked { method, uri, headers, body })).await;
-        if Box::pin(send(&mut stream, response, is_head, last, &connection.shared.scratch)).await.is_err() {
-            // Cut short of the announced length: the peer sees that it is not whole. No TLS farewell, which would make
-            // the end look wanted.
+        let response = match judge(&connection, Asked { method, uri, headers, body }) {
+            Judged::Answered(response) => response,
+            // Boxed, as above and below, so that an idle connection does not hold the room for what it might do.
+            Judged::Open(pending) => Box::pin(pending.answer()).await,
+        };
+        let scratch = &connection.shared.scratch;
+        if send(&mut stream, response, is_head, last, scratch, &mut pace).await.is_err() || last {
+            // Cut short of the announced length, the peer sees that it is not whole: no TLS farewell, which would make
+            // the end look wanted. After the last answer it has had its farewell.
             return;
-        }
-        if last {
-            break;
         }
     }
     let _ = stream.shutdown().await;
@@ -86,17 +88,22 @@ async fn next(
     leave: &CancellationToken,
 ) -> Next {
     if received.is_empty() {
-        // An idle connection holds no buffer.
+        // An idle connection holds no buffer, and a head that comes whole needs none.
         *received = Vec::new();
-        let mut first = [0];
-        let read = tokio::select! {
-            read = stream.read(&mut first) => read,
+        let begun = tokio::select! {
+            begun = stream.fill_buf() => begun.unwrap_or_default(),
             () = leave.cancelled() => return Next::End,
         };
-        match read {
-            Ok(1) => received.extend_from_slice(&first),
-            _ => return Next::End,
+        if begun.is_empty() {
+            return Next::End;
         }
+        if let Parsed::Plain(plain, length) = head::parse(begun) {
+            stream.consume(length);
+            return Next::Plain(plain);
+        }
+        received.extend_from_slice(begun);
+        let length = begun.len();
+        stream.consume(length);
     }
     let deadline = Instant::now() + connection.shared.door.limits.header;
     loop {
@@ -123,6 +130,7 @@ async fn send(
     is_head: bool,
     last: bool,
     scratch: &Buffers,
+    pace: &mut Pace,
 ) -> io::Result<()> {
     let (parts, body) = response.into_parts();
     let body = body.into_parts();
@@ -141,8 +149,12 @@ async fn send(
         }
         Parts::Content(source) => {
             put(stream, &head).await?;
-            send_content(stream, *source, scratch).await?;
+            Box::pin(send_content(stream, source, scratch, pace)).await?;
         }
+    }
+    if last {
+        // The farewell leaves in one piece with the answer.
+        stream.get_mut().1.send_close_notify();
     }
     stream.flush().await
 }
@@ -161,11 +173,11 @@ async fn put(stream: &mut TlsStream<TcpStream>, mut bytes: &[u8]) -> io::Result<
 
 async fn send_content(
     stream: &mut TlsStream<TcpStream>,
-    source: Source,
+    source: Box<Source>,
     scratch: &Buffers,
+    pace: &mut Pace,
 ) -> io::Result<()> {
-    let Source { mut reader, start, end, throttle, mut serving, .. } = source;
-    let mut pace = Pace::default();
+    let Source { mut reader, start, end, throttle, mut serving, .. } = *source;
     let mut at = start;
     while at < end {
         let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(pace.chunk_bytes());

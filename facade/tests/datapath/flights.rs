@@ -1,11 +1,13 @@
 //! The flight rules: one fetch for all, at nobody's pace, never a wrong byte.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use facade::pull::Settings;
 use facade::pull::evict::Policy;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
+use tokio::sync::Semaphore;
 
 use crate::client::{Answer, Device, finish};
 use crate::rig::{Rig, Setup, blob, files, noise};
@@ -57,6 +59,48 @@ async fn a_cut_is_resumed_where_it_happened() {
     rig.script.next(&[Fault::CutAt(400_000)]);
     assert!(device.get(&blob(&short)).await.body == short);
     assert_eq!(rig.script.asked()[3..], [0, 400_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_right_goes_out_while_the_disk_is_still_busy() {
+    let rig = Rig::start().await;
+    let (short, long) = (noise(500_000), noise(LONG));
+    rig.assign(&["board"], &[&short, &long]);
+    let gate = Arc::new(Semaphore::new(0));
+    rig.disk.lock().unwrap().gate = Some(Arc::clone(&gate));
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    for layer in [&short, &long] {
+        // The first begins the flight; the others find its content, though the cache does not have it yet.
+        for _ in 0..3 {
+            assert!(device.get(&blob(layer)).await.body == *layer);
+        }
+    }
+    assert_eq!((rig.script.gets(), rig.metrics.cache_hits.get()), (2, 4));
+    assert_eq!(rig.puller.usage().await.unwrap().blobs, 0);
+    gate.add_permits(2);
+    rig.landed().await;
+    assert_eq!(rig.puller.usage().await.unwrap().blobs, 2);
+    assert!(device.get(&blob(&short)).await.body == short);
+    assert_eq!(rig.script.gets(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_keeps_nothing_spoils_no_answer_and_is_told_of() {
+    let rig = Rig::start().await;
+    let layer = noise(LONG);
+    rig.assign(&["board"], &[&layer]);
+    rig.disk.lock().unwrap().fails = true;
+    for answer in herd(&rig, 5, &blob(&layer)).await {
+        assert!(answer.status == StatusCode::OK && answer.body == layer && !answer.cut);
+    }
+    rig.landed().await;
+    assert!(rig.metrics.flights_failed.get() >= 1);
+    // Nothing was kept as whole; all of it is there to be resumed, and costs the registry nothing.
+    let gets = rig.script.gets();
+    rig.disk.lock().unwrap().fails = false;
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    assert!(device.get(&blob(&layer)).await.body == layer);
+    assert_eq!(rig.script.gets(), gets);
 }
 
 /// A facade that asks again at once for what was wrong.
@@ -203,6 +247,7 @@ async fn the_cache_answers_without_any_upstream_and_after_a_crash() {
     let credential = rig.fleet.device("board");
     let mut device = Device::http1(&rig, Some(&credential)).await;
     assert!(device.get(&blob(&whole)).await.body == whole);
+    rig.landed().await;
     let gate = rig.script.hold();
     gate.add_permits(100);
     let mut response = device.begin(Method::GET, &blob(&partial), &[]).await.unwrap();
@@ -268,6 +313,7 @@ async fn without_a_cache_there_is_still_one_flight_and_nothing_stays() {
     let (answers, ()) = tokio::join!(herd(&rig, 5, &path), release);
     assert!(answers.iter().all(|answer| answer.body == layer));
     assert_eq!(rig.script.gets(), 1);
+    rig.landed().await;
     assert_eq!(files(&rig.cache()), 0);
 }
 
@@ -339,6 +385,7 @@ async fn the_cache_lets_the_least_recently_used_go_and_finds_damage() {
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
     for layer in &layers {
         device.get(&blob(layer)).await;
+        rig.landed().await;
         rig.clock.set(rig.clock.now() + Duration::from_secs(10));
     }
     rig.puller.evict().await.unwrap();

@@ -7,6 +7,8 @@ mod client;
 #[cfg(test)]
 mod content;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod flights;
 #[cfg(test)]
 mod hostile;

@@ -22,6 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::{Disk, Disks};
 use crate::script::Script;
 
 pub(crate) const REPOSITORY: &str = "registry.example.com/team/app";
@@ -104,6 +105,7 @@ pub(crate) struct Rig {
     pub(crate) clock: Clock,
     pub(crate) events: Arc<Mutex<Vec<PullEvent>>>,
     pub(crate) puller: Puller,
+    pub(crate) disk: Arc<Mutex<Disk>>,
     directory: Arc<tempfile::TempDir>,
     shutdown: CancellationToken,
     door: Option<tokio::task::JoinHandle<()>>,
@@ -135,8 +137,12 @@ impl Rig {
         let (access, metrics) = (Arc::new(Access::new()), Metrics::new());
         let events: Arc<Mutex<Vec<PullEvent>>> = Arc::default();
         let heard = Arc::clone(&events);
+        let disk: Arc<Mutex<Disk>> = Arc::default();
         let parts = Parts {
-            blobs: Arc::new(FsBlobs::open(&directory.path().join("blobs"), clock.clone()).unwrap()),
+            blobs: Arc::new(Disks {
+                files: FsBlobs::open(&directory.path().join("blobs"), clock.clone()).unwrap(),
+                disk: Arc::clone(&disk),
+            }),
             fetch: script.fetch(),
             pins: Arc::new(Default::default),
             events: Arc::new(move |event| heard.lock().unwrap().push(event)),
@@ -173,7 +179,20 @@ impl Rig {
         let stop = shutdown.clone().cancelled_owned();
         let tasks = tokio_util::task::TaskTracker::new();
         let door = Some(tasks.spawn(door.run(listener, stop)));
-        Self { fleet, script, access, address, metrics, clock, events, puller, directory, shutdown, door }
+        Self {
+            fleet,
+            script,
+            access,
+            address,
+            metrics,
+            clock,
+            events,
+            puller,
+            disk,
+            directory,
+            shutdown,
+            door,
+        }
     }
 
     /// An artifact of one manifest and these blobs, that the devices may have; the registry has it.
@@ -209,6 +228,13 @@ impl Rig {
 
     pub(crate) fn cache(&self) -> std::path::PathBuf {
         self.directory.path().join("blobs")
+    }
+
+    /// Waits until nothing is in flight: what went out is also kept then.
+    pub(crate) async fn landed(&self) {
+        while self.metrics.flights.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Tells the door to stop and waits until it has.
