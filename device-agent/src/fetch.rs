@@ -305,10 +305,19 @@ impl Fetcher<'_> {
     ) -> Result<Document, FetchError> {
         self.progress.expect(descriptor.size);
         if self.holds(lease, descriptor).await? {
-            self.progress.advance(descriptor.size);
-        } else {
-            self.transfer(flow, lease, descriptor).await?;
+            match self.read_document(lease, descriptor).await {
+                // A power cut can leave the name without the bytes.
+                Err(FetchError::Runtime(error)) if error.damaged().is_some() => {
+                    tracing::warn!(blob.digest = %descriptor.digest, "document is damaged and comes in anew");
+                    self.runtime.discard(descriptor.digest).await.map_err(FetchError::Runtime)?;
+                }
+                read => {
+                    self.progress.advance(descriptor.size);
+                    return read;
+                }
+            }
         }
+        self.transfer(flow, lease, descriptor).await?;
         self.read_document(lease, descriptor).await
     }
 
@@ -329,6 +338,11 @@ impl Fetcher<'_> {
                 Err(error) if error.is_transient() && patience.has_more() => {
                     self.progress.interrupted(error.to_string());
                     patience.wait(None).await;
+                }
+                Err(error) if error.damaged().is_some() => {
+                    tracing::warn!(blob.digest = %content.digest, "content is damaged and comes in anew");
+                    self.runtime.discard(content.digest).await.map_err(FetchError::Runtime)?;
+                    return Ok(false);
                 }
                 Err(error) => return Err(FetchError::Runtime(error)),
             }

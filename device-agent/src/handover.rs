@@ -3,6 +3,7 @@
 //! Every function here may be repeated after a crash. What is current and what was current before it stays, with its
 //! content, so that going back needs no network.
 
+use pki::digest::Digest;
 use pki::oci::{ArtifactName, Platform};
 use thiserror::Error;
 
@@ -36,8 +37,12 @@ impl HandoverError {
 
     /// What the store has lost, if it was that.
     pub fn lost(&self) -> Option<&ArtifactName> {
-        let missing = matches!(&self.source, ImageError::Runtime(RuntimeError::Missing { .. }));
-        missing.then_some(&self.artifact)
+        self.damaged().map(|_| &self.artifact)
+    }
+
+    /// The content that is not what it should be, if it was that.
+    pub fn damaged(&self) -> Option<Digest> {
+        if let ImageError::Runtime(error) = &self.source { error.damaged() } else { None }
     }
 
     /// Whether waiting may help.

@@ -72,6 +72,9 @@ pub trait Runtime: Send + Sync {
     /// Reads back and hashes every byte of an image.
     async fn verify(&self, image: &Image) -> Result<Verification, RuntimeError>;
 
+    /// Returns when everything that was taken in is on the disk.
+    async fn sync(&self) -> Result<(), RuntimeError>;
+
     /// Deletes one damaged content, so that it can be taken in again.
     async fn discard(&self, digest: Digest) -> Result<(), RuntimeError>;
 }
@@ -290,6 +293,21 @@ pub enum Cause {
 }
 
 impl RuntimeError {
+    /// The content that the store has a name for and not the bytes: after a power cut, or with a bad sector.
+    pub fn damaged(&self) -> Option<Digest> {
+        match self {
+            Self::Corrupt { digest, .. } | Self::Missing { digest } => Some(*digest),
+            Self::Unreachable { .. }
+            | Self::Busy { .. }
+            | Self::NoSpace { .. }
+            | Self::Unknown { .. }
+            | Self::TooLarge { .. }
+            | Self::Snapshotter { .. }
+            | Self::WrongLayer { .. }
+            | Self::Failed { .. } => None,
+        }
+    }
+
     /// Whether waiting and doing the same again may help, without anything else being changed.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -9,7 +9,6 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,8 +16,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+mod fuse;
 mod reserve;
 mod whole;
+
+pub use fuse::Fuse;
 
 /// Largest file that is read back; the biggest one is a targets role.
 pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -97,8 +99,7 @@ impl StateError {
 pub struct StateDir {
     path: PathBuf,
     root: OwnedFd,
-    /// Changes that are still let through; negative is all.
-    changes_left: AtomicI64,
+    fuse: Fuse,
 }
 
 /// Proof that no other agent works on the state directory; ends when dropped.
@@ -126,7 +127,7 @@ impl StateDir {
             Errno::LOOP | Errno::NOTDIR => StateError::NotRegular(path.to_owned()),
             errno => failed("open", path, errno.into()),
         })?;
-        let this = Self { path: path.to_owned(), root, changes_left: AtomicI64::new(-1) };
+        let this = Self { path: path.to_owned(), root, fuse: Fuse::default() };
         this.check_ownership()?;
         Ok(this)
     }
@@ -184,20 +185,16 @@ impl StateDir {
         self.path.join(name)
     }
 
-    /// Lets only so many more changes through and fails the others, as a disk does that goes away: for tests of what a
-    /// cut at each step leaves behind.
-    pub fn fail_after(&self, changes: u32) {
-        self.changes_left.store(i64::from(changes), Ordering::Relaxed);
+    /// What ends all changes at a step, in tests of what a cut there leaves behind.
+    pub fn fuse(&self) -> &Fuse {
+        &self.fuse
     }
 
-    fn count_change(&self, path: &Path) -> Result<(), StateError> {
-        match self.changes_left.load(Ordering::Relaxed) {
-            0 => Err(failed("change", path, std::io::ErrorKind::StorageFull.into())),
-            left => {
-                self.changes_left.store(left.saturating_sub(1).max(-1), Ordering::Relaxed);
-                Ok(())
-            }
+    fn step(&self, path: &Path) -> Result<(), StateError> {
+        if self.fuse.step() {
+            return Ok(());
         }
+        Err(failed("change", path, std::io::Error::other("the fuse has burnt")))
     }
 
     fn check_ownership(&self) -> Result<(), StateError> {
@@ -300,7 +297,7 @@ impl StateDir {
 
     fn try_replace(&self, name: &str, bytes: &[u8], durability: Durability) -> Result<(), StateError> {
         let path = self.path_of(name);
-        self.count_change(&path)?;
+        self.step(&path)?;
         let Some((directory, last)) = self.walk(name, Missing::Create)? else {
             return Err(StateError::NotRegular(path));
         };
@@ -313,6 +310,7 @@ impl StateDir {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&directory, &temporary, flags, PRIVATE)
             .map_err(|errno| io("create")(errno, &path))?;
+        self.step(&path)?;
         let mut file = File::from(file);
         let written = file.write_all(bytes).and_then(|()| match durability {
             Durability::Durable => file.sync_all(),
@@ -323,10 +321,11 @@ impl StateDir {
             let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
             return Err(failed("write", &path, source));
         }
+        self.step(&path)?;
         rustix::fs::renameat(&directory, &temporary, &directory, last)
             .map_err(|errno| io("replace")(errno, &path))?;
         match durability {
-            Durability::Durable => sync(&directory, &path),
+            Durability::Durable => self.sync(&directory, &path),
             Durability::Volatile => Ok(()),
         }
     }
@@ -334,12 +333,12 @@ impl StateDir {
     /// Removes a file; durable on return. It may be gone already.
     pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.path_of(name);
-        self.count_change(&path)?;
+        self.step(&path)?;
         let Some((directory, last)) = self.walk(name, Missing::Report)? else {
             return Ok(());
         };
         match rustix::fs::unlinkat(&directory, last, AtFlags::empty()) {
-            Ok(()) => sync(&directory, &path),
+            Ok(()) => self.sync(&directory, &path),
             Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed("remove", &path, errno.into())),
         }
@@ -348,7 +347,7 @@ impl StateDir {
     /// Moves a file over another; durable on return. Does nothing when `from` is gone already.
     pub fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
         let path = self.path_of(to);
-        self.count_change(&path)?;
+        self.step(&path)?;
         let Some((source, from)) = self.walk(from, Missing::Report)? else {
             return Ok(());
         };
@@ -361,8 +360,13 @@ impl StateDir {
             Err(errno) => return Err(failed("replace", &path, errno.into())),
         }
         // The new name first: a crash between the two leaves the file under both, never under neither.
-        sync(&target, &path)?;
-        sync(&source, &path)
+        self.sync(&target, &path)?;
+        self.sync(&source, &path)
+    }
+
+    fn sync(&self, directory: &OwnedFd, path: &Path) -> Result<(), StateError> {
+        self.step(path)?;
+        sync(directory, path)
     }
 
     /// Whether a file is there.

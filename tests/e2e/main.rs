@@ -23,6 +23,7 @@ mod interop;
 mod keys;
 mod life;
 mod operators;
+mod power;
 mod profiles;
 mod publishers;
 mod pull;

@@ -1,6 +1,6 @@
 //! A real containerd of the test's own: its root, state and socket in a temporary directory, the CRI plugin off.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pki::digest::Digest;
@@ -12,12 +12,20 @@ use crate::process::{Outcome, Process, as_root, write};
 pub struct Containerd {
     process: Process,
     directory: TempDir,
+    root: PathBuf,
 }
 
 impl Containerd {
     /// Starts one and waits until it answers.
     pub fn start() -> Self {
-        Self::start_in(TempDir::new().expect("make a directory"))
+        let directory = TempDir::new().expect("make a directory");
+        let root = directory.path().join("root");
+        Self::start_in(directory, root)
+    }
+
+    /// Starts one whose files are in a directory that outlives it.
+    pub fn start_at(root: &Path) -> Self {
+        Self::start_in(TempDir::new().expect("make a directory"), root.to_owned())
     }
 
     /// Starts one whose files are on a disk of their own, of so many bytes.
@@ -27,14 +35,14 @@ impl Containerd {
         let mut mount = as_root("sh");
         mount.args(["-euc", "mkdir -p $1; mount -t tmpfs -o size=$2 tmpfs $1", "mount"]);
         Outcome::of(mount.arg(&root).arg(bytes.to_string()), b"").expect_success();
-        Self::start_in(directory)
+        Self::start_in(directory, root)
     }
 
-    fn start_in(directory: TempDir) -> Self {
+    fn start_in(directory: TempDir, root: PathBuf) -> Self {
         let config = directory.path().join("config.toml");
-        write(&config, configuration(&directory));
+        write(&config, configuration(&directory, &root));
         let process = launch(&directory);
-        let mut containerd = Self { process, directory };
+        let mut containerd = Self { process, directory, root };
         containerd.wait_until_ready();
         containerd
     }
@@ -59,7 +67,7 @@ impl Containerd {
     /// Kills it and starts another in its place that has nothing: the disk was replaced.
     pub fn replace(&mut self) {
         self.process.kill9();
-        Outcome::of(as_root("rm").arg("-rf").arg(self.directory.path().join("root")), b"").expect_success();
+        Outcome::of(as_root("rm").arg("-rf").arg(&self.root), b"").expect_success();
         self.process = launch(&self.directory);
         self.wait_until_ready();
     }
@@ -77,16 +85,15 @@ impl Containerd {
 
     /// Leaves room for just so many bytes on a disk of its own.
     pub fn fill_disk_but(&self, bytes: u64) {
-        let root = self.directory.path().join("root");
         let script = "free=$(($(stat -f -c %a*%S $1))); fallocate -l $((free - $2)) $1/filler";
         let mut fill = as_root("sh");
-        Outcome::of(fill.args(["-euc", script, "fill"]).arg(root).arg(bytes.to_string()), b"")
+        Outcome::of(fill.args(["-euc", script, "fill"]).arg(&self.root).arg(bytes.to_string()), b"")
             .expect_success();
     }
 
     /// Takes back what [`Containerd::fill_disk_but`] did.
     pub fn free_disk(&self) {
-        Outcome::of(as_root("rm").arg(self.directory.path().join("root/filler")), b"").expect_success();
+        Outcome::of(as_root("rm").arg(self.root.join("filler")), b"").expect_success();
     }
 
     /// The process id, for measuring.
@@ -155,8 +162,8 @@ impl Drop for Containerd {
             }
             drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.process.terminate())));
         }
-        let root = self.directory.path().join("root");
-        drop(as_root("umount").arg("--lazy").arg(root).stderr(std::process::Stdio::null()).status());
+        let own = self.directory.path().join("root");
+        drop(as_root("umount").arg("--lazy").arg(own).stderr(std::process::Stdio::null()).status());
         // What root wrote, root removes; a directory that stays behind is only untidy.
         drop(as_root("rm").arg("-rf").arg(self.directory.path()).status());
     }
@@ -168,14 +175,14 @@ fn launch(directory: &TempDir) -> Process {
     Process::start("containerd", &mut command, &directory.path().join("containerd.log"))
 }
 
-fn configuration(directory: &TempDir) -> String {
+fn configuration(directory: &TempDir, root: &Path) -> String {
     let at = |name: &str| directory.path().join(name).display().to_string();
     let group = rustix::process::getgid().as_raw();
     format!(
         "version = 2\nroot = {:?}\nstate = {:?}\n\
          disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
          [grpc]\naddress = {:?}\ngid = {group}\n[debug]\nlevel = \"info\"\n",
-        at("root"),
+        root.display().to_string(),
         at("state"),
         at("containerd.sock"),
     )

@@ -19,6 +19,7 @@ use crate::process::{self, Outcome, Process, setting};
 pub struct Device {
     id: String,
     directory: TempDir,
+    state_dir: PathBuf,
     sink: Vec<String>,
     settings: Vec<(String, String)>,
 }
@@ -50,7 +51,13 @@ impl Device {
     pub fn new(id: &str) -> Self {
         let directory = TempDir::new().expect("make a directory");
         let sink = format!("oci-layout:{}", directory.path().join("images").display());
-        Self { id: id.into(), directory, sink: vec!["--sink".into(), sink], settings: Vec::new() }
+        let state_dir = directory.path().join("state");
+        Self { id: id.into(), directory, state_dir, sink: vec!["--sink".into(), sink], settings: Vec::new() }
+    }
+
+    /// The same device with its state on another disk.
+    pub fn with_state_in(self, directory: &Path) -> Self {
+        Self { state_dir: directory.join("state"), ..self }
     }
 
     /// The same device with more settings (environment variables) for every verb; an earlier one of a name gives way.
@@ -98,7 +105,7 @@ impl Device {
 
     /// The agent's state directory.
     pub fn state_dir(&self) -> PathBuf {
-        self.directory.path().join("state")
+        self.state_dir.clone()
     }
 
     /// The directory images are handed to.
@@ -145,6 +152,11 @@ impl Device {
     /// `device-agent enroll`.
     pub fn enroll(&self, token: &str) -> Outcome {
         self.run(&["enroll", token])
+    }
+
+    /// `device-agent verify`: every byte read back.
+    pub fn verify(&self) -> Outcome {
+        Outcome::of(self.command(&["verify"]).args(&self.sink), b"")
     }
 
     /// `device-agent sync`: one round.

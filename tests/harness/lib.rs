@@ -13,6 +13,7 @@
 //! - [`cloud`]: registries of Google, AWS and Azure, whose doors check short-lived credentials, and who issues those
 //! - [`proxy`]: the faulty wire in front of a registry
 //! - [`containerd`]: a real containerd of the test's own
+//! - [`disk`]: disks whose power is cut
 //! - [`facade`], [`device`]: the two programs of Drayage
 //! - [`authority`]: certificates the facade would never have issued
 //! - [`tunnel`]: the proxy between a device and its facade
@@ -32,6 +33,7 @@ pub mod client;
 pub mod cloud;
 pub mod containerd;
 pub mod device;
+pub mod disk;
 pub mod facade;
 pub mod http;
 pub mod image;

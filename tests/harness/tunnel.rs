@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::registry::basic;
@@ -12,6 +12,7 @@ use crate::registry::basic;
 pub struct Tunnel {
     port: u16,
     passed: Arc<AtomicUsize>,
+    brought: Arc<AtomicU64>,
 }
 
 /// What the proxy wants and does.
@@ -20,6 +21,7 @@ struct Rules {
     /// Where every tunnel leads, whatever was asked for.
     diverted_to: Option<String>,
     passed: Arc<AtomicUsize>,
+    brought: Arc<AtomicU64>,
 }
 
 impl Tunnel {
@@ -42,14 +44,20 @@ impl Tunnel {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let port = listener.local_addr().expect("an address").port();
         let passed = Arc::new(AtomicUsize::new(0));
-        let rules = Arc::new(Rules { credential, diverted_to, passed: Arc::clone(&passed) });
+        let brought = Arc::new(AtomicU64::new(0));
+        let rules = Arc::new(Rules {
+            credential,
+            diverted_to,
+            passed: Arc::clone(&passed),
+            brought: Arc::clone(&brought),
+        });
         thread::spawn(move || {
             for client in listener.incoming().filter_map(Result::ok) {
                 let rules = Arc::clone(&rules);
                 thread::spawn(move || drop(rules.serve(client)));
             }
         });
-        Self { port, passed }
+        Self { port, passed, brought }
     }
 
     /// `127.0.0.1:port`.
@@ -60,6 +68,11 @@ impl Tunnel {
     /// How many tunnels it has made.
     pub fn passed(&self) -> usize {
         self.passed.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes it has brought to its clients, with those that lie unread in their sockets.
+    pub fn brought_bytes(&self) -> u64 {
+        self.brought.load(Ordering::SeqCst)
     }
 }
 
@@ -84,16 +97,22 @@ impl Rules {
         }
         let upstream = TcpStream::connect(self.diverted_to.as_deref().unwrap_or(target))?;
         client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+        // What is counted as brought has left this process: only a little waits in the kernel.
+        rustix::net::sockopt::set_socket_send_buffer_size(&client, 16 * 1024)?;
         self.passed.fetch_add(1, Ordering::SeqCst);
         let (back, to) = (client.try_clone()?, upstream.try_clone()?);
-        let downwards = thread::spawn(move || drop(relay(upstream, back)));
-        drop(relay(client, to));
+        let brought = Arc::clone(&self.brought);
+        let count = move |bytes: usize| {
+            brought.fetch_add(bytes as u64, Ordering::SeqCst);
+        };
+        let downwards = thread::spawn(move || drop(relay(upstream, back, count)));
+        drop(relay(client, to, |_| {}));
         drop(downwards.join());
         Ok(())
     }
 }
 
-fn relay(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
+fn relay(mut from: TcpStream, mut to: TcpStream, passed: impl Fn(usize)) -> std::io::Result<()> {
     let mut buffer = [0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer)?;
@@ -101,5 +120,6 @@ fn relay(mut from: TcpStream, mut to: TcpStream) -> std::io::Result<()> {
             return to.shutdown(std::net::Shutdown::Write);
         }
         to.write_all(buffer.get(..count).unwrap_or_default())?;
+        passed(count);
     }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use pki::digest::Digest;
 use pki::oci::ArtifactName;
 use pki::wire::Subject;
 
@@ -118,7 +119,8 @@ impl Agent {
                 continue;
             }
             tracing::error!(artifact = %assigned.artifact, ?verification, "an image was damaged by the power cut");
-            for digest in &verification.damaged {
+            // A content without its bytes may still have its name, and would pass for present.
+            for digest in verification.damaged.iter().chain(&verification.missing) {
                 self.runtime.discard(*digest).await?;
             }
             let reason =
@@ -137,6 +139,15 @@ impl Agent {
             self.wake.notify_one();
         }
         Ok(())
+    }
+
+    /// Throws away a content that the store names and does not have as it should be: it comes in anew.
+    pub(super) async fn throw_away(&self, damaged: Option<Digest>) {
+        let Some(digest) = damaged else { return };
+        tracing::error!(blob.digest = %digest, "content is not what the store says, and is thrown away");
+        if let Err(error) = self.runtime.discard(digest).await {
+            tracing::warn!(error = crate::error_chain(&error), "damaged content cannot be thrown away yet");
+        }
     }
 
     /// Reads one image back. What cannot even be put together is missing as a whole.

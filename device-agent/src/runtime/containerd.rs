@@ -172,6 +172,10 @@ impl Runtime for Containerd {
         Ok(verification)
     }
 
+    async fn sync(&self) -> Result<(), RuntimeError> {
+        self.unpacker().await?.volumes().sync().await
+    }
+
     async fn discard(&self, digest: Digest) -> Result<(), RuntimeError> {
         store::discard(&self.connection, digest).await
     }

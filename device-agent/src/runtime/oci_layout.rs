@@ -147,6 +147,11 @@ impl Runtime for OciLayout {
         self.run(move |layout| layout.verify(&image.contents())).await
     }
 
+    /// Each content is on the disk before it has its name.
+    async fn sync(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     async fn discard(&self, digest: Digest) -> Result<(), RuntimeError> {
         self.run(move |layout| layout.remove_blob(digest)).await
     }

@@ -95,7 +95,7 @@ async fn a_cut_at_any_step_leaves_a_whole_identity_or_none() {
     for changes in 0.. {
         let device = Device::new();
         let dying = StateDir::open(&device.state_path()).unwrap();
-        dying.fail_after(changes);
+        dying.fuse().burn_after(changes);
         if enroll_in(&dying, &facade).await.is_ok() {
             break;
         }
@@ -143,7 +143,7 @@ async fn renewal_takes_a_new_key_and_a_cut_at_any_step_leaves_one_that_works() {
         let state = device.state();
         let old = Identity::load(&state, &Keys::default()).unwrap().unwrap();
         let dying = device.state();
-        dying.fail_after(changes);
+        dying.fuse().burn_after(changes);
         let done = renew_in(&dying, &old).await.is_ok();
         let left = Identity::load(&device.state(), &Keys::default())
             .unwrap_or_else(|error| panic!("cut after {changes} changes: {error}"))

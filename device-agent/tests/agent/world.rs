@@ -17,13 +17,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::facade::Facade;
 
+/// In memory where that is to be had: what is durable is tested elsewhere, and the walks here write much.
 pub(crate) struct Device {
     directory: tempfile::TempDir,
+    /// On a disk that programs may be run from.
+    programs: tempfile::TempDir,
 }
 
 impl Device {
     pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        let memory = std::path::Path::new("/dev/shm");
+        let directory = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir());
+        Self { directory: directory.unwrap(), programs: tempfile::tempdir().unwrap() }
+    }
+
+    /// A device that stands where this one does.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        let mut command = std::process::Command::new("cp");
+        command.args(["-a", "-T"]).arg(self.directory.path()).arg(copy.directory.path());
+        assert!(command.status().unwrap().success());
+        copy
     }
 
     pub(crate) fn state_path(&self) -> PathBuf {
@@ -73,7 +87,7 @@ impl Device {
 
     /// A program of the operator of this device.
     pub(crate) fn program(&self, name: &str, script: &str) -> String {
-        let path = self.directory.path().join(name);
+        let path = self.programs.path().join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         path.to_str().unwrap().to_owned()

@@ -2,6 +2,7 @@
 //! what an answer of containerd means as an error.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
@@ -32,6 +33,8 @@ pub(super) struct Connection {
     namespace: Option<AsciiMetadataValue>,
     // Once made, a channel connects again by itself whenever the socket is back.
     channel: OnceCell<Channel>,
+    /// How many contents are just being written.
+    pub(super) writers: AtomicUsize,
 }
 
 /// Makes one method per service of containerd.
@@ -50,6 +53,7 @@ impl Connection {
             // An `Identifier` always is a header value.
             namespace: namespace.as_str().parse().ok(),
             channel: OnceCell::new(),
+            writers: AtomicUsize::new(0),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Content on its way into containerd: one `Write` stream, resumed where containerd's own file ends.
 //!
 //! containerd hashes what it writes and refuses at commit what has another digest; hashing here as well would cost the
-//! device's processor a second time and find nothing more. At most one piece is on its way while the next one fills, so
-//! memory is two pieces however large the layer, and a kill loses no more than that.
+//! device's processor a second time and find nothing more: nobody can see a blob, by any name, before containerd has
+//! found that its bytes have the digest that was expected of them. At most one piece is on its way while the next one
+//! fills, and all writers together keep to [`BUFFERED_BYTES`]: that is what a kill loses, however many layers come in.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,8 +28,11 @@ use super::leases;
 /// How our half-written content is called in containerd.
 pub(super) const REF_PREFIX: &str = "drayage-";
 
-/// Bytes per message. Smaller ones cost processor time per message; larger ones only memory, on both sides.
-const PIECE_BYTES: usize = 512 * 1024;
+/// Bytes that all writers together hold: with what lies in the sockets, less than a mebibyte is fetched again after a
+/// kill.
+const BUFFERED_BYTES: usize = 512 * 1024;
+/// Smaller messages cost more processor time than they save bytes.
+const MIN_PIECE_BYTES: usize = 64 * 1024;
 
 /// How long a card may take to write one piece.
 const STALL: Duration = Duration::from_secs(5 * 60);
@@ -180,6 +185,28 @@ struct Writing {
     sent: u64,
     unacknowledged: bool,
     buffer: Vec<u8>,
+    _turn: Turn,
+}
+
+/// One of the writers that share [`BUFFERED_BYTES`].
+struct Turn(Arc<Connection>);
+
+impl Turn {
+    fn take(connection: &Arc<Connection>) -> Self {
+        connection.writers.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connection))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.writers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes per message while so many write: one on its way and one that fills, of each.
+fn piece_bytes(writers: usize) -> usize {
+    (BUFFERED_BYTES / 2 / writers.max(1)).max(MIN_PIECE_BYTES)
 }
 
 impl Writing {
@@ -198,6 +225,7 @@ impl Writing {
             sent: offset,
             unacknowledged: false,
             buffer: Vec::new(),
+            _turn: Turn::take(connection),
         }
     }
 
@@ -278,12 +306,13 @@ impl Ingest for Writing {
         }
         let mut rest = bytes;
         while !rest.is_empty() {
+            let piece_bytes = piece_bytes(self.connection.writers.load(Ordering::Relaxed));
             if self.buffer.capacity() == 0 {
-                self.buffer.reserve_exact(PIECE_BYTES);
+                self.buffer.reserve_exact(piece_bytes);
             }
-            let room = PIECE_BYTES.saturating_sub(self.buffer.len()).min(rest.len());
+            let room = piece_bytes.saturating_sub(self.buffer.len()).min(rest.len());
             self.buffer.extend_from_slice(&rest.split_to(room));
-            if self.buffer.len() >= PIECE_BYTES {
+            if self.buffer.len() >= piece_bytes {
                 self.send_buffer().await?;
             }
         }
@@ -353,5 +382,18 @@ impl Ingest for Present {
 
     async fn abort(self: Box<Self>) -> Result<(), RuntimeError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_writers_together_keep_to_what_a_kill_may_lose() {
+        assert_eq!(piece_bytes(1), 256 * 1024);
+        for writers in 0..=8 {
+            assert!(2 * writers * piece_bytes(writers) <= 1 << 20, "{writers} writers");
+        }
     }
 }

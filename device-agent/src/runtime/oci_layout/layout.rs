@@ -73,12 +73,12 @@ impl Layout {
         self.directory.join(".ingest")
     }
 
-    /// Half-written content. The name has no `:`, which not every file system takes.
     /// How much there is of half-written content.
     pub(super) fn begun(&self, digest: Digest) -> u64 {
         fs::metadata(self.ingest_path(digest)).map_or(0, |file| file.len())
     }
 
+    /// Half-written content. The name has no `:`, which not every file system takes.
     pub(super) fn ingest_path(&self, digest: Digest) -> PathBuf {
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
         self.ingests().join(name)
