@@ -68,7 +68,7 @@ pub struct Config {
     pub minimum_rate: u64,
     /// Over which time the minimum rate is measured.
     pub rate_window: Duration,
-    /// When and how fast to download and apply; the facade may restrict it further.
+    /// When, how fast and how long to download and apply; the facade may restrict it further.
     pub policy: DevicePolicy,
     /// Names of interfaces that are paid by volume; `*` at the end stands for anything.
     pub metered_interfaces: Vec<String>,
@@ -401,7 +401,7 @@ fn as_text(value: &toml::Value) -> Option<String> {
 }
 
 /// Every key, in the order of the documentation.
-pub const KEYS: [&str; 33] = [
+pub const KEYS: [&str; 34] = [
     "state_dir",
     "sink",
     "containerd_address",
@@ -422,6 +422,7 @@ pub const KEYS: [&str; 33] = [
     "download_window",
     "download_rate",
     "download_metered",
+    "download_deadline",
     "metered_interfaces",
     "apply_window",
     "apply_command",
@@ -524,11 +525,12 @@ mod tests {
 
     #[test]
     fn reads_windows_and_rates_and_rejects_those_it_could_not_keep() {
-        let file = "[download]\nwindow = \"22:00-05:00 UTC\"\nrate = \"2MiB/s\"\nmetered = \"no\"\n[apply]\nwindow = \"Sun 01:00-02:00 +01:00\"\n";
+        let file = "[download]\nwindow = \"22:00-05:00 UTC\"\nrate = \"2MiB/s\"\nmetered = \"no\"\ndeadline = \"36h\"\n[apply]\nwindow = \"Sun 01:00-02:00 +01:00\"\n";
         let policy = read(file, &[], &[]).unwrap().policy;
         assert_eq!(policy.download_window.unwrap().to_string(), "22:00-05:00 UTC");
         assert_eq!(policy.apply_window.unwrap().to_string(), "Sun 01:00-02:00 +01:00");
         assert_eq!(policy.rate_limit.unwrap().bytes_per_second(), 2 << 20);
+        assert_eq!(policy.deadline.unwrap().to_string(), "36h");
         let error = read("", &[], &[("download_window", "22:00-05:00 Mars/Olympus")]).unwrap_err();
         assert!(error.contains("no time zone data for Mars/Olympus"), "{error}");
         assert!(read("", &[], &[("download_rate", "fast")]).unwrap_err().contains("2MiB/s"));

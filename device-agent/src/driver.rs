@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use pki::oci::Platform;
 use pki::wire::{DevicePolicy, MetadataVersions};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{self, Backoff};
@@ -29,6 +30,7 @@ use crate::state_file::{Lock, StateDir, StateError};
 
 mod aside;
 mod custody;
+mod deadline;
 mod effects;
 mod error;
 mod news;
@@ -72,6 +74,8 @@ struct Shared {
     /// Bytes that were needed when there was no room.
     need_bytes: Option<u64>,
     last_check: Option<Timestamp>,
+    /// What the clock showed at the last look, and when that was.
+    clock_seen: Option<(Timestamp, Instant)>,
     /// Something of an attempt that was given up may lie about.
     untidy: bool,
     /// What is handed over is to be read back: the power was cut.
@@ -163,6 +167,7 @@ impl Agent {
                 policy: DevicePolicy::default(),
                 need_bytes: None,
                 last_check: None,
+                clock_seen: None,
                 untidy: true,
                 unverified: false,
                 told_in_vain: 0,

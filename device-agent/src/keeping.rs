@@ -91,8 +91,12 @@ mod tests {
         since: &[(&str, i64)],
         hour: i64,
     ) -> Sorted {
-        let standing =
-            Standing { current: release(current), previous: release(previous), rejected: [].into() };
+        let standing = Standing {
+            current: release(current),
+            previous: release(previous),
+            rejected: [].into(),
+            deployment: None,
+        };
         let since = since.iter().map(|(text, hour)| (name(text), at(*hour))).collect();
         sort(&names(here), &standing, None, &since, at(hour), DAY)
     }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pki::oci::{ArtifactName, Descriptor, MediaType};
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,31 @@ pub struct Standing {
     pub previous: Release,
     /// Releases that failed here, oldest first; not tried again.
     pub rejected: VecDeque<Release>,
+    /// What is to be confirmed next, through every try and restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Deployment>,
+}
+
+/// A release that was offered, and for how long it has been on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// The release.
+    pub release: Release,
+    /// When it was first heard of; not known while the clock could not be believed.
+    pub since: Option<Timestamp>,
+    /// Whether it was given up because it did not come in within its deadline.
+    pub overdue: bool,
+}
+
+/// What both repositories say that this device should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The release.
+    pub release: Release,
+    /// When this was said; nothing where the clock cannot be believed.
+    pub at: Option<Timestamp>,
+    /// How long it may take to come in; nothing where that does not matter, or where it is here.
+    pub within: Option<SignedDuration>,
 }
 
 /// Most rejected releases that are remembered; a device does not fill its disk with an operator's failures.
@@ -100,14 +125,52 @@ impl Standing {
         self.previous.0.retain(|assigned| !gone.contains(&assigned.artifact));
     }
 
+    /// Notes what is offered. Another release begins its own time; the same one goes on with what is left of its time.
+    #[must_use]
+    pub fn hear(mut self, offer: &Offer) -> Self {
+        let before = self.deployment.take();
+        if offer.release == self.current || self.objection(&offer.release).is_some() {
+            return self;
+        }
+        let before = before.filter(|deployment| deployment.release == offer.release);
+        let since = before.and_then(|deployment| deployment.since);
+        // A clock that was put back has not seen that moment yet: the deployment cannot be older than now.
+        let since = since.map_or(offer.at, |since| Some(offer.at.map_or(since, |now| since.min(now))));
+        let end = since.zip(offer.within).and_then(|(since, within)| since.checked_add(within).ok());
+        let overdue = end.zip(offer.at).is_some_and(|(end, now)| end <= now);
+        self.deployment = Some(Deployment { release: offer.release.clone(), since, overdue });
+        self
+    }
+
+    /// Whether what is to come next was given up.
+    pub fn is_overdue(&self) -> bool {
+        self.deployment.as_ref().is_some_and(|deployment| deployment.overdue)
+    }
+
     fn confirm(mut self, release: Release) -> Self {
+        self.deployment = None;
         if release != self.current {
             self.previous = std::mem::replace(&mut self.current, release);
         }
         self
     }
 
+    /// What began before the clock was set began as long ago as before.
+    fn set_clock(&mut self, by: SignedDuration) {
+        if let Some(since) = self.deployment.as_mut().and_then(|deployment| deployment.since.as_mut()) {
+            *since = since.saturating_add(by).unwrap_or(*since);
+        }
+    }
+
+    fn give_up(mut self) -> Self {
+        if let Some(deployment) = &mut self.deployment {
+            deployment.overdue = true;
+        }
+        self
+    }
+
     fn reject(mut self, release: Release) -> Self {
+        self.deployment = None;
         if !self.rejected.contains(&release) {
             self.rejected.push_back(release);
         }
@@ -126,7 +189,7 @@ impl Standing {
     }
 
     fn wants(&self, offered: &Release) -> bool {
-        *offered != self.current && self.objection(offered).is_none()
+        self.deployment.as_ref().is_some_and(|to_come| to_come.release == *offered && !to_come.overdue)
     }
 }
 
@@ -220,11 +283,13 @@ pub enum Event {
     /// The device has an identity.
     Enrolled,
     /// Both repositories agree that this device should have this release.
-    Offered(Release),
+    Offered(Offer),
     /// The facade does not know this identity any more.
     Disowned,
     /// Every content of the release is in the store.
     Fetched,
+    /// The deadline passed before that.
+    Overdue,
     /// The release is handed over; it must show by then that it works.
     Activated {
         /// By when.
@@ -242,6 +307,11 @@ pub enum Event {
     Lost(Vec<ArtifactName>),
     /// These are not needed any more and go.
     TakenBack(Vec<ArtifactName>),
+    /// The clock was set, forwards or backwards.
+    ClockSet {
+        /// By how much.
+        by: SignedDuration,
+    },
     /// The agent starts again after it was killed, or after the power was cut.
     Interrupted,
 }
@@ -288,6 +358,10 @@ impl State {
             self.standing_mut().forget_previous(gone);
             return self;
         }
+        if let Event::ClockSet { by } = event {
+            self.standing_mut().set_clock(by);
+            return self;
+        }
         match self {
             Self::Unenrolled { standing } => match event {
                 Event::Due => Self::Enrolling { standing },
@@ -308,6 +382,7 @@ impl State {
                 Event::Due => Self::Checking { standing },
                 Event::Disowned => Self::Unenrolled { standing },
                 Event::Failed(_) => Self::Idle { standing },
+                Event::Overdue => Self::Idle { standing: standing.give_up() },
                 _ => Self::Fetching { standing, next },
             },
             Self::Activating { standing, next, interruptions } => {
@@ -362,8 +437,15 @@ impl State {
     )]
     fn checked(standing: Standing, event: Event) -> Self {
         match event {
-            Event::Offered(next) if standing.wants(&next) => Self::Fetching { standing, next },
-            Event::Offered(_) | Event::Failed(_) => Self::Idle { standing },
+            Event::Offered(offer) => {
+                let standing = standing.hear(&offer);
+                let next = offer.release;
+                if standing.wants(&next) {
+                    return Self::Fetching { standing, next };
+                }
+                Self::Idle { standing }
+            }
+            Event::Failed(_) => Self::Idle { standing },
             Event::Disowned => Self::Unenrolled { standing },
             _ => Self::Checking { standing },
         }

@@ -5,7 +5,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pki::wire::{ByteRate, DevicePolicy, Metered, Window, Zone};
+use pki::wire::{ByteRate, Deadline, DevicePolicy, Metered, Window, Zone};
 
 /// What the agent is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,11 @@ impl Rules<'_> {
     /// The lower of the two rates.
     pub fn rate(&self) -> Option<ByteRate> {
         [self.local, self.signed].iter().filter_map(|policy| policy.rate_limit).min()
+    }
+
+    /// The earlier of the two deadlines.
+    pub fn deadline(&self) -> Option<Deadline> {
+        [self.local, self.signed].iter().filter_map(|policy| policy.deadline).min()
     }
 }
 

@@ -8,7 +8,7 @@ mod report;
 mod text;
 mod token;
 
-pub use policy::{ByteRate, DevicePolicy, Metered, PolicyError, Window, Zone};
+pub use policy::{ByteRate, Deadline, DevicePolicy, Metered, PolicyError, Window, Zone};
 pub use report::{
     AgentState, MAX_REPORT_BYTES, MetadataVersions, Progress, Proof, Refusal, Report, ReportAnswer,
     ReportError, RepositoryVersions, RolledBack, Running, Subject, WaitAnswer,

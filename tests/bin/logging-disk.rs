@@ -44,7 +44,7 @@ struct Disks {
 /// The number of the first file; the directory has the one before.
 const FIRST: u64 = 2;
 /// Nothing here changes its name or length.
-const FOREVER: Duration = Duration::from_secs(3600);
+const FOREVER: Duration = Duration::from_hours(1);
 
 impl Disks {
     fn open(directory: &Path) -> io::Result<Self> {

@@ -123,6 +123,33 @@ fn policy_of_the_operator_holds_a_device_back_and_lets_it_go_again() {
     }
 }
 
+#[test]
+fn download_that_misses_the_signed_deadline_is_given_up_and_taken_up_with_a_longer_one() {
+    let (facade, mut registry) = (Facade::start(), Registry::open());
+    facade.connect(&registry);
+    let pushed = registry.push("team/app", "v1", &ImageBuilder::new().says("late").build());
+    let device = Device::enrolled("board-1", &facade);
+    facade.deliver(&pushed, "board-1");
+    let set = facade.ok(&["device", "policy", "board-1", "--deadline", "2s"]);
+    assert_eq!(set["deadline"], "2s", "{set}");
+    registry.stop();
+    let mut daemon = device.start_daemon();
+    let shown = poll("the device to give up", READY, || {
+        let shown = facade.ok(&["device", "show", "board-1"]);
+        shown["refused"].to_string().contains("deadline_passed").then_some(shown)
+    });
+    assert!(shown["refused"][0]["reason"].to_string().contains("within its deadline of 2s"), "{shown}");
+    poll("the remedy", READY, || {
+        device.run(&["status"]).text().contains("facade device policy --deadline").then_some(())
+    });
+    registry.start_again();
+    facade.ok(&["device", "policy", "board-1", "--deadline", "1d"]);
+    poll("the image", READY, || device.delivered().contains(&pushed.digest).then_some(()));
+    daemon.terminate();
+    let refused = facade.cli(&["device", "policy", "board-1", "--deadline", "soon"]);
+    assert!(refused.code != 0 && refused.text().contains("for example"), "{}", refused.text());
+}
+
 /// A layer on its way into containerd, over a wire that stops in the middle.
 struct Pull {
     proxy: Proxy,

@@ -39,8 +39,9 @@ fn says(directory: &Path, artifact: &str) -> (String, bool) {
     // A line with the digest of all before it follows.
     let first = serde_json::Deserializer::from_str(&text).into_iter::<Value>().next();
     let state = first.and_then(Result::ok).unwrap_or_default();
-    let name = state["state"].as_str().unwrap_or_default().to_owned();
-    (name, state["standing"]["current"].to_string().contains(artifact))
+    let name = state.get("state").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let current = state.pointer("/standing/current").map(ToString::to_string).unwrap_or_default();
+    (name, current.contains(artifact))
 }
 
 /// Lets the agent believe that the board was off since it ran last.

@@ -264,7 +264,7 @@ fn kept(luck: &mut u64) -> bool {
     *luck ^= *luck << 13;
     *luck ^= *luck >> 7;
     *luck ^= *luck << 17;
-    luck.count_ones() % 2 == 0
+    luck.count_ones().is_multiple_of(2)
 }
 
 /// Disks after the power came back.
@@ -288,7 +288,7 @@ mod tests {
     fn what_was_flushed_survives_and_what_was_not_may_not() {
         let directory = TempDir::new().unwrap();
         let image = directory.path().join("a.img");
-        fs::write(&image, [0; 16 * SECTOR]).unwrap();
+        fs::write(&image, vec![0; 16 * SECTOR]).unwrap();
         let write = |sector: u64, byte| Record::Write {
             disk: 0,
             offset: sector * SECTOR as u64,

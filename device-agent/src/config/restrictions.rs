@@ -1,4 +1,4 @@
-//! `[download]` and the window of `[apply]`: when and how fast.
+//! `[download]` and the window of `[apply]`: when, how fast, and how long.
 
 use pki::wire::{DevicePolicy, PolicyError, Window};
 
@@ -13,6 +13,7 @@ impl Texts {
             apply_window: self.take("apply_window", None, window),
             rate_limit: self.take("download_rate", None, |text| text.parse().map(Some).map_err(said)),
             metered: self.take("download_metered", None, |text| text.parse().map(Some).map_err(said)),
+            deadline: self.take("download_deadline", None, |text| text.parse().map(Some).map_err(said)),
         }
     }
 }

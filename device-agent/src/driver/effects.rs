@@ -8,14 +8,14 @@ use pki::wire::{DevicePolicy, EnrollmentToken, Line, Subject};
 use super::custody::Grace;
 use super::news::{MAX_NEWS_BYTES, News};
 use super::permission::NotNow;
-use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS};
+use super::{Agent, AgentError, Outcome, Patience, SHORT_ATTEMPTS, Session};
 use crate::apply::{self, ApplyError, Direction};
 use crate::fetch::{FetchError, Fetcher, Limits};
 use crate::handover::{self, HandoverError};
 use crate::identity::anchors;
 use crate::identity::enroll::{Replace, Surroundings, enroll};
 use crate::identity::{DISOWNED_FILE, Identity, IdentityError};
-use crate::lifecycle::{Effect, Event, Fault, Release, Standing, State};
+use crate::lifecycle::{Effect, Event, Fault, Offer, Release, Standing, State};
 use crate::plan::NoRoom;
 use crate::policy::Step;
 use crate::refresh::{Agreed, RefreshError, Refresher, refusal_code};
@@ -118,10 +118,13 @@ impl Agent {
                         "it is not known whether all images are there"
                     );
                 }
-                if self.note_agreement(&agreed) {
+                let fetcher = self.fetcher(&session, &agreed.release, Patience::Short);
+                let offer = self.offer(agreed.release.clone(), &fetcher).await;
+                if self.note_agreement(&agreed, &offer) {
                     self.tidy(self.state().standing(), None, Grace::Kept).await;
                 }
-                Outcome::event(Event::Offered(agreed.release))
+                let error = self.note_offer(&offer).map(AgentError::from);
+                Outcome { event: Some(Event::Offered(offer)), error, waits: false }
             }
             Err(error) => self.check_failed(error),
         }
@@ -157,19 +160,23 @@ impl Agent {
     }
 
     /// Notes what both repositories say; whether it is settled and something of earlier attempts may lie about.
-    fn note_agreement(&self, agreed: &Agreed) -> bool {
+    fn note_agreement(&self, agreed: &Agreed, offer: &Offer) -> bool {
+        let held_back = self.held_back(self.state().standing(), offer);
         let mut shared = self.shared();
         shared.versions = agreed.versions;
         shared.expires = Some(agreed.expires);
         shared.last_check = Some(self.clock.now());
-        shared.held_back = self.held_back(shared.state.standing(), &agreed.release);
+        shared.held_back = held_back;
         let settled = agreed.release == shared.state.standing().current;
         settled && std::mem::take(&mut shared.untidy)
     }
 
     /// Why what is assigned is not taken, where it failed here before.
-    fn held_back(&self, standing: &Standing, offered: &Release) -> Option<String> {
-        let rejected = standing.objection(offered)?.without(&standing.current);
+    fn held_back(&self, standing: &Standing, offer: &Offer) -> Option<String> {
+        let Some(objection) = standing.objection(&offer.release) else {
+            return self.given_up(offer);
+        };
+        let rejected = objection.without(&standing.current);
         let failed = self.reporter().rolled_back(&State::Idle { standing: standing.clone() });
         let why = failed.into_iter().find(|failed| rejected.has(&failed.artifact));
         Some(why.map_or_else(
@@ -212,32 +219,58 @@ impl Agent {
             Ok(session) => session,
             Err(error) => return Outcome::failed(Fault::Circumstance, error),
         };
-        let fetcher = Fetcher {
+        let fetcher = self.fetcher(&session, release, patience);
+        // What is here needs no window to come in, and has no deadline any more.
+        if !fetcher.is_complete(release).await {
+            let unfinished = tokio::select! {
+                came = self.bring_in(&fetcher, release, patience) => came.err(),
+                () = self.until_overdue() => Some(self.give_up()),
+            };
+            if let Some(outcome) = unfinished {
+                return outcome;
+            }
+        }
+        self.shared().need_bytes = None;
+        // What the state says is here must be here after a power cut.
+        if let Err(error) = self.runtime.sync().await {
+            return Outcome::again(error);
+        }
+        match self.until_allowed(Step::Apply, patience).await {
+            Ok(()) => Outcome::event(Event::Fetched),
+            Err(NotNow) => Outcome::later(),
+        }
+    }
+
+    fn fetcher<'a>(&'a self, session: &'a Session, release: &Release, patience: Patience) -> Fetcher<'a> {
+        Fetcher {
             client: &session.client,
             runtime: self.runtime.as_ref(),
             platform: &self.platform,
             limits: self.limits(release, patience),
             progress: &self.progress,
-        };
-        // What is here needs no window to come in; a window that closes stops what is on its way.
-        while !fetcher.is_complete(release).await {
+        }
+    }
+
+    /// Fetches when and as long as that is allowed: a window that closes stops what is on its way.
+    async fn bring_in(
+        &self,
+        fetcher: &Fetcher<'_>,
+        release: &Release,
+        patience: Patience,
+    ) -> Result<(), Outcome> {
+        loop {
             if let Err(NotNow) = self.until_allowed(Step::Download, patience).await {
-                return Outcome::later();
+                return Err(Outcome::later());
             }
             let outcome = tokio::select! {
                 outcome = fetcher.fetch(release) => outcome,
                 () = self.until_hindered(Step::Download) => continue,
             };
-            match outcome {
-                Ok(()) => break,
-                Err(FetchError::NoRoom(shortage)) => return self.no_room(release, shortage).await,
-                Err(error) => return self.fetch_failed(release, error),
-            }
-        }
-        self.shared().need_bytes = None;
-        match self.until_allowed(Step::Apply, patience).await {
-            Ok(()) => Outcome::event(Event::Fetched),
-            Err(NotNow) => Outcome::later(),
+            return match outcome {
+                Ok(()) => Ok(()),
+                Err(FetchError::NoRoom(shortage)) => Err(self.no_room(release, shortage).await),
+                Err(error) => Err(self.fetch_failed(release, error)),
+            };
         }
     }
 
@@ -295,7 +328,7 @@ impl Agent {
     }
 
     /// Keeps a refusal about one artifact, or about all of a release where the error names none.
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         release: &Release,
         artifact: Option<&pki::oci::ArtifactName>,
@@ -339,6 +372,7 @@ impl Agent {
                 if let (true, Some(free)) = (error.is_full(), free) {
                     self.note_unpack(release, free);
                 }
+                self.throw_away(error.damaged()).await;
                 return self.activation_failed(state, release, error);
             }
         }
@@ -406,6 +440,7 @@ impl Agent {
         let runtime = self.runtime.as_ref();
         if let Err(error) = handover::activate(runtime, &standing.current, &self.platform).await {
             // What the store has lost cannot be gone back to; it comes in again when it is assigned.
+            self.throw_away(error.damaged()).await;
             let event = error.lost().map(|lost| Event::Lost(vec![lost.clone()]));
             return Outcome { event, error: Some(error.into()), waits: false };
         }

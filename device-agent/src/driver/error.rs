@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::deadline::Overdue;
 use crate::apply::ApplyError;
 use crate::facade_client::{Class, ClientError};
 use crate::fetch::FetchError;
@@ -43,6 +44,9 @@ pub enum AgentError {
     /// The facade could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A release did not come in within its deadline.
+    #[error(transparent)]
+    Overdue(#[from] Overdue),
     /// Somebody asked us to stop.
     #[error("stopped before the round was done; it goes on where it was")]
     Stopped,
@@ -78,6 +82,7 @@ impl AgentError {
             | Self::Runtime(_)
             | Self::Apply(_)
             | Self::Probe(_)
+            | Self::Overdue(_)
             | Self::Stopped => false,
         }
     }
@@ -100,6 +105,7 @@ impl AgentError {
             | Self::Runtime(_)
             | Self::Apply(_)
             | Self::Probe(_)
+            | Self::Overdue(_)
             | Self::Stopped => None,
         }
     }

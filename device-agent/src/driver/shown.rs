@@ -5,6 +5,7 @@ use pki::oci::ArtifactName;
 use serde::{Deserialize, Serialize};
 
 use super::{Agent, aside};
+use crate::lifecycle::State;
 
 /// The file; not durable, because it is only shown.
 pub const SHOWN_FILE: &str = "status.json";
@@ -27,6 +28,9 @@ pub struct Shown {
     /// Why what is assigned is not taken.
     #[serde(default)]
     pub held_back: Option<String>,
+    /// When what is coming in is given up.
+    #[serde(default)]
+    pub deadline: Option<Timestamp>,
     /// How far a fetch has come.
     pub progress: Option<Shipment>,
 }
@@ -52,6 +56,8 @@ impl Agent {
     pub(super) fn show(&self) {
         let progress = self.progress.snapshot();
         let waiting_for = self.waiting_for();
+        let coming_in = matches!(self.state(), State::Fetching { .. });
+        let deadline = self.deadline_at().filter(|_| coming_in);
         let shared = self.shared();
         let shown = Shown {
             state: shared.state.name().to_owned(),
@@ -61,6 +67,7 @@ impl Agent {
             last_error: shared.last_error.clone(),
             waiting_for,
             held_back: shared.held_back.clone(),
+            deadline,
             progress: progress.map(|progress| Shipment {
                 artifact: progress.artifact,
                 done_bytes: progress.done_bytes,
@@ -117,6 +124,9 @@ impl Shown {
             if progress.resumed > 0 {
                 line = format!("{line}, resumed {} times", progress.resumed);
             }
+        }
+        if let Some(deadline) = &self.deadline {
+            line = format!("{line}, until {deadline:.0}");
         }
         if let Some(waiting) = &self.waiting_for {
             line = format!("{line}; waiting: {waiting}");

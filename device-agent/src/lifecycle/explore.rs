@@ -37,6 +37,12 @@ fn bad() -> Release {
     release("bad")
 }
 
+/// An offer at an hour, of what may take one.
+fn offer(release: Release, hour: i64) -> Offer {
+    let hours = SignedDuration::from_hours;
+    Offer { release, at: Some(Timestamp::UNIX_EPOCH + hours(hour)), within: Some(hours(1)) }
+}
+
 impl Node {
     fn key(&self) -> String {
         let state = serde_json::to_string(&self.state).unwrap();
@@ -65,14 +71,17 @@ impl Node {
                 (same, None),
             ],
             Effect::Check => [good(), better(), bad(), Release::default()]
-                .map(Event::Offered)
+                .map(|release| Offer { release, at: None, within: None })
                 .into_iter()
+                .chain([offer(better(), 0), offer(better(), 1)])
+                .map(Event::Offered)
                 .chain([Event::Disowned, Event::Failed(Fault::Circumstance)])
                 .map(|event| (same.clone(), Some(event)))
                 .chain([(same.clone(), None)])
                 .collect(),
             Effect::Fetch(_) => [
                 Some(Event::Fetched),
+                Some(Event::Overdue),
                 Some(Event::Due),
                 Some(Event::Disowned),
                 Some(Event::Failed(Fault::Circumstance)),
@@ -133,6 +142,7 @@ impl Node {
         assert_ne!(standing.previous, bad(), "a bad release was confirmed: {self:?}");
         if let State::Fetching { next, .. } | State::Activating { next, .. } = &self.state {
             assert_eq!(standing.objection(next), None, "a rejected release is tried again: {self:?}");
+            assert!(!standing.is_overdue(), "a release that was given up is tried again: {self:?}");
         }
         let at_rest = matches!(
             self.state,
@@ -151,69 +161,67 @@ impl Node {
 /// Every reachable node, with its successors.
 fn walk() -> BTreeMap<String, (Node, Vec<String>)> {
     let mut graph = BTreeMap::new();
-    let mut queue = VecDeque::from([Node { state: State::default(), handed: Release::default() }]);
-    while let Some(node) = queue.pop_front() {
-        if graph.contains_key(&node.key()) {
+    let start = Node { state: State::default(), handed: Release::default() };
+    let mut queue = VecDeque::from([(start.key(), start)]);
+    while let Some((key, node)) = queue.pop_front() {
+        if graph.contains_key(&key) {
             continue;
         }
-        let successors = node.successors();
-        let keys = successors.iter().map(Node::key).collect();
-        graph.insert(node.key(), (node, keys));
+        let successors: Vec<(String, Node)> =
+            node.successors().into_iter().map(|node| (node.key(), node)).collect();
+        let keys = successors.iter().map(|(key, _)| key.clone()).collect();
+        graph.insert(key, (node, keys));
         queue.extend(successors);
     }
     graph
 }
 
+/// One walk for all that holds everywhere: it takes its time.
 #[test]
 fn every_reachable_state_keeps_the_promises() {
     let graph = walk();
     assert!(graph.len() > 100, "walked only {} nodes", graph.len());
     for (node, _) in graph.values() {
         node.check();
+        assert_is_read_back_as_it_was_stored(&node.state);
+        assert_no_event_out_of_place_changes(&node.state);
     }
+    assert_idle_can_always_be_reached(&graph);
 }
 
-#[test]
-fn idle_can_always_be_reached() {
-    let graph = walk();
-    let mut reaches: BTreeSet<&String> = graph
-        .iter()
-        .filter(|(_, (node, _))| matches!(node.state, State::Idle { .. }))
-        .map(|(key, _)| key)
-        .collect();
-    loop {
-        let more: Vec<&String> = graph
-            .iter()
-            .filter(|(key, (_, next))| {
-                !reaches.contains(key) && next.iter().any(|next| reaches.contains(next))
-            })
-            .map(|(key, _)| key)
-            .collect();
-        if more.is_empty() {
-            break;
+fn assert_idle_can_always_be_reached(graph: &BTreeMap<String, (Node, Vec<String>)>) {
+    let mut leads_here: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+    for (key, (_, next)) in graph {
+        for next in next {
+            leads_here.entry(next).or_default().push(key);
         }
-        reaches.extend(more);
+    }
+    let idle = graph.iter().filter(|(_, (node, _))| matches!(node.state, State::Idle { .. }));
+    let mut queue: VecDeque<&String> = idle.map(|(key, _)| key).collect();
+    let mut reaches: BTreeSet<&String> = queue.iter().copied().collect();
+    while let Some(key) = queue.pop_front() {
+        for before in leads_here.get(key).into_iter().flatten() {
+            if reaches.insert(before) {
+                queue.push_back(before);
+            }
+        }
     }
     assert_eq!(reaches.len(), graph.len());
 }
 
-#[test]
-fn what_is_stored_is_what_is_read_back() {
-    for (node, _) in walk().values() {
-        let stored = serde_json::to_vec(&node.state).unwrap();
-        assert_eq!(serde_json::from_slice::<State>(&stored).unwrap(), node.state);
-    }
+fn assert_is_read_back_as_it_was_stored(state: &State) {
+    let stored = serde_json::to_vec(state).unwrap();
+    assert_eq!(serde_json::from_slice::<State>(&stored).unwrap(), *state);
 }
 
-#[test]
-fn an_event_out_of_place_changes_nothing() {
-    let events = [Event::Enrolled, Event::Fetched, Event::Healthy, Event::RolledBack, Event::Disowned];
-    for (node, _) in walk().values() {
-        if let State::Idle { .. } = node.state {
-            for event in events.clone() {
-                assert_eq!(node.state.clone().on(event), node.state);
-            }
-        }
+fn assert_no_event_out_of_place_changes(state: &State) {
+    if !matches!(state, State::Idle { .. }) {
+        return;
+    }
+    for event in
+        [Event::Enrolled, Event::Fetched, Event::Healthy, Event::RolledBack, Event::Disowned, Event::Overdue]
+    {
+        assert_eq!(state.clone().on(event), *state);
     }
 }
 
@@ -230,7 +238,7 @@ fn a_release_that_takes_the_device_down_each_time_is_left_and_not_tried_again() 
     }
     let state = state.on(Event::RolledBack);
     assert_eq!(state.standing().current, good());
-    let again = state.on(Event::Due).on(Event::Offered(bad()));
+    let again = state.on(Event::Due).on(Event::Offered(offer(bad(), 0)));
     assert!(matches!(again, State::Idle { .. }), "{again:?}");
 }
 
@@ -239,10 +247,14 @@ fn a_bad_artifact_is_not_tried_again_beside_another() {
     let both =
         |left: &Release, right: &Release| Release::new(left.assigned().chain(right.assigned()).cloned());
     let standing = Standing::default().confirm(good()).reject(both(&good(), &bad()));
-    assert!(!standing.wants(&both(&bad(), &better())));
-    assert!(standing.wants(&both(&good(), &better())), "what was there before is not to blame");
+    let wants = |standing: &Standing, release: Release| {
+        let heard = standing.clone().hear(&offer(release.clone(), 0));
+        heard.wants(&release)
+    };
+    assert!(!wants(&standing, both(&bad(), &better())));
+    assert!(wants(&standing, both(&good(), &better())), "what was there before is not to blame");
     let removal = standing.confirm(both(&good(), &better())).reject(good());
-    assert!(removal.wants(&better()), "a removal that failed forbids nothing but itself");
+    assert!(wants(&removal, better()), "a removal that failed forbids nothing but itself");
 }
 
 #[test]
@@ -250,4 +262,64 @@ fn losing_the_identity_does_not_forget_what_is_handed_over() {
     let standing = Standing::default().confirm(good()).reject(bad());
     let state = State::Checking { standing: standing.clone() }.on(Event::Disowned);
     assert_eq!(state, State::Unenrolled { standing });
+}
+
+/// What comes of an offer to a device that has `good`.
+fn offered(before: State, offer: Offer) -> State {
+    before.on(Event::Due).on(Event::Offered(offer))
+}
+
+fn idle() -> State {
+    State::Idle { standing: Standing::default().confirm(good()) }
+}
+
+fn is_fetching(state: &State) -> bool {
+    matches!(state, State::Fetching { .. })
+}
+
+#[test]
+fn tries_go_on_until_the_deadline_and_end_with_it() {
+    let mut state =
+        offered(idle(), Offer { within: Some(SignedDuration::from_hours(10)), ..offer(better(), 0) });
+    for hour in 1..10 {
+        // Whatever goes wrong: the link, the agent, the whole board.
+        state = state.on(Event::Interrupted).on(Event::Failed(Fault::Circumstance));
+        let again = Offer { within: Some(SignedDuration::from_hours(10)), ..offer(better(), hour) };
+        state = offered(state, again);
+        assert!(is_fetching(&state), "given up after {hour} h of 10");
+    }
+    let state = state.on(Event::Overdue);
+    assert!(state.standing().is_overdue());
+    assert!(!is_fetching(&offered(state.clone(), offer(better(), 11))), "it is tried after its deadline");
+    // A longer deadline, none at all, and another release each begin again.
+    let longer = Offer { within: Some(SignedDuration::from_hours(20)), ..offer(better(), 11) };
+    assert!(is_fetching(&offered(state.clone(), longer)));
+    assert!(is_fetching(&offered(state.clone(), Offer { within: None, ..offer(better(), 11) })));
+    assert!(is_fetching(&offered(state, offer(release("other"), 11))));
+}
+
+#[test]
+fn a_clock_that_is_not_believed_starts_no_deadline_and_one_that_jumps_passes_none() {
+    let unknown = Offer { at: None, ..offer(better(), 0) };
+    let state = offered(offered(idle(), unknown.clone()), unknown);
+    assert!(is_fetching(&state));
+    // The time comes in from the network, decades after 1970: only now the deployment begins.
+    let state = offered(state, offer(better(), 500_000));
+    assert!(is_fetching(&state));
+    assert!(!is_fetching(&offered(state.clone(), offer(better(), 500_001))));
+    // Put back by years: the deadline is an hour from now again, not in years.
+    let state = offered(state, offer(better(), 400_000));
+    assert!(is_fetching(&state));
+    assert!(!is_fetching(&offered(state, offer(better(), 400_001))));
+}
+
+#[test]
+fn what_was_confirmed_or_taken_back_is_not_on_its_way_any_more() {
+    let on_its_way = offered(idle(), offer(better(), 0));
+    assert_eq!(offered(on_its_way.clone(), offer(good(), 0)).standing().deployment, None);
+    let confirmed = on_its_way
+        .on(Event::Fetched)
+        .on(Event::Activated { deadline: Timestamp::UNIX_EPOCH })
+        .on(Event::Healthy);
+    assert_eq!(confirmed.standing().deployment, None);
 }

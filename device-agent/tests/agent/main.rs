@@ -8,8 +8,10 @@
 
 mod apply;
 mod board;
+mod deadline;
 mod enrollment;
 mod facade;
+mod kill;
 mod metadata;
 mod rounds;
 mod tls;

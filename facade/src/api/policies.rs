@@ -40,6 +40,7 @@ pub(super) async fn change(state: State, caller: Caller, Body(change): Body<Poli
         apply_window: merged("apply_window", change.apply_window.as_deref(), before.apply_window, window)?,
         rate_limit: merged("rate_limit", change.rate_limit.as_deref(), before.rate_limit, field)?,
         metered: merged("metered", change.metered.as_deref(), before.metered, field)?,
+        deadline: merged("deadline", change.deadline.as_deref(), before.deadline, field)?,
     };
     state.policies.set(target.clone(), policy.clone()).await?;
     let devices = state.assignments.touch(&target);
@@ -96,5 +97,6 @@ fn view(target: &Target, policy: &DevicePolicy) -> Policy {
         apply_window: policy.apply_window.as_ref().map(window),
         rate_limit: policy.rate_limit.map(|rate| rate.to_string()),
         metered: policy.metered.map(|metered| metered.to_string()),
+        deadline: policy.deadline.map(|deadline| deadline.to_string()),
     }
 }

@@ -12,9 +12,12 @@ use crate::api::types::{Policy as Held, PolicyChange};
 #[command(after_help = "Examples:\n  \
     facade device policy pump-7 --download-window \"22:00-05:00 Europe/Berlin\" --rate-limit 2MiB/s\n  \
     facade device policy --group pumps --apply-window \"Sat,Sun 01:00-04:00 local\" --metered no\n  \
+    facade device policy pump-7 --deadline 3d\n  \
     facade device policy pump-7 --rate-limit none\n\n\
     A window without a zone is in UTC; `local` is the time zone of the device. What is said of a device goes before\n\
-    what is said of its groups. A device also keeps to what its own settings say.")]
+    what is said of its groups. A device also keeps to what its own settings say.\n\n\
+    A device goes on trying to download until the deadline, counted from when it heard of the deployment; after it, the\n\
+    device says that it gave up, and waits for another deployment or a longer deadline. Without one it never gives up.")]
 pub(super) struct Policy {
     /// The device
     #[arg(conflicts_with = "group")]
@@ -34,11 +37,15 @@ pub(super) struct Policy {
     /// Whether to download over links that are paid by volume
     #[arg(long, value_name = "yes|no|none")]
     metered: Option<String>,
+    /// How long a deployment may take to download
+    #[arg(long, value_name = "TIME|none")]
+    deadline: Option<String>,
 }
 
 impl Policy {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let says = [&self.download_window, &self.apply_window, &self.rate_limit, &self.metered];
+        let says =
+            [&self.download_window, &self.apply_window, &self.rate_limit, &self.metered, &self.deadline];
         if says.into_iter().all(Option::is_none) {
             let mut held: Vec<Held> = client.all("/api/v1/policies").await?;
             held.retain(|held| self.id.is_none() || held.device == self.id);
@@ -53,6 +60,7 @@ impl Policy {
             apply_window: self.apply_window,
             rate_limit: self.rate_limit,
             metered: self.metered,
+            deadline: self.deadline,
         };
         let held: Held = client.post("/api/v1/policies", &change).await?;
         output.result(&held, |held| list(std::slice::from_ref(held)));
@@ -77,7 +85,8 @@ fn list(held: &[Held]) -> String {
             or_any(&held.apply_window),
             or_any(&held.rate_limit),
             or_any(&held.metered),
+            or_any(&held.deadline),
         ]
     });
-    table(["for", "downloads", "applies", "at most", "metered links"], rows)
+    table(["for", "downloads", "applies", "at most", "metered links", "deadline"], rows)
 }

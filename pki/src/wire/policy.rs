@@ -1,4 +1,5 @@
-//! When and how fast a device may download and apply: windows of the day, a rate, and whether a metered link will do.
+//! When and how fast a device may download and apply: windows of the day, a rate, whether a metered link will do, and how
+//! long a deployment may take to come in.
 //!
 //! The same texts stand in a device's own settings and in signed director metadata. A window is judged in its own time
 //! zone; because a small board has no database of time zones, the facade writes the zone's rule beside its name
@@ -8,9 +9,9 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use jiff::Timestamp;
 use jiff::civil::{Time, Weekday};
 use jiff::tz::{Offset, TimeZone};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -32,6 +33,9 @@ pub enum PolicyError {
     /// Neither yes nor no.
     #[error("{0:?} is neither yes nor no")]
     Metered(String),
+    /// Not a deadline.
+    #[error("{0:?} is not a deadline (for example 90m, 12h, 3d; between 1s and 366d)")]
+    Deadline(String),
 }
 
 /// What holds for a device; what is not said is not restricted.
@@ -49,6 +53,9 @@ pub struct DevicePolicy {
     /// Whether it may download over a link that is paid by volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metered: Option<Metered>,
+    /// How long a deployment may take to come in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Deadline>,
 }
 
 impl DevicePolicy {
@@ -65,6 +72,7 @@ impl DevicePolicy {
             apply_window: self.apply_window.or_else(|| other.apply_window.clone()),
             rate_limit: self.rate_limit.or(other.rate_limit),
             metered: self.metered.or(other.metered),
+            deadline: self.deadline.or(other.deadline),
         }
     }
 }
@@ -158,6 +166,60 @@ impl From<ByteRate> for String {
         rate.to_string()
     }
 }
+
+/// How long the contents of a deployment may take to come in, from when the device heard of it.
+///
+/// A span and not a date: a fleet that hears of one deployment over weeks gives each device the same chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Deadline(u32);
+
+impl Deadline {
+    /// The span.
+    pub fn span(self) -> SignedDuration {
+        SignedDuration::from_secs(i64::from(self.0))
+    }
+}
+
+impl FromStr for Deadline {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let problem = || PolicyError::Deadline(shortened(text));
+        let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+        let unit = text.get(digits.len()..).ok_or_else(problem)?;
+        let (_, unit_seconds) = SPAN_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(problem)?;
+        let count: u32 = digits.parse().map_err(|_| problem())?;
+        let seconds = count.checked_mul(*unit_seconds).filter(|seconds| (1..=MAX_DEADLINE).contains(seconds));
+        seconds.map(Self).ok_or_else(problem)
+    }
+}
+
+impl fmt::Display for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = SPAN_UNITS.iter().find(|(_, seconds)| self.0 % seconds == 0);
+        let (unit, seconds) = whole.copied().unwrap_or(("s", 1));
+        write!(f, "{}{unit}", self.0 / seconds)
+    }
+}
+
+impl TryFrom<String> for Deadline {
+    type Error = PolicyError;
+
+    fn try_from(text: String) -> Result<Self, PolicyError> {
+        text.parse()
+    }
+}
+
+impl From<Deadline> for String {
+    fn from(deadline: Deadline) -> Self {
+        deadline.to_string()
+    }
+}
+
+/// The largest first.
+const SPAN_UNITS: [(&str, u32); 4] = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
+const MAX_DEADLINE: u32 = 366 * 86_400;
 
 /// A part of certain days: `[DAYS ]HH:MM-HH:MM[ ZONE]`. One that ends before it begins ends on the next day; one that
 /// ends when it begins, or goes from 00:00 to 24:00, lasts the whole day. Without a zone it is in UTC.
@@ -387,6 +449,8 @@ impl From<Window> for String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const BERLIN: &str = "Europe/Berlin=CET-1CEST,M3.5.0,M10.5.0/3";
@@ -457,6 +521,12 @@ mod tests {
         for text in ["2MiB/s", "1KiB/s", "1GiB/s", "1500B/s"] {
             assert_eq!(text.parse::<ByteRate>().unwrap().to_string(), text);
         }
+        for text in ["1s", "90s", "90m", "12h", "3d", "366d"] {
+            let deadline: Deadline = text.parse().unwrap();
+            assert_eq!(deadline.to_string(), text);
+            assert_eq!(serde_json::from_value::<Deadline>(json!(text)).unwrap(), deadline);
+        }
+        assert_eq!("48h".parse::<Deadline>().unwrap().to_string(), "2d");
         let named = window("22:00-05:00 Europe/Berlin").with_rule("CET-1CEST,M3.5.0,M10.5.0/3");
         assert_eq!(named.unwrap(), window(&berlin));
     }
@@ -488,6 +558,9 @@ mod tests {
             assert!(text.parse::<ByteRate>().is_err(), "{text:?}");
         }
         assert!("maybe".parse::<Metered>().is_err());
+        for text in ["", "12", "h", "0h", "-1h", "1.5h", "12 h", "12H", "1y", "367d", "99999999999h"] {
+            assert!(text.parse::<Deadline>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

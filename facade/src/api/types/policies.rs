@@ -26,6 +26,9 @@ pub struct PolicyChange {
     /// Whether to download over links that are paid by volume: `yes` or `no`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metered: Option<String>,
+    /// How long a deployment may take to download, from when the device heard of it: `12h`, `3d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
 }
 
 /// What is said of a device or a group.
@@ -49,4 +52,7 @@ pub struct Policy {
     /// Whether to download over links that are paid by volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metered: Option<String>,
+    /// How long a deployment may take to download, from when the device heard of it: `12h`, `3d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
 }
