@@ -22,6 +22,7 @@ mod connect;
 mod error;
 mod tls;
 
+pub use connect::UNREAD_BYTES;
 pub use error::{Class, ClientError};
 pub use tls::{Credentials, TlsCause, TlsSettings};
 

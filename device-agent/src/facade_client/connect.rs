@@ -173,3 +173,5 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// when a rate limit or a slow card keeps us from reading, and a kill loses all of it: on a link that is paid by volume
 /// it would be paid twice. 128 KiB let 20 Mbit/s through at 50 ms, for each of the connections side by side.
 const RECEIVE_BUFFER_BYTES: u32 = 64 * 1024;
+/// What has come over one connection and nobody has taken yet, at most.
+pub const UNREAD_BYTES: usize = READ_BUFFER_BYTES + 2 * RECEIVE_BUFFER_BYTES as usize;

@@ -3,7 +3,7 @@
 //! containerd hashes what it writes and refuses at commit what has another digest; hashing here as well would cost the
 //! device's processor a second time and find nothing more: nobody can see a blob, by any name, before containerd has
 //! found that its bytes have the digest that was expected of them. At most one piece is on its way while the next one
-//! fills, and all writers together keep to [`BUFFERED_BYTES`]: that is what a kill loses, however many layers come in.
+//! fills, and all writers together keep to [`AT_RISK_BYTES`]: that is what a kill loses, however many layers come in.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,15 +24,18 @@ use tonic::{Code, Status, Streaming};
 use super::super::{Cause, Ingest, Lease, RuntimeError};
 use super::connection::{Connection, WORK, under};
 use super::leases;
+use crate::facade_client::UNREAD_BYTES;
 
 /// How our half-written content is called in containerd.
 pub(super) const REF_PREFIX: &str = "drayage-";
 
-/// Bytes that all writers together hold: with what lies in the sockets, less than a mebibyte is fetched again after a
-/// kill.
-const BUFFERED_BYTES: usize = 512 * 1024;
+/// Bytes that are fetched and not in containerd's hands yet, of all writers together and with what lies unread in their
+/// connections: so much is fetched again after a kill, and no more.
+const AT_RISK_BYTES: usize = 1 << 20;
 /// Smaller messages cost more processor time than they save bytes.
 const MIN_PIECE_BYTES: usize = 64 * 1024;
+/// Larger ones only cost memory, on both sides.
+const MAX_PIECE_BYTES: usize = 512 * 1024;
 
 /// How long a card may take to write one piece.
 const STALL: Duration = Duration::from_secs(5 * 60);
@@ -188,7 +191,7 @@ struct Writing {
     _turn: Turn,
 }
 
-/// One of the writers that share [`BUFFERED_BYTES`].
+/// One of the writers that share [`AT_RISK_BYTES`].
 struct Turn(Arc<Connection>);
 
 impl Turn {
@@ -206,7 +209,8 @@ impl Drop for Turn {
 
 /// Bytes per message while so many write: one on its way and one that fills, of each.
 fn piece_bytes(writers: usize) -> usize {
-    (BUFFERED_BYTES / 2 / writers.max(1)).max(MIN_PIECE_BYTES)
+    let share = AT_RISK_BYTES / writers.max(1);
+    (share.saturating_sub(UNREAD_BYTES) / 2).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES)
 }
 
 impl Writing {
@@ -391,9 +395,11 @@ mod tests {
 
     #[test]
     fn all_writers_together_keep_to_what_a_kill_may_lose() {
-        assert_eq!(piece_bytes(1), 256 * 1024);
-        for writers in 0..=8 {
-            assert!(2 * writers * piece_bytes(writers) <= 1 << 20, "{writers} writers");
+        assert_eq!(piece_bytes(1), 416 * 1024);
+        // As many as there are by default; whoever lets more come in side by side has them lose more.
+        for writers in 0..=3 {
+            let at_risk = writers * (2 * piece_bytes(writers) + UNREAD_BYTES);
+            assert!(at_risk <= AT_RISK_BYTES, "{writers} writers: {at_risk}");
         }
     }
 }
