@@ -27,6 +27,7 @@ mod imports;
 mod keys;
 mod operators;
 mod policies;
+mod pulls;
 mod rekey;
 mod rollouts;
 mod status;
@@ -113,6 +114,7 @@ fn documented() -> OpenApiRouter<Arc<Facade>> {
         .routes(routes!(operators::revoke))
         .routes(routes!(audit::list))
         .routes(routes!(audit::verify))
+        .routes(routes!(pulls::list))
         .routes(routes!(events::list))
         .routes(routes!(status::status))
 }

@@ -1,6 +1,7 @@
 //! The operator's records, over [`crate::store`].
 
 pub mod access;
+mod allowance;
 pub mod artifacts;
 pub mod assignments;
 pub mod audit;
@@ -15,6 +16,7 @@ pub mod operators;
 pub mod pins;
 pub mod policies;
 pub mod probe;
+pub mod pulls;
 pub mod registries;
 pub mod replies;
 pub mod rollouts;

@@ -17,6 +17,7 @@ mod output;
 mod policy;
 mod profile;
 mod provision;
+mod pulls;
 mod rekey;
 mod rollout;
 mod server;
@@ -121,6 +122,8 @@ enum Verb {
     /// Look at and check the log of what was changed
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Say which device pulled what, from where, and how it ended
+    Pulls(pulls::Pulls),
     /// Say what happened lately, or follow what happens
     Events(events::Events),
     /// Say on one screen whether all is well
@@ -235,6 +238,7 @@ impl Cli {
             | Verb::Keys(_)
             | Verb::Operator(_)
             | Verb::Audit(_)
+            | Verb::Pulls(_)
             | Verb::Events(_)
             | Verb::Status(_)
             | Verb::Cache(_)) => talk(&self.global, verb, &mut output),
@@ -276,6 +280,7 @@ fn talk(global: &Global, verb: Verb, output: &mut Output) -> Result<(), CliError
             Verb::Keys(verb) => verb.run(&client, output).await,
             Verb::Operator(verb) => verb.run(&client, output).await,
             Verb::Audit(verb) => verb.run(&client, output).await,
+            Verb::Pulls(verb) => verb.run(&client, output).await,
             Verb::Events(verb) => verb.run(&client, output).await,
             Verb::Status(verb) => verb.run(&client, output).await,
             Verb::Cache(verb) => verb.run(&client, output).await,

@@ -33,6 +33,28 @@ pub struct Config {
     pub operator_tls_certificate: Option<PathBuf>,
     /// Private key of the operator door, PEM.
     pub operator_tls_key: Option<PathBuf>,
+    /// Where browsers find the operator door, as the identity provider sends them back.
+    pub operator_url: Option<String>,
+    /// The identity provider for the console.
+    pub oidc_issuer: Option<String>,
+    /// The name by which it knows this facade.
+    pub oidc_client_id: Option<String>,
+    /// File with the secret that it gave us.
+    pub oidc_client_secret_file: Option<PathBuf>,
+    /// Further authorities of its certificate, PEM.
+    pub oidc_ca_file: Option<PathBuf>,
+    /// What it is asked for.
+    pub oidc_scopes: String,
+    /// The claim that names people.
+    pub oidc_name_claim: String,
+    /// The claim that gives roles.
+    pub oidc_role_claim: String,
+    /// Values of that claim that make an admin.
+    pub oidc_admins: Vec<String>,
+    /// Values of that claim that make an operator.
+    pub oidc_operators: Vec<String>,
+    /// Values of that claim that make a viewer.
+    pub oidc_viewers: Vec<String>,
     /// Reverse proxies in front of the operator door, whose `X-Forwarded-For` is believed.
     pub operator_trusted_proxies: TrustedProxies,
     /// The address devices are told; by default the first host name and the port of the device door.
@@ -49,6 +71,10 @@ pub struct Config {
     pub log_json: bool,
     /// Whether standard error is the systemd journal, which then gets entries with fields.
     pub log_journal: bool,
+    /// Where traces go: an OTLP collector over HTTP.
+    pub otlp_endpoint: Option<String>,
+    /// How many of a hundred traces are sent.
+    pub trace_percent: u8,
     /// Whether pulled content is kept.
     pub cache_enabled: bool,
     /// Bytes the cache may hold; unlimited when absent.
@@ -57,6 +83,8 @@ pub struct Config {
     pub cache_max_age: Option<Duration>,
     /// Bytes that stay free on the cache's filesystem.
     pub cache_min_free_bytes: u64,
+    /// Bytes of the access log that operators look into.
+    pub access_log_max_size_bytes: u64,
     /// How long a registry that served wrong bytes for some content is not asked for it again.
     pub wrong_content_memory: Duration,
     /// Most connections at the device door.
@@ -110,6 +138,17 @@ impl Config {
             operator_tls_certificate: None,
             operator_tls_key: None,
             operator_trusted_proxies: TrustedProxies::default(),
+            operator_url: None,
+            oidc_issuer: None,
+            oidc_client_id: None,
+            oidc_client_secret_file: None,
+            oidc_ca_file: None,
+            oidc_scopes: "openid profile email".to_owned(),
+            oidc_name_claim: "email".to_owned(),
+            oidc_role_claim: "groups".to_owned(),
+            oidc_admins: Vec::new(),
+            oidc_operators: Vec::new(),
+            oidc_viewers: Vec::new(),
             public_url: None,
             seal_key_file: None,
             wait_timeout: Duration::from_secs(55),
@@ -117,10 +156,13 @@ impl Config {
             log: "info".to_owned(),
             log_json: false,
             log_journal: false,
+            otlp_endpoint: None,
+            trace_percent: 100,
             cache_enabled: true,
             cache_max_size_bytes: None,
             cache_max_age: None,
             cache_min_free_bytes: 512 * 1024 * 1024,
+            access_log_max_size_bytes: 64 * 1024 * 1024,
             wrong_content_memory: Duration::from_mins(1),
             max_connections: 20_000,
             max_connections_per_address: 2_000,
@@ -178,16 +220,30 @@ settings! {
     operator_tls_certificate: some_path, "certificate chain of the operator door, PEM";
     operator_tls_key: some_path, "private key of the operator door, PEM";
     operator_trusted_proxies: proxies, "reverse proxies whose X-Forwarded-For is believed, for example 127.0.0.1, 10.0.0.0/8 (none)";
+    operator_url: some_origin, "where browsers find the console, for sign-in with an identity provider (none)";
+    oidc_issuer: some_origin, "identity provider (OpenID Connect) with which people sign in to the console (none)";
+    oidc_client_id: some_text, "the name by which it knows this facade";
+    oidc_client_secret_file: some_path, "file with the secret that goes with the name (none: a public client)";
+    oidc_ca_file: some_path, "further certificate authorities of the identity provider, PEM (the system's)";
+    oidc_scopes: text, "what it is asked for (openid profile email)";
+    oidc_name_claim: text, "the claim that names people in the audit log (email)";
+    oidc_role_claim: text, "the claim that gives roles; realm_access.roles looks inside (groups)";
+    oidc_admins: list, "values of that claim that make an admin, separated by commas";
+    oidc_operators: list, "values of that claim that make an operator";
+    oidc_viewers: list, "values of that claim that make a viewer";
     public_url: some_https_url, "what devices are told (https://<first host name>:<device port>)";
     seal_key_file: some_path, "key that seals registry secrets (keys/seal.key in the data directory)";
     wait_timeout: duration, "how long a device's wait for news lasts (55s)";
     drain_timeout: duration, "how long open requests may finish when the server stops (30s)";
     log: text, "what is logged, for example info or facade=debug (info)";
     log_json: boolean, "whether log lines are JSON (false; always when standard error is not a terminal)";
+    otlp_endpoint: some_web_url, "collector that traces are sent to, OTLP over HTTP, for example http://127.0.0.1:4318; OTEL_EXPORTER_OTLP_ENDPOINT where this is not set (none)";
+    trace_percent: percent, "how many of a hundred traces are sent (100)";
     cache_enabled: boolean, "whether pulled content is kept (true)";
     cache_max_size_bytes: some_size, "most bytes in the cache, for example 50GiB (unlimited)";
     cache_max_age: some_duration, "how long unused content stays, for example 90d (unlimited)";
     cache_min_free_bytes: size, "bytes that stay free on the cache's disk (512MiB)";
+    access_log_max_size_bytes: size, "most bytes of the access log that facade pulls and the console show (64MiB)";
     wrong_content_memory: duration, "how long a registry that served wrong bytes of something is not asked for it again (1m)";
     max_connections: count, "most device connections (20000)";
     max_connections_per_address: count, "most device connections from one address (2000)";
@@ -301,7 +357,8 @@ fn read_file(config: &mut Config, path: &Path, text: &str, errors: &mut Vec<Stri
 }
 
 /// Variables that other programs read too, and the settings they stand for where those are not set.
-const FOREIGN: [(&str, &str); 7] = [
+const FOREIGN: [(&str, &str); 8] = [
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"),
     ("HTTPS_PROXY", "https_proxy"),
     ("HTTP_PROXY", "http_proxy"),
     ("NO_PROXY", "no_proxy"),
@@ -376,12 +433,33 @@ fn check(config: &Config, errors: &mut Vec<String>) {
             "operator_tls_certificate and operator_tls_key go together: set both or neither".to_owned(),
         );
     }
+    check_sign_in(config, errors);
     // A bearer token over plain HTTP on a network is a token for everybody on it.
     if !config.operator_listen.ip().is_loopback() && !with_certificate {
         errors.push(format!(
             "operator_listen: {} is not a loopback address: set operator_tls_certificate and operator_tls_key, or listen on 127.0.0.1",
             config.operator_listen
         ));
+    }
+}
+
+/// Sign-in with an identity provider is whole, or not there.
+fn check_sign_in(config: &Config, errors: &mut Vec<String>) {
+    let roles = [&config.oidc_admins, &config.oidc_operators, &config.oidc_viewers];
+    let parts = [
+        ("oidc_issuer", config.oidc_issuer.is_some()),
+        ("oidc_client_id", config.oidc_client_id.is_some()),
+        ("operator_url", config.operator_url.is_some()),
+        ("oidc_admins, oidc_operators or oidc_viewers", roles.iter().any(|values| !values.is_empty())),
+    ];
+    if config.oidc_issuer.is_none() && config.oidc_client_id.is_none() {
+        return;
+    }
+    for (name, _) in parts.iter().filter(|(_, there)| !there) {
+        errors.push(format!("sign-in with an identity provider needs {name} too"));
+    }
+    if !config.oidc_scopes.split_whitespace().any(|scope| scope == "openid") {
+        errors.push("oidc_scopes: openid must be among them".to_owned());
     }
 }
 
@@ -409,6 +487,50 @@ fn text(text: &str) -> Result<String, String> {
 
 fn some_text(some: &str) -> Result<Option<String>, String> {
     text(some).map(Some)
+}
+
+/// Values that are separated by commas.
+fn list(text: &str) -> Result<Vec<String>, String> {
+    let values: Vec<String> = text.split(',').map(|value| value.trim().to_owned()).collect();
+    if values.iter().any(|value| value.is_empty() || value.chars().any(char::is_control)) {
+        return Err(format!("{text:?} is not a list of values separated by commas"));
+    }
+    Ok(values)
+}
+
+/// An address that nobody on the way can listen to: https, or http on this machine.
+fn some_origin(text: &str) -> Result<Option<String>, String> {
+    if !is_private_url(text) || text.contains(['?', '#']) {
+        return Err(format!("{text:?} is not an https address (http is for loopback addresses only)"));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+/// An address of a collector; plain http is for one on the way out of this network.
+fn some_web_url(text: &str) -> Result<Option<String>, String> {
+    let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some());
+    match uri.as_ref().and_then(http::Uri::scheme_str) {
+        Some("http" | "https") if !text.contains(['?', '#']) => Ok(Some(text.to_owned())),
+        _ => Err(format!("{text:?} is not an http or https address")),
+    }
+}
+
+fn percent(text: &str) -> Result<u8, String> {
+    let number: Option<u8> = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    number.filter(|number| *number <= 100).ok_or_else(|| format!("{text:?} is not a number from 0 to 100"))
+}
+
+/// Whether nobody on the way can read or change what goes there: TLS, or this machine itself.
+pub(crate) fn is_private_url(url: &str) -> bool {
+    let Ok(uri) = url.parse::<http::Uri>() else {
+        return false;
+    };
+    let loopback = matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+    match uri.scheme_str() {
+        Some("https") => uri.host().is_some(),
+        Some("http") => loopback,
+        _ => false,
+    }
 }
 
 fn some_path(text: &str) -> Result<Option<PathBuf>, String> {

@@ -8,6 +8,7 @@ mod access;
 mod artifacts;
 mod assignments;
 mod audit;
+mod bar;
 mod cache;
 mod calls;
 mod connections;
@@ -16,8 +17,10 @@ mod enrollment;
 mod fields;
 mod guard;
 mod keys;
+mod oidc;
 mod overview;
 mod page;
+mod pulls;
 mod repository;
 mod rollouts;
 mod session;
@@ -37,19 +40,23 @@ use futures_util::future::BoxFuture;
 use crate::api::auth::Caller;
 use crate::api::enroll::limit::Limit;
 use crate::clock::Clock;
-use crate::facade::Facade;
+use crate::config::Config;
+use crate::facade::{Facade, StartError};
 use crate::secret::Secret;
 use crate::store::StoreError;
 use session::Sessions;
 
 /// Whether browsers reach the console over TLS of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+enum Transport {
     /// Cookies are for TLS only.
     Tls,
     /// On loopback, or behind somebody else's TLS.
     Plain,
 }
+
+/// Takes back a token that was lent for a session.
+type Forget = Arc<dyn Fn(&Secret) + Send + Sync>;
 
 type Who = Arc<dyn Fn(Secret) -> BoxFuture<'static, Result<Option<Caller>, StoreError>> + Send + Sync>;
 
@@ -58,6 +65,9 @@ type Who = Arc<dyn Fn(Secret) -> BoxFuture<'static, Result<Option<Caller>, Store
 struct Console {
     api: Router,
     who: Who,
+    forget: Forget,
+    /// Sign-in with an identity provider, where one is configured.
+    oidc: Option<Arc<oidc::Oidc>>,
     sessions: Arc<Sessions>,
     attempts: Arc<Limit>,
     clock: Clock,
@@ -65,9 +75,15 @@ struct Console {
 }
 
 /// The operator door: the API, and the console in front of it.
-pub fn with_api(facade: &Arc<Facade>, api: Router, transport: Transport) -> Router {
+pub fn with_api(facade: &Arc<Facade>, api: Router, config: &Config) -> Result<Router, StartError> {
     let clock = facade.clock.clone();
+    let oidc = oidc::Oidc::configured(facade, config)?;
+    let transport = match config.operator_tls_certificate {
+        Some(_) => Transport::Tls,
+        None => Transport::Plain,
+    };
     let facade = Arc::clone(facade);
+    let lender = Arc::clone(&facade);
     let who: Who = Arc::new(move |token| {
         let facade = Arc::clone(&facade);
         Box::pin(async move {
@@ -78,12 +94,14 @@ pub fn with_api(facade: &Arc<Facade>, api: Router, transport: Transport) -> Rout
     let console = Console {
         api: api.clone(),
         who,
+        forget: Arc::new(move |token| lender.tokens.take_back(token)),
+        oidc,
         sessions: Arc::new(Sessions::default()),
         attempts: Arc::new(Limit::default()),
         clock,
         transport,
     };
-    api.merge(pages(console))
+    Ok(api.merge(pages(console)))
 }
 
 fn pages(console: Console) -> Router {
@@ -91,6 +109,8 @@ fn pages(console: Console) -> Router {
         .route("/", get(|| async { Redirect::to("/console") }))
         .route("/console", get(overview::show))
         .route("/console/sign-in", get(sign_in::show).post(sign_in::sign_in))
+        .route("/console/sign-in/oidc", get(oidc::begin))
+        .route("/console/sign-in/oidc/callback", get(oidc::callback))
         .route("/console/sign-out", post(sign_in::sign_out))
         .route("/console/connections", get(connections::list).post(connections::add))
         .route("/console/connections/test", post(connections::test))
@@ -112,6 +132,7 @@ fn pages(console: Console) -> Router {
         .route("/console/access", get(access::show).post(access::make))
         .route("/console/access/revoke", post(access::revoke))
         .route("/console/audit", get(audit::show))
+        .route("/console/pulls", get(pulls::show))
         .route("/console/rollouts", get(rollouts::list).post(rollouts::create))
         .route("/console/rollout", get(rollouts::show))
         .route("/console/rollout/live", get(rollouts::live))

@@ -38,6 +38,7 @@ use crate::catalog::imports::Resolved;
 use crate::catalog::pins::Pins;
 use crate::catalog::policies::Policies;
 use crate::catalog::probe::Probe;
+use crate::catalog::pulls::{Pulls, PullsError};
 use crate::catalog::registries::{Registries, RegistriesError};
 use crate::catalog::replies::Replies;
 use crate::catalog::rollouts::{self, RolloutError, Rollouts};
@@ -61,7 +62,7 @@ use crate::store::{Store, StoreError};
 use crate::upstream::{self, Upstreams};
 
 use housekeeping::{housekeeping, reload_on_hangup};
-use settings::{pull_settings, signed, upstream_settings};
+use settings::{lifetimes, pull_settings, signed, upstream_settings};
 
 /// Between two looks at what is to be signed again, dumped or evicted.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
@@ -93,6 +94,9 @@ pub enum StartError {
     /// The audit log cannot be used.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The access log cannot be used.
+    #[error(transparent)]
+    Pulls(#[from] PullsError),
     /// Metadata cannot be signed.
     #[error(transparent)]
     Publishing(#[from] PublishingError),
@@ -125,6 +129,9 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
+    /// Sign-in with the identity provider cannot be set up.
+    #[error("sign-in with the identity provider cannot be set up: {0}")]
+    SignIn(String),
     /// The address that devices would be told is not one.
     #[error("{0:?} is not an address that devices can be told; set public_url")]
     PublicUrl(String),
@@ -162,6 +169,7 @@ pub struct Facade {
     pub(crate) pins: Arc<Pins>,
     pub(crate) probe: Probe,
     pub(crate) puller: Puller,
+    pub(crate) pulls: Pulls,
     pub(crate) raised: Raised,
     pub(crate) refusals: Limit,
     pub(crate) registries: Arc<Registries>,
@@ -206,7 +214,7 @@ impl Facade {
             Ok(Some(device)) => {
                 if device.standing == Standing::Quarantined {
                     let reason = device.reason.as_deref().unwrap_or_default();
-                    self.events.raise(events::Kind::DeviceQuarantined, id, reason);
+                    self.events.raise_by(id, events::Kind::DeviceQuarantined, reason);
                 }
                 self.assignments.device_changed(&device);
             }
@@ -294,12 +302,13 @@ impl Running {
         let facade = Arc::new(assemble(&config, &clock, store, data, public_url).await?);
         facade.warm_up().await?;
         let api = crate::api::router(Arc::clone(&facade));
-        let pages = console::with_api(&facade, api, console_transport(&config));
+        let pages = console::with_api(&facade, api, &config)?;
         let operator_door = OperatorDoor::open(&config, pages).await?;
         let device_door = DeviceDoor {
             tls,
             access: Arc::clone(&facade.access),
             puller: facade.puller.clone(),
+            pulls: facade.pulls.clone(),
             handler: device_door::handler(Arc::clone(&facade)),
             limits: limits(&config),
             metrics: facade.metrics.clone(),
@@ -347,6 +356,7 @@ impl Running {
         let devices = self.device_door.run(self.device_listener, stopping.clone().cancelled_owned());
         tasks.spawn(devices);
         tasks.spawn(self.facade.events.clone().keep(stopping.clone()));
+        tasks.spawn(self.facade.pulls.clone().keep(stopping.clone()));
         tasks.spawn(Arc::clone(&self.facade.rollouts).drive(stopping.clone()));
         tasks.close();
         service::ready(SERVING);
@@ -360,17 +370,11 @@ impl Running {
         let _ = tokio::time::timeout(drain, self.facade.changes.wait()).await;
         self.facade.puller.stop().await;
         self.facade.events.flush().await;
+        self.facade.pulls.flush().await;
         if let Err(error) = self.facade.registries.keep_health().await {
             tracing::error!(error = %chain(&error), "the health of connections could not be stored");
         }
         tracing::info!("stopped");
-    }
-}
-
-fn console_transport(config: &Config) -> console::Transport {
-    match config.operator_tls_certificate {
-        Some(_) => console::Transport::Tls,
-        None => console::Transport::Plain,
     }
 }
 
@@ -418,12 +422,6 @@ async fn assemble(
     data: DataDir,
     public_url: FacadeUrl,
 ) -> Result<Facade, StartError> {
-    let lifetimes = Lifetimes {
-        timestamp: config.timestamp_lifetime,
-        snapshot: config.snapshot_lifetime,
-        targets: config.targets_lifetime,
-        root: ROOT_LIFETIME,
-    };
     let metrics = Metrics::new();
     let access = Arc::new(Access::new());
     let artifacts = Artifacts::new(Arc::clone(&store));
@@ -431,13 +429,15 @@ async fn assemble(
     let parts = images::Parts {
         store: Arc::clone(&store),
         artifacts: artifacts.clone(),
-        lifetimes,
+        lifetimes: lifetimes(config),
         clock: clock.clone(),
         witness: Arc::new(Witness::open(vault.clone())?),
         vault,
     };
     let images = Images::open(parts.clone(), data.images, data.first_targets).await?;
     let director = Director::open(parts, data.director).await?;
+    let dropped = metrics.pulls_dropped.clone();
+    let pulls = Pulls::open(&config.data_dir.join("access-log"), config.access_log_max_size_bytes, dropped)?;
     let upstream_settings = upstream_settings(config, clock);
     metrics.extend(|registry| upstream_settings.counters.register(registry));
     let upstreams = Upstreams::new(upstream_settings).map_err(StartError::Roots)?;
@@ -513,6 +513,7 @@ async fn assemble(
         pins,
         public_url,
         puller,
+        pulls,
         registries,
     })
 }

@@ -23,4 +23,5 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod store;
+pub(crate) mod trace;
 pub mod upstream;

@@ -12,15 +12,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::runtime::Handle;
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::Config;
 use crate::service::Journal;
+use crate::trace::Tracing;
 
 use json::JsonLines;
 
@@ -42,6 +44,8 @@ pub(crate) fn dropped() -> Counter {
 pub struct Log {
     lines: Arc<Lines>,
     thread: Option<JoinHandle<()>>,
+    /// Dropped before the log ends, because it may have something to say.
+    traces: Option<Tracing>,
 }
 
 /// Lines that wait to be written.
@@ -60,37 +64,50 @@ struct Waiting {
 }
 
 impl Log {
-    /// Starts logging: for people on a terminal, as entries with fields in the journal, as JSON elsewhere.
-    pub fn start(config: &Config) -> Result<Self, String> {
-        let filter = EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
+    /// Starts logging: for people on a terminal, as entries with fields in the journal, as JSON elsewhere. Where a collector
+    /// is configured, traces go there; what sends them runs on `runtime`.
+    pub fn start(config: &Config, runtime: &Handle) -> Result<Self, String> {
         let lines = Arc::new(Lines::default());
         if config.log_journal
             && let Ok(journal) = Journal::open()
         {
-            let subscriber = tracing_subscriber::registry().with(journal.with_filter(filter));
-            subscriber.try_init().map_err(|error| format!("log: {error}"))?;
-            return Ok(Self { lines, thread: None });
+            let traces = install(config, runtime, journal)?;
+            return Ok(Self { lines, thread: None, traces });
         }
         let terminal = io::stderr().is_terminal();
-        let writer = Writers(Arc::clone(&lines));
-        let builder =
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(terminal);
-        let started = if config.log_json || !terminal {
-            builder.fmt_fields(JsonFields::new()).event_format(JsonLines::new()).try_init()
+        let layer = fmt::layer().with_writer(Writers(Arc::clone(&lines))).with_ansi(terminal);
+        let traces = if config.log_json || !terminal {
+            install(config, runtime, layer.fmt_fields(JsonFields::new()).event_format(JsonLines::new()))?
         } else {
-            builder.try_init()
+            install(config, runtime, layer)?
         };
-        started.map_err(|error| format!("log: {error}"))?;
         let written = Arc::clone(&lines);
         let thread = std::thread::Builder::new().name("access-log".to_owned());
         let thread = thread.spawn(move || written.write_to(&mut io::stderr()));
         let thread = thread.map_err(|error| format!("log: {error}"))?;
-        Ok(Self { lines, thread: Some(thread) })
+        Ok(Self { lines, thread: Some(thread), traces })
     }
+}
+
+/// Installs what writes the log, and what makes traces where they are wanted.
+fn install<L>(config: &Config, runtime: &Handle, log: L) -> Result<Option<Tracing>, String>
+where
+    L: Layer<Registry> + Send + Sync,
+{
+    let filter = EnvFilter::try_new(&config.log).map_err(|error| format!("log: {error}"))?;
+    let failed = |error| format!("log: {error}");
+    let Some((traces, layer)) = Tracing::start(config, runtime)? else {
+        // One filter for everything: what it does not want costs nothing.
+        tracing_subscriber::registry().with(log).with(filter).try_init().map_err(failed)?;
+        return Ok(None);
+    };
+    tracing_subscriber::registry().with(log.with_filter(filter)).with(layer).try_init().map_err(failed)?;
+    Ok(Some(traces))
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
+        self.traces = None;
         self.lines.lock().ending = true;
         self.lines.more.notify_one();
         if let Some(thread) = self.thread.take() {

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub upstream_bytes: Counter,
     /// Bytes of content to devices.
     pub served_bytes: Counter,
+    /// Pulls that are not in the access log.
+    pub pulls_dropped: Counter,
     /// Bytes that were evicted from the cache.
     pub evicted_bytes: Counter,
     /// Completed TLS handshakes on the device door.
@@ -108,8 +110,18 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "trace_batches_lost",
+            "Batches of traces that the collector did not take",
+            crate::trace::lost(),
+        );
         let access_lines_dropped = crate::log::dropped();
-        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 10] = [
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 11] = [
+            (
+                "access_log_pulls_dropped",
+                "Pulls that are not in the access log: one device pulled without end, or the disk was too slow",
+                &self.pulls_dropped,
+            ),
             ("cache_hits", "Pulls served from the cache", &self.cache_hits),
             ("cache_misses", "Pulls that began a flight", &self.cache_misses),
             ("flights_joined", "Pulls that joined a flight of somebody else", &self.flights_joined),

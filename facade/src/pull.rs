@@ -21,6 +21,7 @@ use pki::oci::{Descriptor, RegistryHost, Repository};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::blobs::{Blobs, BlobsError};
 use crate::catalog::closure::Kind;
@@ -313,7 +314,7 @@ impl Puller {
             self.0.metrics.cache_misses.inc();
             let (shared, fetch) = (Arc::clone(&self.0), Arc::clone(fetch));
             // The fill belongs to the facade: it goes on when whoever caused it has gone.
-            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await });
+            self.0.tasks.spawn(async move { fill::run(&shared, lead, &fetch).await }.in_current_span());
             return Ok(Reader::of_flight(flight, Origin::Upstream));
         }
         if flight.is_verified() {

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::access::Access;
+use crate::catalog::pulls::Pulls;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::pull::Puller;
@@ -120,6 +121,8 @@ pub struct DeviceDoor {
     pub access: Arc<Access>,
     /// Content.
     pub puller: Puller,
+    /// Who pulled what.
+    pub pulls: Pulls,
     /// Everything else.
     pub handler: Handler,
     /// How much of what.

@@ -23,6 +23,7 @@ mod settings;
 mod tags;
 mod target;
 mod token;
+mod web;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use health::{Budget, Health};
 pub use registry::{Registry, Served};
 pub use settings::{AwsEnvironment, Endpoints, Limits, ProxySettings, Resolver, Settings};
 pub use tags::{BrowseLimits, Clipped, TagList};
+pub use web::{Web, WebError};
 
 use address::{Policy, Reach};
 use client::Client;

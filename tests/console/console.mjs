@@ -235,6 +235,7 @@ await story("a rollout is previewed, made, started, watched as it goes, and abor
 await story("devices are filtered, suspended, restored and revoked", async () => {
   await go("/console/devices");
   await look("devices");
+  await page.getByLabel("Selector").fill("id in (board-1,hostile-1)");
   await page.getByLabel("Standing").selectOption("active");
   await page.getByRole("button", { name: "Filter" }).click();
   await page.getByRole("link", { name: "hostile-1" }).click();
@@ -281,6 +282,43 @@ await story("a device is put in a group and taken out of it", async () => {
   await see("board-1 is in no group now");
   await see("What operators did");
   await look("device-groups");
+});
+
+await story("a device is labelled, and found by its label", async () => {
+  await go("/console/device?id=board-1");
+  await page.getByLabel("Label", { exact: true }).fill("stage");
+  await page.getByLabel("Value", { exact: true }).fill("canary");
+  await page.getByRole("button", { name: "Set" }).click();
+  await see("board-1 has the labels stage=canary now");
+  await page.getByLabel("Label", { exact: true }).fill("stage");
+  await page.getByLabel("Value", { exact: true }).fill(HOSTILE);
+  await page.getByRole("button", { name: "Set" }).click();
+  await page.locator(".notice.bad code").waitFor();
+  assert.equal(await page.locator("main img").count(), 0);
+  await go("/console/devices?selector=stage%3Dcanary");
+  await page.getByRole("cell", { name: "stage=canary" }).waitFor();
+  assert.equal(await page.getByRole("link", { name: "hostile-1" }).count(), 0);
+  await look("devices-labelled");
+  expected = /422/;
+  await go(`/console/devices?selector=${encodeURIComponent(HOSTILE)}`);
+  assert.equal(await page.locator("main img").count(), 0);
+  expected = /$^/;
+  await go("/console/device?id=board-1");
+  await page.getByRole("button", { name: "Take away the label stage" }).click();
+  await see("board-1 has no labels now");
+});
+
+await story("who pulled what is shown and filtered", async () => {
+  await go("/console/pulls");
+  await page.getByRole("row", { name: /hostile-1/ }).getByText("refused").waitFor();
+  await look("pulls");
+  await page.getByLabel("Outcome").selectOption("served");
+  await page.getByLabel("Device").fill("hostile-1");
+  await page.getByRole("button", { name: "Filter" }).click();
+  await see("No pull found");
+  await go(`/console/pulls?repository=${encodeURIComponent(HOSTILE)}&digest=${encodeURIComponent(HOSTILE)}`);
+  await see("No pull found");
+  assert.equal(await page.locator("main img").count(), 0);
 });
 
 await story("the cache is shown, checked and pruned", async () => {
@@ -355,6 +393,23 @@ await story("it works without JavaScript, by keyboard, and ends with signing out
   assert.ok(bare.url().endsWith("/console/sign-in"));
   await go("/console");
   await look("overview");
+});
+
+await story("somebody signs in with the identity provider, and may only look", async () => {
+  const other = await browser.newContext();
+  const there = await other.newPage();
+  there.setDefaultTimeout(15_000);
+  await there.goto(`${url}/console/sign-in`);
+  await there.getByRole("link", { name: /^Sign in with/ }).click();
+  await there.locator("input[name=sub]").first().fill("jane");
+  await there.keyboard.press("Enter");
+  await there.getByRole("heading", { name: "Overview" }).waitFor();
+  await there.getByText("oidc/jane@example.com").waitFor();
+  await there.goto(`${url}/console/enrollment`);
+  assert.equal(await there.getByRole("button", { name: "Make a token" }).count(), 0);
+  await there.getByRole("button", { name: "Sign out" }).click();
+  await there.goto(`${url}/console`);
+  assert.ok(there.url().endsWith("/console/sign-in"));
 });
 
 await story("another site's form changes nothing", async () => {

@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::Command;
 
+use harness::identity::IdentityProvider;
 use harness::process::Outcome;
-use harness::{Device, Facade, Image, Registry};
+use harness::{Device, DeviceClient, Facade, Image, Registry};
 
 const HOSTILE: &str = "<script>document.title='owned'</script><img src=x onerror=alert(1)>";
 
@@ -36,17 +37,30 @@ fn hostile_registry() -> String {
 #[test]
 #[ignore = "needs node and Chromium: tests/install console, then tests/run console"]
 fn each_page_does_its_main_job_in_a_browser() {
-    let facade = Facade::start();
+    let mut facade = Facade::start();
+    let url = format!("http://{}", facade.operator_authority());
+    let jane = serde_json::json!({"sub": "jane", "email": "jane@example.com", "groups": ["staff"]});
+    let provider = IdentityProvider::start(&[jane]);
+    facade.start_again_with_all(&[
+        ("FACADE_OIDC_ISSUER", &provider.issuer()),
+        ("FACADE_OIDC_CLIENT_ID", "facade"),
+        ("FACADE_OIDC_CLIENT_SECRET_FILE", &provider.secret_file()),
+        ("FACADE_OIDC_VIEWERS", "staff"),
+        ("FACADE_OPERATOR_URL", &url),
+    ]);
     let registry = Registry::with_password();
     let app = registry.push("team/app", "v1.0", &Image::hello("one"));
     registry.push("team/app", "v1.1", &Image::hello("two"));
     let device = Device::enrolled("board-1", &facade);
     let hostile = Device::enrolled("hostile-1", &facade);
     report_as(&hostile, &facade, HOSTILE);
+    // It asks for what it may not have.
+    let client = DeviceClient::new(&facade.device_url(), &hostile.identity());
+    assert_eq!(client.get(&format!("/v2/{}/manifests/{}", app.repository, app.digest)).status, 403);
     let here = env!("CARGO_MANIFEST_DIR");
     let mut node = Command::new("node");
     node.arg(format!("{here}/console/console.mjs"))
-        .env("CONSOLE_URL", format!("http://{}", facade.operator_authority()))
+        .env("CONSOLE_URL", url)
         .env("CONSOLE_TOKEN_FILE", facade.admin_token_file())
         .env("CONSOLE_REGISTRY", registry.host())
         .env("CONSOLE_HOSTILE_REGISTRY", hostile_registry())

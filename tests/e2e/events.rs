@@ -121,5 +121,5 @@ fn nobody_follows_without_a_token_and_nonsense_is_refused() {
     assert_eq!(ask("/api/v1/events?kind=assign", &[known, stream]), 422);
     assert_eq!(ask("/api/v1/events?since=x", &[known]), 400);
     assert_eq!(ask("/api/v1/events?limit=0", &[known]), 422);
-    assert_eq!(ask("/api/v1/events?since=18446744073709551615", &[known]), 200);
+    assert_eq!(ask("/api/v1/events?since=18446744073709551615", &[known]), 422);
 }

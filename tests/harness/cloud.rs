@@ -5,6 +5,7 @@
 //! RS256 assertion, Azure's each of its three steps.
 
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -149,14 +150,15 @@ impl Moto {
 
     /// Starts one.
     pub fn start() -> Self {
-        let program = setting("DRAYAGE_TEST_MOTO")
-            .expect("DRAYAGE_TEST_MOTO must name a moto_server (tests/run installs one)");
+        let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv-aws/bin/moto_server");
+        let program = setting("DRAYAGE_TEST_MOTO").unwrap_or_else(|| installed.into());
         let directory = TempDir::new().expect("make a directory");
         let port = free_port();
         let mut command = Command::new(program);
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         command.env("INITIAL_NO_AUTH_ACTION_COUNT", UNCHECKED_CALLS.to_string());
-        let mut process = Process::start("moto", &mut command, &directory.path().join("log"));
+        let mut process =
+            Process::start("moto (tests/install aws)", &mut command, &directory.path().join("log"));
         let authority = format!("127.0.0.1:{port}");
         process.wait_until_ready(|| TcpStream::connect(&authority).is_ok());
         Self { _process: process, _directory: directory, authority }

@@ -130,6 +130,12 @@ impl Facade {
         self.start_again();
     }
 
+    /// Starts it again with more settings.
+    pub fn start_again_with_all(&mut self, settings: &[(&str, &str)]) {
+        self.settings.extend(settings.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+        self.start_again();
+    }
+
     /// Starts it again with its clock set forward.
     pub fn start_again_in(&mut self, offset: &str) {
         self.settings.extend(clock_at(offset));

@@ -11,6 +11,8 @@
 //! - [`registry`], [`token`]: the real `docker-registry`, open or behind a password or a token service
 //! - [`tls_registry`]: `docker-registry` with TLS and client certificates
 //! - [`cloud`]: registries of Google, AWS and Azure, whose doors check short-lived credentials, and who issues those
+//! - [`identity`]: an identity provider, and a browser that signs in with it
+//! - [`collector`]: a collector of traces
 //! - [`proxy`]: the faulty wire in front of a registry
 //! - [`containerd`]: a real containerd of the test's own
 //! - [`disk`]: disks whose power is cut
@@ -31,11 +33,13 @@
 pub mod authority;
 pub mod client;
 pub mod cloud;
+pub mod collector;
 pub mod containerd;
 pub mod device;
 pub mod disk;
 pub mod facade;
 pub mod http;
+pub mod identity;
 pub mod image;
 pub mod liar;
 pub mod process;

@@ -203,6 +203,7 @@ fn view(state: &State, artifact: &artifacts::Artifact) -> Artifact {
         imported_at: artifact.imported_at.to_string(),
         imported_by: artifact.imported_by.clone(),
         pinned: state.pins.contains(artifact.name()),
+        running_on: state.assignments.census().running(artifact.name()) as u64,
         revoked_at: artifact.revoked_at.map(|at| at.to_string()),
         content: Vec::new(),
     }

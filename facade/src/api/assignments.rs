@@ -1,6 +1,8 @@
 //! `/api/v1/assignments`
 
 use axum::Json;
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::auth::{Caller, Role};
 use super::extract::{Body, Paging, Query, field};
@@ -8,22 +10,43 @@ use super::problem::Problem;
 use super::types::{Assignment, AssignmentReport, AssignmentRequest, Page};
 use super::{Answer, State};
 use crate::catalog::artifacts::Artifact;
-use crate::catalog::assignments::{self, Change, Target};
+use crate::catalog::assignments::{self, Change, Place, Target, Which};
 use crate::catalog::events::Kind;
 
+/// Which assignments; at most one of these.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AssignmentsQuery {
+    /// Only those of this artifact: `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
+    artifact: Option<String>,
+    /// Only those of this device itself, without those of its groups
+    device: Option<String>,
+    /// Only those of this group
+    group: Option<String>,
+}
+
 /// Lists what is assigned
-#[utoipa::path(get, path = "/api/v1/assignments", params(Paging), tag = "assignments",
-    responses((status = 200, body = Page<Assignment>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 422, body = Problem)))]
+#[utoipa::path(get, path = "/api/v1/assignments", params(AssignmentsQuery, Paging), tag = "assignments",
+    responses((status = 200, body = Page<Assignment>), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn list(
     state: State,
     caller: Caller,
+    Query(query): Query<AssignmentsQuery>,
     Query(paging): Query<Paging>,
 ) -> Answer<Page<Assignment>> {
     caller.require(Role::Viewer)?;
     let limit = paging.limit()?;
-    let assignments = state.assignments.list(paging.after.as_deref(), limit).await?;
-    let next = assignments.last().filter(|_| assignments.len() == limit).map(|(key, _)| key.clone());
-    let items = assignments.into_iter().map(|(_, assignment)| view(assignment, None)).collect();
+    let after: Option<Place> = paging.after.as_deref().map(|text| field("after", text)).transpose()?;
+    let which = match (query.artifact, query.device, query.group) {
+        (None, None, None) => Which::All,
+        (Some(artifact), None, None) => Which::Of(state.artifacts.find(&artifact).await?.name().clone()),
+        (None, Some(device), None) => Which::For(Target::Device(field("device", &device)?)),
+        (None, None, Some(group)) => Which::For(Target::Group(field("group", &group)?)),
+        _ => return Err(Problem::invalid("artifact", "give at most one of artifact, device and group")),
+    };
+    let assignments = state.assignments.list(&which, after.as_ref(), limit);
+    let next = assignments.last().filter(|_| assignments.len() == limit).map(assignments::Assignment::key);
+    let items = assignments.into_iter().map(|assignment| view(assignment, None)).collect();
     Ok(Json(Page { items, next }))
 }
 

@@ -70,14 +70,18 @@ async fn enroll(facade: &Facade, request: DeviceRequest) -> Response<Body> {
         None => {
             let answer = facade.est.enroll(remote.ip(), text(header::AUTHORIZATION), asked, now).await;
             if let Some(enrolled) = &answer.changed {
-                facade.events.raise(Kind::DeviceEnrolled, &enrolled.id, format!("is {}", enrolled.standing));
+                facade.events.raise_by(
+                    &enrolled.id,
+                    Kind::DeviceEnrolled,
+                    format!("is {}", enrolled.standing),
+                );
             }
             answer
         }
         Some(device) => {
             let answer = facade.est.reenroll(device.identity(), asked, now).await;
             if let Some(renewed) = &answer.changed {
-                facade.events.raise(Kind::DeviceRenewed, &renewed.id, "has its next certificate");
+                facade.events.raise_by(&renewed.id, Kind::DeviceRenewed, "has its next certificate");
             } else {
                 // A refused renewal may have quarantined the device; requests are decided from memory.
                 facade.reload_device(device.id()).await;
@@ -276,7 +280,7 @@ async fn raise_refusals(facade: &Facade, report: &Report) {
             Subject::Metadata(file) => (Kind::MetadataRefused, file.as_str().to_owned()),
         };
         let detail = format!("refused {what}: {} ({})", refusal.reason.as_str(), refusal.code);
-        facade.events.raise(kind, &report.device, detail);
+        facade.events.raise_by(&report.device, kind, detail);
     }
 }
 

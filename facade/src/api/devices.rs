@@ -49,6 +49,8 @@ pub(super) struct DevicesQuery {
     standing: Option<String>,
     /// Only those that this selector selects: `group=berlin,arch=arm64`, `stage in (canary,test)`…
     selector: Option<String>,
+    /// Only those that say that they run this artifact: `REPOSITORY@sha256:…`, or an unambiguous prefix of the digest
+    running: Option<String>,
 }
 
 /// Lists the devices
@@ -68,14 +70,22 @@ pub(super) async fn list(
         query.standing.as_deref().map(|text| field("standing", text)).transpose()?;
     let selector: Option<Selector> =
         query.selector.as_deref().map(|text| field("selector", text)).transpose()?;
-    if selector.is_some() && (group.is_some() || standing.is_some()) {
-        let reason = "give either a selector, or a group or standing (group=… is a term of a selector)";
+    if selector.is_some() && group.is_some() {
+        let reason = "give either a selector or a group (group=… is a term of a selector)";
         return Err(Problem::invalid("selector", reason));
     }
+    if query.running.is_some() && (selector.is_some() || group.is_some() || standing.is_some()) {
+        return Err(Problem::invalid("running", "cannot be combined with other filters"));
+    }
     let devices = match (&selector, &group, standing) {
+        _ if let Some(artifact) = &query.running => {
+            let artifact = state.artifacts.find(artifact).await?;
+            let census = state.assignments.census();
+            read_devices(&state, census.running_on(artifact.name(), after.as_ref(), limit)).await?
+        }
         (None, None, None) => state.devices.list(after.as_ref(), limit).await?,
         (Some(selector), _, _) => {
-            let selected = state.assignments.select(selector, after.as_ref(), limit);
+            let selected = state.assignments.select(selector, standing, after.as_ref(), limit);
             read_devices(&state, selected.into_iter().map(|(id, _)| id).collect()).await?
         }
         (None, Some(group), standing) => {

@@ -22,6 +22,7 @@ use super::extract::MAX_BODY_BYTES;
 use super::problem::Problem;
 use crate::catalog::audit::Happening;
 use crate::facade::Facade;
+use crate::trace::{self, TRACE};
 
 const REQUEST_ID: &str = "x-request-id";
 const MAX_REQUEST_ID_BYTES: usize = 64;
@@ -32,7 +33,7 @@ const SUBJECT_FIELDS: [&str; 10] =
     ["host", "name", "repository", "repositories", "tags", "artifacts", "device", "group", "role", "keys"];
 
 /// What each route needs; everything else needs [`Role::Admin`].
-const ROLES: [(&str, &str, Role); 53] = [
+const ROLES: [(&str, &str, Role); 54] = [
     ("GET", "/api/v1/artifacts", Role::Viewer),
     ("GET", "/api/v1/artifacts/{artifact}", Role::Viewer),
     ("POST", "/api/v1/artifacts/{artifact}/revoke", Role::Operator),
@@ -69,6 +70,7 @@ const ROLES: [(&str, &str, Role); 53] = [
     ("POST", "/api/v1/keys/renew", Role::Operator),
     ("GET", "/api/v1/policies", Role::Viewer),
     ("POST", "/api/v1/policies", Role::Operator),
+    ("GET", "/api/v1/pulls", Role::Viewer),
     ("GET", "/api/v1/rollouts", Role::Viewer),
     ("POST", "/api/v1/rollouts", Role::Operator),
     ("POST", "/api/v1/rollouts/preview", Role::Operator),
@@ -116,13 +118,24 @@ fn allow(caller: &Caller, method: &Method, path: &str) -> Result<(), Problem> {
 pub(super) async fn gate(State(facade): State<Arc<Facade>>, request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let span = tracing::info_span!("operator request", request.id = %id);
+    let traced = tracing::debug_span!(
+        target: TRACE,
+        "answer operator",
+        otel.kind = "server",
+        http.request.method = %request.method(),
+        url.path = request.uri().path(),
+        request.id = %id,
+        http.response.status_code = tracing::field::Empty,
+    );
+    trace::take_up(&traced, request.headers());
     let admitted = async {
         match admit(&facade, request, next, &id).await {
             Ok(response) => response,
             Err(problem) => problem.into_response(),
         }
     };
-    let mut response = admitted.instrument(span).await;
+    let mut response = admitted.instrument(traced.clone()).instrument(span).await;
+    traced.record("http.response.status_code", response.status().as_u16());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

@@ -7,6 +7,7 @@ mod events;
 mod keys;
 mod operators;
 mod policies;
+mod pulls;
 mod rollouts;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ pub use self::events::*;
 pub use self::keys::*;
 pub use self::operators::*;
 pub use self::policies::*;
+pub use self::pulls::*;
 pub use self::rollouts::*;
 
 /// One page of a list.
@@ -292,6 +294,9 @@ pub struct Artifact {
     /// Whether its bytes are kept in the cache until it is unpinned.
     #[serde(default)]
     pub pinned: bool,
+    /// How many devices say that they run it.
+    #[serde(default)]
+    pub running_on: u64,
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<String>,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::ops::Bound;
+use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
@@ -60,8 +61,44 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    fn key(&self) -> String {
+    /// Its place in the list.
+    pub fn key(&self) -> String {
         format!("{}/{}", self.target, self.artifact)
+    }
+}
+
+/// Which assignments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All of them.
+    All,
+    /// Those of one artifact.
+    Of(ArtifactName),
+    /// Those of one target itself.
+    For(Target),
+}
+
+/// A place in the list of assignments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    target: Target,
+    artifact: ArtifactName,
+}
+
+impl FromStr for Place {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.split_once('/').and_then(|(kind, rest)| {
+            let (name, artifact) = rest.split_once('/')?;
+            let target = match kind {
+                "device" => Target::Device(name.parse().ok()?),
+                "group" => Target::Group(name.parse().ok()?),
+                _ => return None,
+            };
+            Some(Self { target, artifact: artifact.parse().ok()? })
+        });
+        parsed.ok_or("is not the `next` of a page")
     }
 }
 
@@ -93,6 +130,8 @@ type Together = BTreeMap<ArtifactName, Assignment>;
 #[derive(Default)]
 struct State {
     assignments: BTreeMap<Target, BTreeMap<Repository, Together>>,
+    /// Whom an artifact is assigned to.
+    holders: HashMap<ArtifactName, BTreeSet<Target>>,
     members: HashMap<DeviceId, Member>,
     fleet: Fleet,
 }
@@ -121,12 +160,19 @@ impl State {
     }
 
     fn insert(&mut self, assignment: Assignment) {
+        self.holders.entry(assignment.artifact.clone()).or_default().insert(assignment.target.clone());
         let target = self.assignments.entry(assignment.target.clone()).or_default();
         let together = target.entry(assignment.artifact.repository().clone()).or_default();
         together.insert(assignment.artifact.clone(), assignment);
     }
 
     fn remove(&mut self, assignment: &Assignment) {
+        if let Some(holders) = self.holders.get_mut(&assignment.artifact) {
+            holders.remove(&assignment.target);
+            if holders.is_empty() {
+                self.holders.remove(&assignment.artifact);
+            }
+        }
         let Some(target) = self.assignments.get_mut(&assignment.target) else {
             return;
         };
@@ -139,8 +185,8 @@ impl State {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Assignment> {
-        self.assignments.values().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+    fn find(&self, target: &Target, artifact: &ArtifactName) -> Option<&Assignment> {
+        self.assignments.get(target)?.get(artifact.repository())?.get(artifact)
     }
 
     /// What new assignments take the place of.
@@ -218,10 +264,7 @@ impl Assignments {
     ) -> Result<(Vec<Change>, usize), StoreError> {
         let found: Vec<Assignment> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let find = |(target, artifact): &(Target, ArtifactName)| {
-                state.assignments.get(target)?.get(artifact.repository())?.get(artifact).cloned()
-            };
-            wanted.iter().filter_map(find).collect()
+            wanted.iter().filter_map(|(target, artifact)| state.find(target, artifact).cloned()).collect()
         };
         let mut batch = Batch::new();
         for assignment in &found {
@@ -241,21 +284,42 @@ impl Assignments {
     pub async fn withdraw(&self, artifact: &ArtifactName) -> Result<usize, StoreError> {
         let wanted: Vec<(Target, ArtifactName)> = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let all = state.all();
-            all.filter(|held| held.artifact == *artifact)
-                .map(|held| (held.target.clone(), artifact.clone()))
-                .collect()
+            let holders = state.holders.get(artifact).into_iter().flatten();
+            holders.map(|target| (target.clone(), artifact.clone())).collect()
         };
         self.unassign(&wanted).await.map(|(changes, _)| changes.len())
     }
 
-    /// A page of assignments, ordered by target and repository, after the one with key `after`.
-    pub async fn list(
-        &self,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Assignment)>, StoreError> {
-        scan_json(&*self.store, TABLE, Scan { prefix: "", after, limit }).await
+    /// A page of assignments, ordered by target and artifact, after one place.
+    pub fn list(&self, which: &Which, after: Option<&Place>, limit: usize) -> Vec<Assignment> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let later = |assignment: &&Assignment| {
+            after.is_none_or(|after| {
+                (&assignment.target, &assignment.artifact) > (&after.target, &after.artifact)
+            })
+        };
+        // Where the first one may be: nothing before it is looked at.
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.target));
+        let range = (from, Bound::Unbounded);
+        let found: Vec<&Assignment> = match which {
+            Which::All => {
+                let targets = state.assignments.range::<Target, _>(range);
+                let held = targets.flat_map(|(_, held)| held.values().flat_map(BTreeMap::values));
+                held.filter(later).take(limit).collect()
+            }
+            Which::Of(artifact) => {
+                let holders = state.holders.get(artifact).into_iter();
+                let targets = holders.flat_map(|holders| holders.range::<Target, _>(range));
+                let held = targets.filter_map(|target| state.find(target, artifact));
+                held.filter(later).take(limit).collect()
+            }
+            Which::For(target) => {
+                let held = state.assignments.get(target).into_iter();
+                let held = held.flat_map(|held| held.values().flat_map(BTreeMap::values));
+                held.filter(later).take(limit).collect()
+            }
+        };
+        found.into_iter().cloned().collect()
     }
 
     /// What is counted of the devices.
@@ -315,16 +379,22 @@ impl Assignments {
         state.fleet.get(device).map(|facts| facts.standing)
     }
 
-    /// A page of the devices that a selector selects, by id.
+    /// A page of the devices that a selector selects, by id; of those with one standing, if it is given.
     pub fn select(
         &self,
         selector: &Selector,
+        standing: Option<Standing>,
         after: Option<&DeviceId>,
         limit: usize,
     ) -> Vec<(DeviceId, Facts)> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let selected = state.fleet.select(selector).filter(|(id, _)| after.is_none_or(|after| *id > after));
-        selected.take(limit).map(|(id, facts)| (id.clone(), facts.clone())).collect()
+        let standing = |facts: &Facts| standing.is_none_or(|standing| facts.standing == standing);
+        selected
+            .filter(|(_, facts)| standing(facts))
+            .take(limit)
+            .map(|(id, facts)| (id.clone(), facts.clone()))
+            .collect()
     }
 
     /// The groups that have devices, with how many.

@@ -30,6 +30,8 @@ pub struct Census(RwLock<State>);
 struct State {
     lines: HashMap<DeviceId, Line>,
     marks: BTreeMap<Mark, BTreeSet<DeviceId>>,
+    /// Who says that it runs an artifact.
+    running: HashMap<ArtifactName, BTreeSet<DeviceId>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,26 @@ impl Line {
 }
 
 impl State {
+    /// Takes over what a device says that it runs.
+    fn run(&mut self, id: &DeviceId, before: &BTreeSet<ArtifactName>, now: &BTreeSet<ArtifactName>) {
+        for lost in before.difference(now) {
+            if let Some(devices) = self.running.get_mut(lost) {
+                devices.remove(id);
+                if devices.is_empty() {
+                    self.running.remove(lost);
+                }
+            }
+        }
+        for gained in now.difference(before) {
+            self.running.entry(gained.clone()).or_default().insert(id.clone());
+        }
+    }
+
+    fn runs(&self, id: &DeviceId) -> BTreeSet<ArtifactName> {
+        let reported = self.lines.get(id).and_then(|line| line.report.as_ref());
+        reported.map(|report| report.running.clone()).unwrap_or_default()
+    }
+
     fn change(&mut self, id: &DeviceId, change: impl FnOnce(&mut Line)) {
         let line = self.lines.entry(id.clone()).or_default();
         change(line);
@@ -88,10 +110,12 @@ impl Census {
 
     /// Takes over a device's newest report. One of a device that is not known is passed over.
     pub fn set_report(&self, report: &Report) {
-        let running = report.running.iter().map(|running| running.artifact.clone()).collect();
+        let running: BTreeSet<_> = report.running.iter().map(|running| running.artifact.clone()).collect();
         let reported = Reported { running, refuses: !report.refused.is_empty() };
         let mut state = self.write();
         if state.lines.contains_key(&report.device) {
+            let before = state.runs(&report.device);
+            state.run(&report.device, &before, &reported.running);
             state.change(&report.device, |line| line.report = Some(reported));
         }
     }
@@ -99,6 +123,8 @@ impl Census {
     /// Forgets a device.
     pub fn remove(&self, id: &DeviceId) {
         let mut state = self.write();
+        let before = state.runs(id);
+        state.run(id, &before, &BTreeSet::new());
         state.change(id, |line| *line = Line { marks: std::mem::take(&mut line.marks), ..Line::default() });
         state.lines.remove(id);
     }
@@ -116,6 +142,28 @@ impl Census {
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         devices.range::<DeviceId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
+    }
+
+    /// How many devices say that they run an artifact.
+    pub fn running(&self, artifact: &ArtifactName) -> usize {
+        self.read().running.get(artifact).map_or(0, BTreeSet::len)
+    }
+
+    /// A page of the devices that say that they run an artifact, by id.
+    pub fn running_on(
+        &self,
+        artifact: &ArtifactName,
+        after: Option<&DeviceId>,
+        limit: usize,
+    ) -> Vec<DeviceId> {
+        let state = self.read();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let devices = state.running.get(artifact).into_iter();
+        devices
+            .flat_map(|devices| devices.range::<DeviceId, _>((from, Bound::Unbounded)))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// Whether a device carries a mark.

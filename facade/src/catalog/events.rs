@@ -9,12 +9,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::allowance::{Allowances, Verdict};
 use crate::clock::Clock;
 use crate::store::{Batch, Scan, Store, StoreError, Table, scan_json};
 
@@ -25,6 +27,10 @@ const TABLE: Table = Table("events");
 const KEPT: usize = 4096;
 /// Events that wait to become durable; more come only while the store is stuck.
 const MAX_WAITING: usize = 4096;
+/// Events of one kind that one device can cause in a window. By kind, so that a thousand refusals do not hide that the
+/// device is in quarantine.
+const PER_DEVICE: u32 = 8;
+const PER_DEVICE_IN: SignedDuration = SignedDuration::from_hours(1);
 const MAX_SUBJECT_CHARS: usize = 256;
 const MAX_DETAIL_CHARS: usize = 512;
 
@@ -158,6 +164,7 @@ struct Shared {
     store: Arc<dyn Store>,
     clock: Clock,
     waiting: Mutex<Waiting>,
+    allowances: Allowances<(DeviceId, Kind)>,
     kept: RwLock<VecDeque<Event>>,
     /// Something waits.
     raised: Notify,
@@ -182,6 +189,7 @@ impl Events {
             store,
             clock,
             waiting: Mutex::default(),
+            allowances: Allowances::new(PER_DEVICE, PER_DEVICE_IN),
             kept: RwLock::new(kept),
             raised: Notify::new(),
             newest: watch::Sender::new(newest),
@@ -203,6 +211,21 @@ impl Events {
             waiting.lost = waiting.lost.saturating_add(1);
         }
         self.0.raised.notify_one();
+    }
+
+    /// Says that a device did something. A device that does it without end is heard a few times an hour, and no more: it
+    /// must not push out what others have to tell.
+    pub fn raise_by(&self, device: &DeviceId, kind: Kind, detail: impl fmt::Display) {
+        match self.0.allowances.take((device.clone(), kind), self.0.clock.now()) {
+            Verdict::Kept { dropped: 0 } => self.raise(kind, device, detail),
+            Verdict::Kept { dropped } => {
+                self.raise(kind, device, format!("{dropped} more were not kept; {detail}"));
+            }
+            Verdict::Last => {
+                self.raise(kind, device, format!("more of this within the hour is not kept; {detail}"));
+            }
+            Verdict::Dropped => {}
+        }
     }
 
     /// Makes what is raised durable, until `stopping`. Call [`Events::flush`] once more when nothing is raised any more.
@@ -374,6 +397,23 @@ mod tests {
         events.flush().await;
         let event = &events.after(0, 1).events[0];
         assert_eq!((event.subject.as_str(), event.detail.len()), ("board 1", MAX_DETAIL_CHARS));
+    }
+
+    #[tokio::test]
+    async fn a_hostile_device_does_not_push_out_what_others_tell() {
+        let directory = tempfile::tempdir().unwrap();
+        let events = events(directory.path()).await;
+        events.raise_by(&"quiet".parse().unwrap(), Kind::ContentRefused, "a real reason");
+        for number in 0..3 * KEPT {
+            events.raise_by(&"loud".parse().unwrap(), Kind::ContentRefused, number);
+        }
+        events.raise_by(&"loud".parse().unwrap(), Kind::DeviceQuarantined, "two have its identity");
+        events.flush().await;
+        let following = events.after(0, usize::MAX);
+        assert_eq!((following.lost, following.events.len()), (0, 10));
+        assert_eq!(following.events[0].detail, "a real reason");
+        assert_eq!(following.events[8].detail, "more of this within the hour is not kept; 7");
+        assert_eq!(following.events[9].kind, Kind::DeviceQuarantined);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A token is looked up by its SHA-256; the token itself is stored nowhere. Each request asks the store, so a token that
 //! is revoked opens nothing from then on.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +22,8 @@ const NAMES: Table = Table("operator-token-names");
 
 const PREFIX: &str = "drayage-operator.";
 const MAX_NAME_BYTES: usize = 63;
+/// Most tokens that are lent at a time; the one that ends first gives way.
+const MAX_LENT: usize = 4096;
 /// The name of the token that `facade init` leaves in the data directory.
 const FIRST: &str = "admin";
 /// The last use is a hint for people: no request waits for a write more often than this.
@@ -115,12 +118,20 @@ pub struct Tokens {
     store: Arc<dyn Store>,
     /// SHA-256 of the first admin token, which `facade init` left in the data directory.
     first_admin: String,
+    /// Tokens that this process lends for as long as it lives, by their hash: of people who signed in elsewhere.
+    lent: Mutex<HashMap<String, Lent>>,
+}
+
+struct Lent {
+    name: String,
+    role: Role,
+    ends_at: Timestamp,
 }
 
 impl Tokens {
     /// The tokens of a store, and the first one.
     pub fn new(store: Arc<dyn Store>, first_admin: String) -> Self {
-        Self { store, first_admin }
+        Self { store, first_admin, lent: Mutex::default() }
     }
 
     /// The name and role of a token that is good now.
@@ -129,6 +140,9 @@ impl Tokens {
         let hash = hash(token);
         if hash == self.first_admin {
             return Ok(Some((FIRST.to_owned(), Role::Admin)));
+        }
+        if let Some(found) = self.find_lent(&hash, now) {
+            return Ok(Some(found));
         }
         let Some(bytes) = self.store.get(TABLE, &hash).await? else {
             return Ok(None);
@@ -143,6 +157,36 @@ impl Tokens {
             self.note_use(&hash, bytes, record, now).await?;
         }
         Ok(Some(found))
+    }
+
+    fn find_lent(&self, hash: &str, now: Timestamp) -> Option<(String, Role)> {
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lent.get(hash).filter(|lent| now < lent.ends_at)?;
+        Some((found.name.clone(), found.role))
+    }
+
+    /// Lends a token until `ends_at`. It is stored nowhere, and gone when the process ends.
+    pub fn lend(
+        &self,
+        name: String,
+        role: Role,
+        now: Timestamp,
+        ends_at: Timestamp,
+    ) -> Result<Secret, TokensError> {
+        let text = random_token()?;
+        let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        lent.retain(|_, lent| now < lent.ends_at);
+        if lent.len() >= MAX_LENT {
+            let oldest = lent.iter().min_by_key(|(_, lent)| lent.ends_at).map(|(hash, _)| hash.clone());
+            oldest.and_then(|oldest| lent.remove(&oldest));
+        }
+        lent.insert(hash(text.expose()), Lent { name, role, ends_at });
+        Ok(text)
+    }
+
+    /// Ends a token that was lent; any other is left alone.
+    pub fn take_back(&self, token: &Secret) {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash(token.expose()));
     }
 
     async fn note_use(
@@ -171,9 +215,7 @@ impl Tokens {
         if record.name == FIRST {
             return Err(TokensError::Taken(record.name));
         }
-        let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret).map_err(|_| TokensError::NoRandomness)?;
-        let text = Secret::new(format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&*secret)));
+        let text = random_token()?;
         let hash = hash(text.expose());
         let mut batch = Batch::new();
         batch.require_absent(NAMES, &record.name);
@@ -210,6 +252,12 @@ impl Tokens {
         self.store.commit(batch).await?;
         Ok(record)
     }
+}
+
+fn random_token() -> Result<Secret, TokensError> {
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(|_| TokensError::NoRandomness)?;
+    Ok(Secret::new(format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&*secret))))
 }
 
 fn hash(token: &str) -> String {
@@ -263,6 +311,30 @@ mod tests {
         tokens.revoke("ci").await.unwrap();
         assert_eq!(tokens.find(token.expose(), now).await.unwrap(), None);
         assert!(matches!(tokens.revoke("ci").await, Err(TokensError::NoSuchToken(_))));
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_lent_opens_until_it_ends_or_is_taken_back_and_is_stored_nowhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let lender = tokens(directory.path());
+        let (now, end) = (at("2026-11-20T12:00:00Z"), at("2026-11-20T13:00:00Z"));
+        let token = lender.lend("oidc/jane".to_owned(), Role::Viewer, now, end).unwrap();
+        let found = lender.find(token.expose(), now).await.unwrap();
+        assert_eq!(found, Some(("oidc/jane".to_owned(), Role::Viewer)));
+        assert_eq!(lender.find(token.expose(), end).await.unwrap(), None);
+        assert!(lender.list(None, 10).await.unwrap().is_empty());
+        let other = lender.lend("oidc/joe".to_owned(), Role::Admin, now, end).unwrap();
+        lender.take_back(&other);
+        assert_eq!(lender.find(other.expose(), now).await.unwrap(), None);
+        assert!(lender.find(token.expose(), now).await.unwrap().is_some());
+        for _ in 0..MAX_LENT {
+            lender.lend(String::new(), Role::Viewer, now, end + SignedDuration::from_secs(1)).unwrap();
+        }
+        assert_eq!(
+            lender.find(token.expose(), now).await.unwrap(),
+            None,
+            "the one that ends first gives way"
+        );
     }
 
     #[tokio::test]

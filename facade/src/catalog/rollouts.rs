@@ -246,7 +246,7 @@ impl Rollouts {
                     .insert((name.clone(), report.device.clone()));
                 if let Condition::Failed { why } | Condition::RolledBack { why } = &condition {
                     let detail = format!("{} in rollout {name}: {why}", condition.name());
-                    self.parts.events.raise(Kind::RolloutDevice, &report.device, detail);
+                    self.parts.events.raise_by(&report.device, Kind::RolloutDevice, detail);
                 }
                 self.poke.notify_one();
             }
@@ -380,7 +380,7 @@ impl Rollouts {
 
     /// The active devices that a selector selects, and those that are not active, with what they are.
     pub fn audience(&self, selector: &Selector) -> (Selected, Selected) {
-        let selected = self.parts.assignments.select(selector, None, usize::MAX);
+        let selected = self.parts.assignments.select(selector, None, None, usize::MAX);
         selected.into_iter().partition(|(_, facts)| facts.standing == Standing::Active)
     }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::CliError;
-use super::client::Client;
+use super::client::{Client, filtered};
 use super::output::{Output, table};
 use crate::api::types::{Assignment, AssignmentReport, AssignmentRequest};
 
@@ -40,7 +40,18 @@ pub(super) struct Unassign {
 
 /// List what is assigned.
 #[derive(Args, Debug)]
-pub(super) struct List {}
+#[group(multiple = false)]
+pub(super) struct List {
+    /// Only the assignments of this artifact
+    #[arg(long)]
+    artifact: Option<String>,
+    /// Only what is assigned to this device itself, without what its groups have
+    #[arg(long, value_name = "ID")]
+    device: Option<String>,
+    /// Only what is assigned to this group
+    #[arg(long)]
+    group: Option<String>,
+}
 
 impl Assign {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
@@ -92,7 +103,8 @@ fn target(assignment: &Assignment) -> (&'static str, &str) {
 
 impl List {
     pub(super) async fn run(self, client: &Client, output: &mut Output) -> Result<(), CliError> {
-        let assignments: Vec<Assignment> = client.all("/api/v1/assignments").await?;
+        let filters = [("artifact", self.artifact), ("device", self.device), ("group", self.group)];
+        let assignments: Vec<Assignment> = client.all(&filtered("/api/v1/assignments", filters)).await?;
         output.result(&assignments, |assignments| {
             if assignments.is_empty() {
                 return "nothing is assigned (facade assign ARTIFACT --group GROUP)".to_owned();

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::CliError;
-use super::client::{Client, encode};
+use super::client::{Client, filtered};
 use super::output::{Output, table};
 use crate::api::types::{AuditRecord, AuditVerification};
 
@@ -50,25 +50,22 @@ pub(super) struct Filter {
 
 impl Filter {
     fn path(&self, order: &str) -> String {
-        let mut path = format!("/api/v1/audit?order={order}");
         let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        let fields = [
-            ("who", self.who.clone()),
-            ("text", self.text.clone()),
-            ("since", time(self.since)),
-            ("until", time(self.until)),
-        ];
-        for (name, value) in fields {
-            if let Some(value) = value {
-                path = format!("{path}&{name}={}", encode(&value));
-            }
-        }
-        path
+        filtered(
+            "/api/v1/audit",
+            [
+                ("order", Some(order.to_owned())),
+                ("who", self.who.clone()),
+                ("text", self.text.clone()),
+                ("since", time(self.since)),
+                ("until", time(self.until)),
+            ],
+        )
     }
 }
 
 /// A time, or how long ago it was.
-fn time(text: &str) -> Result<Timestamp, String> {
+pub(super) fn time(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }

@@ -255,6 +255,13 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, CliError> {
     Ok(roots)
 }
 
+/// A path with those of the filters that were given.
+pub(super) fn filtered<const N: usize>(path: &str, filters: [(&str, Option<String>); N]) -> String {
+    let given = filters.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", encode(&value?))));
+    let query = given.collect::<Vec<_>>().join("&");
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
 /// A text as one segment of a path, or one value of a query.
 pub(super) fn encode(text: &str) -> String {
     text.bytes()

@@ -3,13 +3,14 @@
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use super::client::{Client, encode};
+use super::client::{Client, encode, filtered};
 use super::output::{Output, fields, table};
 use super::policy::Policy;
 use super::provision::Provision;
 use crate::api::types::{
     Device, EnrollmentToken, EnrollmentTokenRequest, GroupSize, LabelRequest, NewEnrollmentToken,
 };
+use crate::catalog::devices::Standing;
 
 /// Verbs on devices.
 #[derive(Subcommand, Debug)]
@@ -33,6 +34,12 @@ pub(super) enum Verb {
         /// Only those that this selects: group=berlin,arch=arm64; stage in (canary,test); !retired
         #[arg(long, conflicts_with = "group")]
         selector: Option<String>,
+        /// Only those with this standing: pending, active, suspended, quarantined or revoked
+        #[arg(long)]
+        standing: Option<Standing>,
+        /// Only those that say that they run this artifact
+        #[arg(long, value_name = "ARTIFACT", conflicts_with_all = ["group", "selector", "standing"])]
+        running: Option<String>,
     },
     /// Show one device
     Show {
@@ -150,14 +157,17 @@ impl Verb {
                 let token: EnrollmentToken = client.delete(&path).await?;
                 output.result(&token, |token| format!("revoked token {}", token.id));
             }
-            Self::List { group, selector } => {
-                let query = match (group, selector) {
-                    (Some(group), _) => format!("?group={}", encode(&group)),
-                    (None, Some(selector)) => format!("?selector={}", encode(&selector)),
-                    (None, None) => String::new(),
-                };
-                let devices: Vec<Device> = client.all(&format!("/api/v1/devices{query}")).await?;
-                output.result(&devices, |devices| list(devices));
+            Self::List { group, selector, standing, running } => {
+                let standing = standing.map(|standing| standing.to_string());
+                let filters =
+                    [("group", group), ("selector", selector), ("standing", standing), ("running", running)];
+                let path = filtered("/api/v1/devices", filters);
+                let narrowed = path.contains('?');
+                let devices: Vec<Device> = client.all(&path).await?;
+                output.result(&devices, |devices| match devices.as_slice() {
+                    [] if narrowed => "no such device (facade device list)".to_owned(),
+                    devices => list(devices),
+                });
             }
             Self::Show { id } => {
                 let device: Device = client.get(&path(&id)).await?;

@@ -110,11 +110,11 @@ impl Serve {
         let flags = config::Flags { data_dir: self.data_dir, config: self.config };
         let config = config::load(&flags, &config::environment())
             .map_err(|error| CliError::Usage(error.to_string()))?;
-        let _log = Log::start(&config).map_err(CliError::Usage)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(|error| CliError::from_error(&error))?;
+        let _log = Log::start(&config, runtime.handle()).map_err(CliError::Usage)?;
         runtime
             .block_on(async { facade::serve(config, Clock::system(), facade::signal()).await })
             .map_err(|error| CliError::from_error(&error))

@@ -29,7 +29,7 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let after = visit.query.filled("after");
     let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
     let tokens = visit.api.get(&format!("{PATH}?limit=100{after}")).await?;
-    Ok(page(&Access { frame: visit.frame("Access", HERE), tokens }))
+    Ok(page(&Access { frame: visit.frame("Operators", HERE), tokens }))
 }
 
 pub(super) async fn make(change: Change) -> Response {

@@ -10,8 +10,8 @@ use super::page::{Failure, Frame, Outcome, page, short, size};
 use crate::api::problem::Problem;
 use crate::api::types::{Artifact, Assignment, Device, Page};
 
-/// How many devices and assignments one page looks through.
-const LOOKED_THROUGH: usize = 1000;
+/// How many devices and assignments one page shows.
+const SHOWN: usize = 100;
 
 #[derive(Template)]
 #[template(path = "console/artifacts.html")]
@@ -26,10 +26,8 @@ struct Listing {
 struct Detail {
     frame: Frame,
     artifact: Artifact,
-    assignments: Vec<Assignment>,
-    running: Vec<Device>,
-    /// There are more devices than were looked through.
-    more: bool,
+    assignments: Page<Assignment>,
+    running: Page<Device>,
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
@@ -45,18 +43,14 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let name = encoded(visit.query.text("name"));
     let artifact: Artifact = visit.api.get(&format!("/api/v1/artifacts/{name}")).await?;
-    let path = format!("/api/v1/assignments?limit={LOOKED_THROUGH}");
-    let mut assignments: Page<Assignment> = visit.api.get(&path).await?;
-    assignments.items.retain(|assignment| assignment.artifact == artifact.name);
-    let path = format!("/api/v1/devices?limit={LOOKED_THROUGH}");
-    let mut devices: Page<Device> = visit.api.get(&path).await?;
-    devices.items.retain(|device| device.running.contains(&artifact.name));
+    let of = |list: &str, filter: &str| {
+        format!("/api/v1/{list}?limit={SHOWN}&{filter}={}", encoded(&artifact.name))
+    };
     Ok(page(&Detail {
         frame: visit.frame("Artifact", "/console/artifacts"),
+        assignments: visit.api.get(&of("assignments", "artifact")).await?,
+        running: visit.api.get(&of("devices", "running")).await?,
         artifact,
-        more: devices.next.is_some() || assignments.next.is_some(),
-        assignments: assignments.items,
-        running: devices.items,
     }))
 }
 

@@ -20,11 +20,21 @@ struct Listing {
     artifacts: Vec<Artifact>,
     artifact: String,
     device: String,
+    /// The artifact whose assignments are shown; empty: all are.
+    of: String,
+    /// Where the next page is.
+    next: Option<String>,
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
-    let after = encoded(visit.query.text("after"));
-    let assignments = visit.api.get(&format!("/api/v1/assignments?limit=100&after={after}")).await?;
+    let of = visit.query.text("of").to_owned();
+    let only = if of.is_empty() { String::new() } else { format!("&artifact={}", encoded(&of)) };
+    let after = visit.query.filled("after");
+    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
+    let assignments: Page<Assignment> =
+        visit.api.get(&format!("/api/v1/assignments?limit=100{only}{after}")).await?;
+    let next = assignments.next.as_ref();
+    let next = next.map(|next| format!("?of={}&after={}", encoded(&of), encoded(next)));
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
     Ok(page(&Listing {
@@ -33,6 +43,8 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
         artifacts: artifacts.items,
         artifact: visit.query.text("artifact").to_owned(),
         device: visit.query.text("device").to_owned(),
+        of,
+        next,
     }))
 }
 

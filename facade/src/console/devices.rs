@@ -8,7 +8,7 @@ use super::fields::encoded;
 use super::guard::{Change, Visit};
 use super::page::{Failure, Frame, Outcome, page, short};
 use crate::api::problem::Problem;
-use crate::api::types::{AuditRecord, Device, Page};
+use crate::api::types::{AuditRecord, Device, LabelRequest, Page};
 
 /// Devices on one page.
 const SHOWN: usize = 100;
@@ -19,8 +19,10 @@ const STANDINGS: [&str; 5] = ["pending", "active", "suspended", "quarantined", "
 #[template(path = "console/devices.html")]
 struct Listing {
     frame: Frame,
-    group: String,
+    selector: String,
     standing: String,
+    /// The artifact that they run.
+    running: String,
     standings: [&'static str; 5],
     devices: Vec<Device>,
     next: Option<String>,
@@ -36,15 +38,19 @@ struct Detail {
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
-    let group = visit.query.text("group").to_owned();
+    // What links to a group is a selector like any other.
+    let group = visit.query.filled("group").map(|group| format!("group={group}"));
+    let selector = group.unwrap_or_else(|| visit.query.text("selector").to_owned());
     // What is no standing filters nothing.
     let standing = STANDINGS.into_iter().find(|standing| *standing == visit.query.text("standing"));
     let standing = standing.unwrap_or_default().to_owned();
-    let (devices, next) = search(&visit, &group, &standing).await?;
+    let running = visit.query.text("running").to_owned();
+    let (devices, next) = search(&visit, &selector, &standing, &running).await?;
     Ok(page(&Listing {
         frame: visit.frame("Devices", "/console/devices"),
-        group,
+        selector,
         standing,
+        running,
         standings: STANDINGS,
         devices,
         next,
@@ -54,11 +60,17 @@ pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
 /// A page of devices, and where the next one begins.
 async fn search(
     visit: &Visit,
-    group: &str,
+    selector: &str,
     standing: &str,
+    running: &str,
 ) -> Result<(Vec<Device>, Option<String>), Problem> {
     let mut path = format!("/api/v1/devices?limit={SHOWN}");
-    let filters = [("group", group), ("standing", standing), ("after", visit.query.text("after"))];
+    let filters = [
+        ("selector", selector),
+        ("standing", standing),
+        ("running", running),
+        ("after", visit.query.text("after")),
+    ];
     for (name, value) in filters.iter().filter(|(_, value)| !value.is_empty()) {
         path = format!("{path}&{name}={}", encoded(value));
     }
@@ -81,8 +93,10 @@ pub(super) async fn change(Path(verb): Path<String>, change: Change) -> Response
 }
 
 async fn do_it(change: &Change, verb: &str, id: &str) -> Result<String, Problem> {
-    if verb == "join" || verb == "leave" {
-        return group(change, verb, id).await;
+    match verb {
+        "join" | "leave" => return group(change, verb, id).await,
+        "label" | "unlabel" => return label(change, verb, id).await,
+        _ => {}
     }
     if !["approve", "suspend", "restore", "revoke"].contains(&verb) {
         return Err(Problem::not_found("there is no such change"));
@@ -106,6 +120,23 @@ async fn group(change: &Change, verb: &str, id: &str) -> Result<String, Problem>
     let device: Device = if verb == "join" { api.put(&path).await? } else { api.delete(&path).await? };
     let groups = if device.groups.is_empty() { "no group".to_owned() } else { device.groups.join(", ") };
     Ok(Outcome::done(&format!("{} is in {groups} now.", device.id)).html())
+}
+
+/// Gives a device a label, or takes one away.
+async fn label(change: &Change, verb: &str, id: &str) -> Result<String, Problem> {
+    let name = change.fields.text("name").to_owned();
+    let mut request = LabelRequest::default();
+    if verb == "label" {
+        request.set.insert(name, change.fields.text("value").to_owned());
+    } else {
+        request.remove.push(name);
+    }
+    let path = format!("/api/v1/devices/{}/labels", encoded(id));
+    let device: Device = change.visit.api.send(&path, &request).await?;
+    let labels: Vec<String> = device.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let labels =
+        if labels.is_empty() { "no labels".to_owned() } else { format!("the labels {}", labels.join(", ")) };
+    Ok(Outcome::done(&format!("{} has {labels} now.", device.id)).html())
 }
 
 impl Detail {

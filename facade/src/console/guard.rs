@@ -57,6 +57,7 @@ impl Visit {
 
     /// Closes the session.
     pub(super) fn sign_out(&self) {
+        (self.console.forget)(&self.session.token);
         self.console.sessions.close(&self.session.key);
     }
 }

@@ -27,20 +27,29 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// The menu: address, name.
-pub(super) const MENU: [(&str, &str); 12] = [
-    ("/console", "Overview"),
-    ("/console/connections", "Connections"),
-    ("/console/repository", "Repositories"),
-    ("/console/artifacts", "Artifacts"),
-    ("/console/assignments", "Assignments"),
-    ("/console/rollouts", "Rollouts"),
-    ("/console/devices", "Devices"),
-    ("/console/enrollment", "Enrollment"),
-    ("/console/cache", "Cache"),
-    ("/console/keys", "Keys"),
-    ("/console/access", "Access"),
-    ("/console/audit", "Audit log"),
+/// The menu, by what somebody is about: address, name.
+pub(super) const MENU: [(&str, &[(&str, &str)]); 4] = [
+    (
+        "Fleet",
+        &[
+            ("/console", "Overview"),
+            ("/console/devices", "Devices"),
+            ("/console/enrollment", "Enrollment"),
+            ("/console/assignments", "Assignments"),
+            ("/console/rollouts", "Rollouts"),
+        ],
+    ),
+    (
+        "Images",
+        &[
+            ("/console/connections", "Connections"),
+            ("/console/repository", "Repositories"),
+            ("/console/artifacts", "Artifacts"),
+            ("/console/cache", "Cache"),
+        ],
+    ),
+    ("Trust", &[("/console/keys", "Keys"), ("/console/access", "Operators")]),
+    ("Records", &[("/console/pulls", "Access log"), ("/console/audit", "Audit log")]),
 ];
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,12 +1,11 @@
 //! Rollouts: the list with the form that makes one, and one rollout with its waves as a picture.
 
-use std::fmt;
-
 use askama::Template;
 use axum::extract::Path;
 use axum::http::HeaderMap;
 use axum::response::{Html, IntoResponse, Response};
 
+use super::bar::Bar;
 use super::fields::{Fields, encoded};
 use super::guard::{Change, Visit};
 use super::page::{Failure, Frame, Outcome, html, page, short, size};
@@ -84,53 +83,6 @@ struct Live<'a> {
     devices: Page<RolloutDevice>,
     state: String,
 }
-
-/// A wave as a bar of its devices by state.
-struct Picture(Vec<(u64, u64, &'static str)>);
-
-/// States in the order in which the bar has them, with the class that gives them their colour.
-const STATES: [(&str, &str); 8] = [
-    ("healthy", "good"),
-    ("applying", "near"),
-    ("verifying", "near"),
-    ("downloading", "near"),
-    ("waiting", "wait"),
-    ("pending", "none"),
-    ("rolled-back", "bad"),
-    ("failed", "bad"),
-];
-
-impl Picture {
-    fn of(wave: &Wave) -> Self {
-        let mut parts = Vec::new();
-        let mut from = 0;
-        for (state, class) in STATES {
-            let count = wave.states.get(state).copied().unwrap_or(0);
-            // In tenths of a percent.
-            let width = (count * 1000).checked_div(wave.devices).unwrap_or(0);
-            if count > 0 {
-                parts.push((from, width.max(1), class));
-                from += width;
-            }
-        }
-        Self(parts)
-    }
-}
-
-impl fmt::Display for Picture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "<svg class=\"wave\" viewBox=\"0 0 1000 20\" preserveAspectRatio=\"none\" aria-hidden=\"true\">",
-        )?;
-        for (from, width, class) in &self.0 {
-            write!(f, "<rect class=\"{class}\" x=\"{from}\" width=\"{width}\" height=\"20\"/>")?;
-        }
-        f.write_str("</svg>")
-    }
-}
-
-// Made of numbers and our own words.
-impl askama::filters::HtmlSafe for Picture {}
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let after = encoded(visit.query.text("after"));
@@ -276,12 +228,12 @@ impl Detail {
 }
 
 /// A wave as a picture.
-fn picture(wave: &Wave) -> Picture {
-    Picture::of(wave)
+fn picture(wave: &Wave) -> Bar {
+    Bar::of_states(wave.devices, &wave.states)
 }
 
 /// The colour of a rollout's state.
-fn tone(state: &str) -> &'static str {
+pub(super) fn tone(state: &str) -> &'static str {
     match state {
         "completed" => "good",
         "halted" => "bad",
@@ -299,7 +251,7 @@ fn device_tone(state: &str) -> &'static str {
 }
 
 /// Devices by state, in words.
-fn fare(states: &std::collections::BTreeMap<String, u64>) -> String {
+pub(super) fn fare(states: &std::collections::BTreeMap<String, u64>) -> String {
     states.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }
 
@@ -308,20 +260,5 @@ fn bytes(device: &RolloutDevice) -> String {
     match (device.done_bytes, device.total_bytes) {
         (Some(done), Some(total)) => format!("{} of {}", size(&done), size(&total)),
         _ => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wave_is_a_bar_as_long_as_its_devices() {
-        let states = [("healthy", 1), ("failed", 1), ("pending", 2)];
-        let states = states.map(|(state, count)| (state.to_owned(), count)).into();
-        let wave = Wave { number: 1, stage: "now".to_owned(), devices: 4, states };
-        assert_eq!(Picture::of(&wave).0, [(0, 250, "good"), (250, 500, "none"), (750, 250, "bad")]);
-        let none = Wave { devices: 0, ..wave };
-        assert_eq!(Picture::of(&none).0.first(), Some(&(0, 1, "good")));
     }
 }

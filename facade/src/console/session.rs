@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
+use axum::http::{HeaderMap, header};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
@@ -132,16 +133,48 @@ pub(super) fn set_cookie(value: &str, transport: Transport) -> String {
 
 /// The session's value in a `Cookie` header.
 pub(super) fn cookie(header: &str, transport: Transport) -> Option<&str> {
+    named(header, name(transport))
+}
+
+fn named<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let mut values = pairs.filter(|(key, _)| *key == name(transport)).map(|(_, value)| value);
+    let mut values = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value);
     values.next()
 }
 
-fn key(cookie: &str) -> Key {
+/// What names the cookie of an attempt to sign in with an identity provider.
+fn attempt_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tls => "__Host-drayage-oidc",
+        Transport::Plain => "drayage-oidc",
+    }
+}
+
+/// The `Set-Cookie` of an attempt to sign in with an identity provider.
+pub(super) fn set_attempt(value: &str, transport: Transport, patience: SignedDuration) -> String {
+    let secure = match transport {
+        Transport::Tls => "; Secure",
+        Transport::Plain => "",
+    };
+    let (name, seconds) = (attempt_name(transport), patience.as_secs());
+    // `Lax`, because the way back comes from the provider's page.
+    format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{secure}")
+}
+
+/// The attempt's value among the cookies of a request.
+pub(super) fn attempt(headers: &HeaderMap, transport: Transport) -> Option<String> {
+    let headers = headers.get_all(header::COOKIE).iter();
+    let mut values = headers.filter_map(|header| named(header.to_str().ok()?, attempt_name(transport)));
+    values.next().map(str::to_owned)
+}
+
+/// The hash under which a cookie is kept.
+pub(super) fn key(cookie: &str) -> Key {
     Key(Sha256::digest(cookie).into())
 }
 
-fn random() -> Result<String, getrandom::Error> {
+/// A text that nobody guesses.
+pub(super) fn random() -> Result<String, getrandom::Error> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes)?;
     Ok(BASE64URL_NOPAD.encode(&bytes))

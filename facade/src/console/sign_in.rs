@@ -6,6 +6,7 @@ use askama::Template;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use jiff::SignedDuration;
 
 use super::Console;
 use super::guard::{self, Change};
@@ -22,15 +23,25 @@ const MAX_TOKEN_BYTES: usize = 4096;
 #[template(path = "console/sign_in.html")]
 struct SignIn {
     refusal: String,
+    /// The identity provider, where there is one.
+    provider: Option<String>,
     version: &'static str,
 }
 
-pub(super) async fn show() -> Response {
-    form(String::new())
+pub(super) async fn show(State(console): State<Console>) -> Response {
+    form(&console, String::new())
 }
 
-fn form(refusal: String) -> Response {
-    page(&SignIn { refusal, version: env!("CARGO_PKG_VERSION") })
+pub(super) fn form(console: &Console, refusal: String) -> Response {
+    let provider = console.oidc.as_ref().map(|oidc| oidc.name().to_owned());
+    page(&SignIn { refusal, provider, version: env!("CARGO_PKG_VERSION") })
+}
+
+/// What somebody gets who tries too often.
+pub(super) fn too_many(console: &Console, wait: SignedDuration) -> Response {
+    let seconds = wait.as_secs().max(0) + 1;
+    let refusal = format!("Too many attempts from your address. Try again in {seconds} s.");
+    (StatusCode::TOO_MANY_REQUESTS, form(console, refusal)).into_response()
 }
 
 pub(super) async fn sign_in(
@@ -44,9 +55,7 @@ pub(super) async fn sign_in(
     let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0);
     if let Err(wait) = console.attempts.take(address, now) {
         tracing::warn!(peer.address = %address, "too many attempts to sign in to the console");
-        let seconds = wait.as_secs().max(0) + 1;
-        let refusal = format!("Too many attempts from your address. Try again in {seconds} s.");
-        return Ok((StatusCode::TOO_MANY_REQUESTS, form(refusal)).into_response());
+        return Ok(too_many(&console, wait));
     }
     let token = Secret::new(fields.text("token").to_owned());
     let caller = if token.expose().len() > MAX_TOKEN_BYTES {
@@ -57,22 +66,24 @@ pub(super) async fn sign_in(
     let Some(caller) = caller else {
         tracing::warn!(peer.address = %address, "a token that is not valid was tried at the console");
         let refusal = "This is not a valid token: it was mistyped, has ended, or was revoked.".to_owned();
-        return Ok((StatusCode::UNAUTHORIZED, form(refusal)).into_response());
+        return Ok((StatusCode::UNAUTHORIZED, form(&console, refusal)).into_response());
     };
     console.attempts.give_back(address);
     let cookie = console.sessions.open(token, now).map_err(|error| Problem::internal(&error))?;
     tracing::info!(peer.address = %address, by = %caller.name, "signed in to the console");
-    Ok(with_cookie(Redirect::to("/console").into_response(), &set_cookie(&cookie, console.transport)))
+    Ok(with_cookies(Redirect::to("/console").into_response(), &[set_cookie(&cookie, console.transport)]))
 }
 
 pub(super) async fn sign_out(State(console): State<Console>, change: Change) -> Response {
     change.visit.sign_out();
-    with_cookie(Redirect::to("/console/sign-in").into_response(), &set_cookie("", console.transport))
+    with_cookies(Redirect::to("/console/sign-in").into_response(), &[set_cookie("", console.transport)])
 }
 
-fn with_cookie(mut response: Response, cookie: &str) -> Response {
-    if let Ok(cookie) = HeaderValue::from_str(cookie) {
-        response.headers_mut().insert(header::SET_COOKIE, cookie);
+pub(super) fn with_cookies(mut response: Response, cookies: &[String]) -> Response {
+    for cookie in cookies {
+        if let Ok(cookie) = HeaderValue::from_str(cookie) {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
+        }
     }
     response
 }

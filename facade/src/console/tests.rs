@@ -43,6 +43,8 @@ fn console(revoked: Arc<AtomicBool>) -> Router {
     pages(Console {
         api,
         who,
+        forget: Arc::new(|_| {}),
+        oidc: None,
         sessions: Arc::default(),
         attempts: Arc::default(),
         clock: Clock::manual("2026-11-20T12:00:00Z".parse().unwrap()),

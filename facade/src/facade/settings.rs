@@ -45,3 +45,12 @@ pub(super) fn pull_settings(config: &Config) -> pull::Settings {
         ..pull::Settings::default()
     }
 }
+
+pub(super) fn lifetimes(config: &Config) -> Lifetimes {
+    Lifetimes {
+        timestamp: config.timestamp_lifetime,
+        snapshot: config.snapshot_lifetime,
+        targets: config.targets_lifetime,
+        root: ROOT_LIFETIME,
+    }
+}

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use pki::digest::Digest;
+use pki::oci::Repository;
 
 use super::connection::Connection;
 use super::tls::Device;
+use crate::catalog::pulls::{Outcome, Pull};
 use crate::metrics::Metrics;
 use crate::pull::{Origin, PullError};
 
@@ -47,6 +49,7 @@ impl Drop for Open {
 pub(super) struct Serving {
     connection: Arc<Connection>,
     device: Device,
+    repository: Repository,
     digest: Digest,
     origin: Origin,
     request_id: Box<str>,
@@ -55,21 +58,25 @@ pub(super) struct Serving {
     started: Instant,
     failed: bool,
     open: Open,
+    /// For traces: the request, which is over when its last byte is sent.
+    span: tracing::Span,
 }
 
 impl Serving {
     pub(super) fn begin(
         connection: &Arc<Connection>,
         device: Device,
-        digest: Digest,
+        (repository, digest): (Repository, Digest),
         origin: Origin,
         request_id: &str,
         expected_bytes: u64,
+        span: &tracing::Span,
     ) -> Self {
         connection.shared.door.metrics.streams.inc();
         Self {
             connection: Arc::clone(connection),
             device,
+            repository,
             digest,
             origin,
             request_id: request_id.into(),
@@ -78,6 +85,7 @@ impl Serving {
             started: Instant::now(),
             failed: false,
             open: Open::begin(&connection.activity),
+            span: span.clone(),
         }
     }
 
@@ -101,11 +109,26 @@ impl Drop for Serving {
         self.metrics().streams.dec();
         self.metrics().served_bytes.inc_by(self.sent_bytes);
         let outcome = match self.sent_bytes == self.expected_bytes {
-            _ if self.failed => "cut",
-            true => "served",
+            _ if self.failed => Outcome::Cut,
+            true => Outcome::Served,
             // containerd drops its parallel open-ended ranges half-way: this is no failure.
-            false => "left",
+            false => Outcome::Left,
         };
+        let duration = self.started.elapsed();
+        let door = &self.connection.shared.door;
+        door.pulls.note(Pull {
+            at: door.clock.now(),
+            device: self.device.id().clone(),
+            repository: self.repository.clone(),
+            digest: self.digest,
+            source: Some(self.origin.as_str()),
+            size_bytes: self.sent_bytes,
+            duration,
+            outcome,
+            request_id: self.request_id.clone(),
+        });
+        self.span.record("blob.source", self.origin.as_str()).record("size_bytes", self.sent_bytes);
+        self.span.record("outcome", outcome.as_str());
         tracing::info!(
             target: crate::log::ACCESS,
             {
@@ -113,8 +136,8 @@ impl Drop for Serving {
                 blob.digest = %self.digest,
                 source = self.origin.as_str(),
                 size_bytes = self.sent_bytes,
-                duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-                outcome,
+                duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+                outcome = outcome.as_str(),
                 request_id = %self.request_id,
             },
             "pull"

@@ -3,12 +3,17 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
+use pki::digest::Digest;
+use pki::oci::Repository;
+use pki::x509::DeviceId;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::access_log::{Open, Serving};
 use super::body::{Body, CHUNK_BYTES, Source};
@@ -16,12 +21,14 @@ use super::connection::Connection;
 use super::range::{self, Selection};
 use super::respond::{self, Dialect};
 use super::route::{self, Action, ContentAction};
-use super::tls::{Device, Peer};
+use super::tls::Device;
 use super::{DeviceRequest, RequestBody};
 use crate::authz::{self, Permitted, Refusal};
 use crate::catalog::closure::Kind;
+use crate::catalog::pulls::{self, Outcome};
 use crate::metrics::AnswerLabels;
 use crate::pull::{Origin, PullError, Reader, Wanted};
+use crate::trace::{self, TRACE};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -61,6 +68,8 @@ struct Case<'a> {
     request_id: String,
     is_head: bool,
     action: &'static str,
+    /// For traces.
+    span: Span,
     /// Dropped when the answer is made.
     _open: Open,
 }
@@ -82,9 +91,11 @@ pub(super) async fn answer_hyper(
 /// Judges a request, and answers it where that takes no waiting: a future for every manifest would cost more than
 /// answering does.
 pub(super) fn judge(connection: &Arc<Connection>, asked: Asked) -> Judged<'_> {
+    let request_id = connection.shared.request_ids.next();
     let mut case = Case {
         connection,
-        request_id: connection.shared.request_ids.next(),
+        span: span(connection, &asked, &request_id),
+        request_id,
         is_head: asked.method == Method::HEAD,
         action: "unroutable",
         _open: Open::begin(&connection.activity),
@@ -98,12 +109,35 @@ pub(super) fn judge(connection: &Arc<Connection>, asked: Asked) -> Judged<'_> {
 impl Pending<'_> {
     /// Answers it.
     pub(super) async fn answer(self) -> Response<Body> {
+        let span = self.case.span.clone();
         let response = match self.work {
-            Work::Pull(pull) => pull.answer(&self.case).await,
-            Work::Handle(request) => (self.case.connection.shared.door.handler)(request).await,
+            Work::Pull(pull) => pull.answer(&self.case).instrument(span).await,
+            Work::Handle(request) => {
+                (self.case.connection.shared.door.handler)(request).instrument(span).await
+            }
         };
         self.case.close(response)
     }
+}
+
+/// For traces: what a device asks. It lasts until the last byte of content is sent.
+fn span(connection: &Connection, asked: &Asked, request_id: &str) -> Span {
+    let span = tracing::debug_span!(
+        target: TRACE,
+        "answer device",
+        otel.kind = "server",
+        http.request.method = %asked.method,
+        url.path = asked.uri.path(),
+        request.id = request_id,
+        device.id = connection.peer.device().map(|device| device.id().as_str()),
+        action = Empty,
+        blob.source = Empty,
+        http.response.status_code = Empty,
+        size_bytes = Empty,
+        outcome = Empty,
+    );
+    trace::take_up(&span, &asked.headers);
+    span
 }
 
 /// What HEAD gets: the length of what GET would send, and none of it. Over HTTP/2 nobody below us takes the body away,
@@ -127,7 +161,7 @@ impl Case<'_> {
         self.action = name(&action);
         let permit = authz::authorize(&self.connection.peer, &action, &door.access, door.clock.now());
         let permit = permit.map_err(|refusal| {
-            self.note_refusal(refusal);
+            self.note_refusal(refusal, &action);
             let kind = if let Action::Content(content) = &action { Some(content.kind) } else { None };
             Box::new(dialect.refused(refusal, kind))
         })?;
@@ -153,11 +187,12 @@ impl Case<'_> {
         }
     }
 
-    fn note_refusal(&self, refusal: Refusal) {
-        let device = match &self.connection.peer {
-            Peer::Device(device) => Some(device.id()),
-            Peer::Anonymous => None,
-        };
+    fn note_refusal(&self, refusal: Refusal, action: &Action) {
+        let device = self.connection.peer.device().map(Device::id);
+        // Whoever has no certificate writes nothing in the log that operators look into.
+        if let (Some(device), Action::Content(asked)) = (device, action) {
+            self.note_nothing(device, (&asked.repository, asked.digest), Outcome::Refused, Duration::ZERO);
+        }
         tracing::info!(
             target: crate::log::ACCESS,
             {
@@ -168,7 +203,31 @@ impl Case<'_> {
         );
     }
 
+    /// Writes into the access log that a device asked for something and got nothing of it.
+    fn note_nothing(
+        &self,
+        device: &DeviceId,
+        (repository, digest): (&Repository, Digest),
+        outcome: Outcome,
+        duration: Duration,
+    ) {
+        let door = &self.connection.shared.door;
+        door.pulls.note(pulls::Pull {
+            at: door.clock.now(),
+            device: device.clone(),
+            repository: repository.clone(),
+            digest,
+            source: None,
+            size_bytes: 0,
+            duration,
+            outcome,
+            request_id: self.request_id.as_str().into(),
+        });
+    }
+
     fn close(self, mut response: Response<Body>) -> Response<Body> {
+        self.span.record("action", self.action);
+        self.span.record("http.response.status_code", response.status().as_u16());
         if self.is_head {
             response = without_body(response);
         }
@@ -259,6 +318,7 @@ impl Pull {
     }
 
     async fn answer(mut self, case: &Case<'_>) -> Response<Body> {
+        let begun = Instant::now();
         match self.body(case).await {
             Ok(body) => {
                 *self.head.body_mut() = body;
@@ -270,6 +330,8 @@ impl Pull {
                     device.id = %self.device.id(), blob.digest = %self.wanted.descriptor.digest, %error,
                     cause = source, request_id = case.request_id, "pull failed"
                 );
+                let content = (&self.wanted.repository, self.wanted.descriptor.digest);
+                case.note_nothing(self.device.id(), content, Outcome::Failed, begun.elapsed());
                 respond::pull_failed(&error, self.wanted.kind, spread(&case.request_id))
             }
         }
@@ -292,10 +354,11 @@ impl Pull {
         Serving::begin(
             case.connection,
             self.device.clone(),
-            self.wanted.descriptor.digest,
+            (self.wanted.repository.clone(), self.wanted.descriptor.digest),
             origin,
             &case.request_id,
             self.end - self.start,
+            &case.span,
         )
     }
 }

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
+use tracing::{Instrument as _, Span};
 
 use super::Limits;
 use super::blob::Body;
@@ -24,6 +25,7 @@ use super::dial::Dialer;
 use super::error::{Cause, UpstreamError};
 use super::target::{Scheme, Target};
 use crate::secret::Secret;
+use crate::trace::TRACE;
 
 /// Most bytes of an answer over HTTP/1.1 that are read at once, and longest head of one. What is read waits in a queue
 /// before it is written, so this decides what a large blob needs of memory.
@@ -142,7 +144,7 @@ impl Client {
         self.answer(target.clone(), response, None)
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: Method,
         target: &Target,
@@ -154,27 +156,48 @@ impl Client {
         self.dialer.policy().permits(target).map_err(forbidden)?;
         let uri = target.uri().ok_or_else(|| bad(target, "points to no valid URL"))?;
         let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
+        *request.method_mut() = method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         let headers = request.headers_mut();
         // An encoded body has another digest; there is nothing that we would decode.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let outcome = match timeout(self.limits.head, self.http.request(request)).await {
+        let span = self.span(&method, target);
+        let asked = self.http.request(request).instrument(span.clone());
+        let outcome = match timeout(self.limits.head, asked).await {
             Ok(sent) => sent.map_err(|error| failure(target, &error)),
             Err(_) => Err(UpstreamError::Timeout {
                 host: target.authority().into(),
                 doing: "sending the head of its answer",
             }),
         };
+        if let Ok(response) = &outcome {
+            span.record("http.response.status_code", response.status().as_u16());
+        }
         if let Some(tally) = &self.tally {
             tally.asked(outcome.as_ref().ok().map(Response::status));
         }
         outcome
     }
 
-    fn answer(
+    /// For traces: a request to a registry. What goes to the collector of traces is none, or it would never end.
+    fn span(&self, method: &Method, target: &Target) -> Span {
+        if self.tally.is_none() {
+            return Span::none();
+        }
+        tracing::debug_span!(
+            target: TRACE,
+            "ask registry",
+            otel.kind = "client",
+            http.request.method = %method,
+            server.address = target.host(),
+            url.path = target.path(),
+            http.response.status_code = tracing::field::Empty,
+        )
+    }
+
+    pub(super) fn answer(
         &self,
         target: Target,
         response: Response<Incoming>,

@@ -111,7 +111,7 @@ impl Target {
         self.port
     }
 
-    fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         self.path_and_query.split('?').next().unwrap_or("/")
     }
 

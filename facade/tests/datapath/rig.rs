@@ -9,6 +9,7 @@ use bytes::Bytes;
 use facade::blobs::fs::FsBlobs;
 use facade::catalog::access::{Access, DeviceEntry, Standing};
 use facade::catalog::closure::Closure;
+use facade::catalog::pulls::Pulls;
 use facade::clock::Clock;
 use facade::metrics::Metrics;
 use facade::pull::{Parts, PullEvent, Puller, Settings};
@@ -162,6 +163,8 @@ impl Rig {
             tls: Tls::new(identity, clock.clone()).unwrap(),
             access: Arc::clone(&access),
             puller: puller.clone(),
+            pulls: Pulls::open(&directory.path().join("access-log"), 1 << 20, metrics.pulls_dropped.clone())
+                .unwrap(),
             handler: Arc::new(|request| {
                 let device = request.device.map(|device| device.id().to_string());
                 Box::pin(

@@ -16,6 +16,16 @@ pub enum Peer {
     Anonymous,
 }
 
+impl Peer {
+    /// The device, if it is one.
+    pub fn device(&self) -> Option<&Device> {
+        match self {
+            Self::Device(device) => Some(device),
+            Self::Anonymous => None,
+        }
+    }
+}
+
 /// A device, by its verified certificate. That chain and signature are right does not mean that the certificate is still
 /// valid: [`Device::validity_at`] and the standing of the device are judged on every request.
 #[derive(Clone, Debug)]
