@@ -4,6 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "a story stops where its scene cannot be set")]
 
+mod access_log;
 mod api;
 mod authorization;
 mod board;
@@ -14,6 +15,7 @@ mod cloud;
 mod connections;
 mod console;
 mod credentials;
+mod documentation;
 mod enroll;
 mod est;
 mod events;
@@ -22,6 +24,7 @@ mod import;
 mod interop;
 mod keys;
 mod life;
+mod oidc;
 mod operators;
 mod power;
 mod profiles;
@@ -36,3 +39,4 @@ mod stock_clients;
 mod surroundings;
 mod tamper;
 mod tidy;
+mod traces;

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use harness::{Device, Facade, Image, ImageBuilder, Outcome, Pushed, Registry, http, poll};
+use harness::{Device, Facade, Image, ImageBuilder, Pushed, Registry, http, poll};
 use serde_json::{Value, json};
 
 /// Longest wait for the next step of a rollout, on a loaded machine.
@@ -232,21 +232,4 @@ fn a_viewer_sees_rollouts_and_changes_none() {
     assert_eq!(ask("DELETE", "/api/v1/rollouts/app-2"), 403);
     assert_eq!(ask("POST", "/api/v1/devices/board-1/labels"), 403);
     assert_eq!(fleet.rollout()["state"], "running");
-}
-
-#[test]
-fn every_command_of_the_how_to_on_rollouts_works() {
-    let fleet = Fleet::of(3);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../facade/docs/how-to-rollouts.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("    facade ")).collect();
-    assert!(commands.len() > 10, "{commands:?}");
-    for command in commands {
-        let command = command.replace("ARTIFACT", &fleet.new.artifact());
-        // As a shell has it: the quotes of the page are those of the command.
-        let words = format!("set -- {command}; printf '%s\\n' \"$@\"");
-        let words = Outcome::of(std::process::Command::new("sh").args(["-c", &words]), b"").expect_success();
-        let words: Vec<&str> = words.stdout.lines().collect();
-        fleet.facade.cli(&words).expect_success();
-    }
 }
