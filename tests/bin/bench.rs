@@ -13,6 +13,8 @@ mod measure;
 mod memory;
 #[path = "bench/metadata.rs"]
 mod metadata;
+#[path = "bench/operators.rs"]
+mod operators;
 #[path = "bench/pull.rs"]
 mod pull;
 #[path = "bench/rounds.rs"]
@@ -31,9 +33,13 @@ fn main() -> ExitCode {
         Some(("agent", [])) => agent::run(),
         Some(("memory", [])) => memory::run(),
         Some(("metadata", [])) => metadata::run(),
+        Some(("operators", rest)) => operators::run(rest.first()),
         Some(("pull", rows)) => pull::run(rows),
         _ => {
-            drop(writeln!(std::io::stderr(), "usage: bench agent | memory | metadata | pull [ROWS…]"));
+            drop(writeln!(
+                std::io::stderr(),
+                "usage: bench agent | memory | metadata | operators [DEVICES] | pull [ROWS…]"
+            ));
             ExitCode::from(2)
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,13 +37,23 @@ pub(crate) struct Got {
 
 impl Dialer {
     pub(crate) fn new(port: u16, identity: &Identity) -> Self {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(&identity.ca).expect("read the CA") {
-            roots.add(certificate.expect("a certificate")).expect("a root");
-        }
         let chain = CertificateDer::pem_file_iter(&identity.cert).expect("read the certificate");
         let chain = chain.map(|certificate| certificate.expect("a certificate")).collect();
         let key = PrivateKeyDer::from_pem_file(&identity.key).expect("read the key");
+        Self::with_identity(port, &identity.ca, chain, key)
+    }
+
+    /// For a device that is not in files.
+    pub(crate) fn with_identity(
+        port: u16,
+        ca: &Path,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca).expect("read the CA") {
+            roots.add(certificate.expect("a certificate")).expect("a root");
+        }
         let mut provider = rustls::crypto::ring::default_provider();
         // All servers take the first that a client offers: the one that costs each of them least.
         provider.cipher_suites = vec![rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256];
@@ -115,6 +126,34 @@ impl Connection {
             }
         }
         Ok(Got { bytes: length, first_byte: first_byte.unwrap_or_default(), last_byte: started.elapsed() })
+    }
+
+    /// Puts something, and reads the answer.
+    pub(crate) async fn put(&mut self, path: &str, body: &[u8]) -> io::Result<()> {
+        let length = body.len();
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        );
+        self.stream.write_all(&[head.as_bytes(), body].concat()).await?;
+        self.stream.flush().await?;
+        let mut received = Vec::new();
+        loop {
+            let mut piece = [0; 4096];
+            let count = self.stream.read(&mut piece).await?;
+            received.extend_from_slice(piece.get(..count).unwrap_or_default());
+            match head_of(&received)? {
+                Some((head, length)) if received.len() as u64 >= head as u64 + length => return Ok(()),
+                _ if count == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks for something whose answer nobody waits for.
+    pub(crate) async fn ask(&mut self, path: &str) -> io::Result<()> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.stream.write_all(request.as_bytes()).await?;
+        self.stream.flush().await
     }
 
     /// Lets an idle connection hold no memory of ours.
