@@ -21,8 +21,12 @@ pub mod names;
 pub mod publish;
 pub mod refresh;
 pub mod roles;
+#[cfg(test)]
+mod thief;
 pub mod trusted;
 pub mod uptane;
+#[cfg(test)]
+mod vectors;
 pub mod verify;
 
 pub use error::MetadataError;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp as Time;
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 
 use super::names::TargetPath;
 use super::publish::{Successor as _, sign};
@@ -47,11 +47,17 @@ pub(crate) struct Repository {
     pub(crate) timestamp_keys: Vec<SigningKey>,
     pub(crate) snapshot_keys: Vec<SigningKey>,
     pub(crate) targets_keys: Vec<SigningKey>,
+    seeds: [u8; 4],
 }
 
 impl Repository {
     pub(crate) fn new() -> Self {
-        let keys = [1, 2, 3, 4].map(key);
+        Self::signed_by([1, 2, 3, 4])
+    }
+
+    /// A repository whose root, timestamp, snapshot and targets have these keys.
+    pub(crate) fn signed_by(seeds: [u8; 4]) -> Self {
+        let keys = seeds.map(key);
         let [root, timestamp, snapshot, targets] = &keys;
         let role = |key: &SigningKey| RoleKeys::new(&[key.public()], 1);
         let (expires, extra) = (time(LATER), Map::new());
@@ -79,10 +85,11 @@ impl Repository {
             snapshot: Snapshot { version: 0, expires, meta: BTreeMap::new(), extra: extra.clone() },
             targets: Targets { version: 0, expires, targets: BTreeMap::new(), delegations: None, extra },
             files: BTreeMap::new(),
-            root_keys: vec![key(1)],
-            timestamp_keys: vec![key(2)],
-            snapshot_keys: vec![key(3)],
-            targets_keys: vec![key(4)],
+            root_keys: vec![key(seeds[0])],
+            timestamp_keys: vec![key(seeds[1])],
+            snapshot_keys: vec![key(seeds[2])],
+            targets_keys: vec![key(seeds[3])],
+            seeds,
         };
         repository.publish_root();
         repository.publish();
@@ -142,9 +149,104 @@ impl Repository {
         self.files.insert(format!("{version}.{}.json", super::names::quote(role)), bytes);
     }
 
+    /// Publishes targets, snapshot and timestamp as they stand, each as version 1. The lists have no hashes, so that it is
+    /// the signatures and the rules that have to refuse what is changed afterwards.
+    pub(crate) fn publish_bare(&mut self) {
+        (self.targets.version, self.snapshot.version, self.timestamp.version) = (1, 1, 1);
+        self.put_targets();
+        for meta in self.snapshot.meta.values_mut() {
+            (meta.length, meta.hashes) = (None, None);
+        }
+        self.put_snapshot();
+        (self.timestamp.meta.snapshot.length, self.timestamp.meta.snapshot.hashes) = (None, None);
+        self.put_timestamp();
+    }
+
+    /// A next root that says the same.
+    pub(crate) fn publish_next_root(&mut self) {
+        self.root = self.root.successor(self.root.expires);
+        self.publish_root();
+    }
+
+    /// The first key of a role; a delegated one has it from its name.
+    pub(crate) fn key_of(&self, role: &str) -> SigningKey {
+        let [root, timestamp, snapshot, targets] = self.seeds;
+        match role {
+            "root" => key(root),
+            "timestamp" => key(timestamp),
+            "snapshot" => key(snapshot),
+            "targets" => key(targets),
+            other => delegated_key(other),
+        }
+    }
+
+    /// The file in which a role is served.
+    pub(crate) fn file_of(&self, role: &str) -> String {
+        match role {
+            "root" => format!("{}.root.json", self.root.version),
+            "timestamp" => "timestamp.json".to_owned(),
+            "snapshot" => format!("{}.snapshot.json", self.snapshot.version),
+            other => format!("{}.{other}.json", self.snapshot.meta[&format!("{other}.json")].version),
+        }
+    }
+
+    /// A file as it is served, read as JSON.
+    pub(crate) fn read(&self, file: &str) -> Value {
+        serde_json::from_slice(&self.files[file]).unwrap()
+    }
+
+    /// Changes what the file of a role says, and signs it again with the role's own key.
+    pub(crate) fn resign(&mut self, role: &str, change: impl FnOnce(&mut Value)) {
+        let file = self.file_of(role);
+        let mut signed = self.read(&file)["signed"].clone();
+        change(&mut signed);
+        let bytes = forged(&self.key_of(role), &signed).unwrap();
+        self.files.insert(file, bytes);
+    }
+
+    /// Changes the signatures under the file of a role.
+    pub(crate) fn change_signatures(&mut self, role: &str, change: impl FnOnce(&mut Vec<Value>)) {
+        let file = self.file_of(role);
+        let mut parsed = self.read(&file);
+        change(parsed["signatures"].as_array_mut().unwrap());
+        self.files.insert(file, serde_json::to_vec(&parsed).unwrap());
+    }
+
+    /// Changes where a role is listed with its keys: in the root, or as the first that its delegator lists.
+    pub(crate) fn change_keys(&mut self, role: &str, change: impl FnOnce(&mut Value)) {
+        let delegator = delegator_of(role);
+        let pointer = match delegator {
+            "root" => format!("/roles/{role}"),
+            _ => "/delegations/roles/0".to_owned(),
+        };
+        self.resign(delegator, |signed| change(signed.pointer_mut(&pointer).unwrap()));
+    }
+
     pub(crate) fn stored(&self) -> Stored {
         Stored { root: self.files["1.root.json"].clone(), ..Stored::default() }
     }
+}
+
+/// Who names the keys of a role, where the top-level targets are the only delegator.
+pub(crate) fn delegator_of(role: &str) -> &'static str {
+    match role {
+        "root" | "timestamp" | "snapshot" | "targets" => "root",
+        _ => "targets",
+    }
+}
+
+/// The key of a delegated role.
+pub(crate) fn delegated_key(role: &str) -> SigningKey {
+    key(role.bytes().fold(60, u8::wrapping_add))
+}
+
+/// Signs any text as the owner of a key could.
+pub(crate) fn forged(key: &SigningKey, signed: &Value) -> Option<Vec<u8>> {
+    let message = crate::canonical::object_to_bytes(signed.as_object()?).ok()?;
+    let signature = key.sign(&message);
+    let sig = data_encoding::HEXLOWER.encode(&signature.bytes);
+    let envelope = json!({"signed": signed, "signatures": [{"keyid": signature.keyid, "sig": sig}]});
+    serde_json::to_vec(&envelope).ok()
 }
 
 pub(crate) fn signed<T: Document>(document: &T, keys: &[SigningKey]) -> Vec<u8> {
