@@ -38,6 +38,7 @@ mod permission;
 mod room;
 pub mod shown;
 mod stops;
+mod withheld;
 
 pub use error::AgentError;
 

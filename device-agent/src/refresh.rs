@@ -103,6 +103,16 @@ impl RefreshError {
         }
     }
 
+    /// Whether the facade says that it does not have a file which it must have.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Metadata { source: MetadataError::Missing { .. }, .. })
+    }
+
+    /// Whether the facade was reached and a file did not come.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Client { source, .. } if source.is_silence())
+    }
+
     /// Whether the facade does not know this device any more.
     pub fn is_disowned(&self) -> bool {
         matches!(self, Self::Client { source, .. } if source.is_disowned())
@@ -352,8 +362,13 @@ pub const ROLLBACK: &str = "metadata_rollback";
 
 /// The stable name of a refusal, for the operator's filters.
 pub fn refusal_code(error: &RefreshError) -> &'static str {
-    let RefreshError::Metadata { source, .. } = error else {
-        return "targets_disagree";
+    let source = match error {
+        RefreshError::Metadata { source, .. } => source,
+        RefreshError::Client { .. } => return "metadata_withheld",
+        RefreshError::Disagree(_)
+        | RefreshError::NoRoot { .. }
+        | RefreshError::Root { .. }
+        | RefreshError::State(_) => return "targets_disagree",
     };
     match source {
         MetadataError::Expired { .. } => "metadata_expired",

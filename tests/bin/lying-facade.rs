@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use harness::Liar;
 use harness::device::Identity;
+use harness::{Liar, Lie};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     };
     let about: Vec<&str> = about.iter().map(String::as_str).collect();
     let identity = Identity::in_directory(Path::new(identity));
-    let _liar = Liar::start(port, truth, Path::new(tls), &identity, &about);
+    let _liar = Liar::start(Lie::OtherSignature, port, truth, Path::new(tls), &identity, &about);
     loop {
         std::thread::park();
     }

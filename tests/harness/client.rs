@@ -66,6 +66,11 @@ impl DeviceClient {
 
     /// One request with headers.
     pub fn send(&self, method: &str, target: &str, headers: &[&str]) -> Answer {
+        self.send_body(method, target, headers, b"")
+    }
+
+    /// One request with headers and a body.
+    pub fn send_body(&self, method: &str, target: &str, headers: &[&str], content: &[u8]) -> Answer {
         let directory = TempDir::new().expect("make a directory");
         let (head, body) = (directory.path().join("head"), directory.path().join("body"));
         let mut command = Command::new("curl");
@@ -81,9 +86,12 @@ impl DeviceClient {
         for header in headers {
             command.args(["--header", header]);
         }
+        if !content.is_empty() {
+            command.args(["--data-binary", "@-"]);
+        }
         command.arg("--dump-header").arg(&head).arg("--output").arg(&body);
         command.args(["--write-out", "%{http_code}"]).arg(format!("{}{target}", self.url));
-        let outcome = Outcome::of(&mut command, b"");
+        let outcome = Outcome::of(&mut command, content);
         Answer {
             status: outcome.stdout.trim().parse().unwrap_or(0),
             headers: fs::read_to_string(&head).unwrap_or_default(),

@@ -1,5 +1,5 @@
-//! A facade that lies: it has stolen the true one's server key and stands in its place, passes everything on, and
-//! changes the signature in one metadata file.
+//! A facade that lies: it has stolen the true one's server key and stands in its place, passes everything on, and lies
+//! about one metadata file.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,6 +15,17 @@ use crate::device::{Device, Identity};
 use crate::facade::Facade;
 use crate::http::{self, Server};
 
+/// What is done to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// It has another signature.
+    OtherSignature,
+    /// It is said not to be there.
+    Absent,
+    /// It is never given.
+    Silence,
+}
+
 /// A running liar.
 pub struct Liar {
     _server: Server,
@@ -23,19 +34,24 @@ pub struct Liar {
 impl Liar {
     /// Puts a liar between `facade` and its devices, who changes answers whose path contains every word of `about`.
     pub fn between(facade: &mut Facade, device: &Device, about: &[&str]) -> Self {
+        Self::telling(Lie::OtherSignature, facade, device, about)
+    }
+
+    /// The same with another lie.
+    pub fn telling(lie: Lie, facade: &mut Facade, device: &Device, about: &[&str]) -> Self {
         let (public, moved) = facade.move_device_door();
         let truth = format!("https://localhost:{moved}");
-        Self::start(public, &truth, &facade.data_dir().join("tls"), &device.identity(), about)
+        Self::start(lie, public, &truth, &facade.data_dir().join("tls"), &device.identity(), about)
     }
 
     /// Listens on `port` with the server key in `tls`, and asks `truth` with a device's identity.
-    pub fn start(port: u16, truth: &str, tls: &Path, identity: &Identity, about: &[&str]) -> Self {
+    pub fn start(lie: Lie, port: u16, truth: &str, tls: &Path, identity: &Identity, about: &[&str]) -> Self {
         let config = Arc::new(server_config(tls));
         let client = DeviceClient::new(truth, identity);
         let about: Vec<String> = about.iter().map(|word| (*word).to_owned()).collect();
         let server = Server::start_on(port, move |stream| {
             // A client that hangs up early has seen enough.
-            drop(serve(stream, &config, &client, &about));
+            drop(serve(stream, &config, &client, (lie, &about)));
         });
         Self { _server: server }
     }
@@ -62,20 +78,25 @@ fn serve(
     stream: TcpStream,
     config: &Arc<ServerConfig>,
     client: &DeviceClient,
-    about: &[String],
+    (lie, about): (Lie, &[String]),
 ) -> std::io::Result<()> {
     let connection = ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
     let mut stream = StreamOwned::new(connection, stream);
-    let (head, _) = http::read_request(&mut stream)?;
-    let ranges = head.headers.get("range").map(|range| format!("Range: {range}"));
-    let headers: Vec<&str> = ranges.iter().map(String::as_str).collect();
-    let answer = client.send(&head.method, &head.target, &headers);
-    let mut body = answer.body.clone();
+    let (head, content) = http::read_request(&mut stream)?;
+    let passed_on = |name: &str| head.headers.get(name).map(|value| format!("{name}: {value}"));
+    let headers: Vec<String> = ["range", "content-type"].into_iter().filter_map(passed_on).collect();
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    let answer = client.send_body(&head.method, &head.target, &headers, &content);
+    let (mut status, mut body) = (answer.status, answer.body.clone());
     if about.iter().all(|word| head.target.contains(word.as_str())) {
-        change_signature(&mut body);
+        match lie {
+            Lie::OtherSignature => change_signature(&mut body),
+            Lie::Absent => (status, body) = (404, Vec::new()),
+            Lie::Silence => return Ok(()),
+        }
     }
     let kind = answer.header("content-type").unwrap_or("application/octet-stream");
-    http::answer(&mut stream, answer.status, &[("Content-Type", kind)], &body);
+    http::answer(&mut stream, status, &[("Content-Type", kind)], &body);
     stream.conn.send_close_notify();
     stream.conn.complete_io(&mut stream.sock).map(drop)
 }

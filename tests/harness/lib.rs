@@ -55,7 +55,7 @@ pub use containerd::Containerd;
 pub use device::Device;
 pub use facade::Facade;
 pub use image::{Image, ImageBuilder};
-pub use liar::Liar;
+pub use liar::{Liar, Lie};
 pub use process::{Outcome, Process, poll};
 pub use proxy::{Fault, Proxy, When};
 pub use registry::{Pushed, Registry};

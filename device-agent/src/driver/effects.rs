@@ -161,6 +161,7 @@ impl Agent {
 
     /// Notes what both repositories say; whether it is settled and something of earlier attempts may lie about.
     fn note_agreement(&self, agreed: &Agreed, offer: &Offer) -> bool {
+        self.note_answers();
         let held_back = self.held_back(self.state().standing(), offer);
         let mut shared = self.shared();
         shared.versions = agreed.versions;
@@ -194,7 +195,7 @@ impl Agent {
         if error.is_disowned() {
             return self.disowned(error.into());
         }
-        if error.is_verification() {
+        if self.is_refusal(&error) {
             let subject = Subject::Metadata(Line::shortened(&subject(&error)));
             let refused = self.reporter().refuse(subject, refusal_code(&error), &crate::error_chain(&error));
             if let Err(error) = refused {
@@ -485,10 +486,10 @@ fn subject(error: &RefreshError) -> String {
         RefreshError::Metadata { repository, file, .. } => {
             format!("{}/{}", repository.name(), file.as_deref().unwrap_or("metadata"))
         }
+        RefreshError::Client { repository, file, .. } => format!("{}/{file}", repository.name()),
         RefreshError::Disagree(_)
         | RefreshError::NoRoot { .. }
         | RefreshError::Root { .. }
-        | RefreshError::Client { .. }
         | RefreshError::State(_) => "director/targets.json".to_owned(),
     }
 }

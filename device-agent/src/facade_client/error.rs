@@ -208,6 +208,22 @@ impl ClientError {
         }
     }
 
+    /// Whether the facade was reached, and what was asked for did not come.
+    pub fn is_silence(&self) -> bool {
+        if let Self::Status { status, .. } = self {
+            // A facade that is busy says so, and is asked again.
+            return status.is_server_error() && *status != StatusCode::SERVICE_UNAVAILABLE;
+        }
+        matches!(
+            self,
+            Self::Broken { .. }
+                | Self::NoAnswer { .. }
+                | Self::Stalled { .. }
+                | Self::Slow { .. }
+                | Self::Cut { .. }
+        )
+    }
+
     /// How long the facade wants us to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         if let Self::Status { retry_after, .. } = self { *retry_after } else { None }

@@ -180,6 +180,73 @@ async fn refuses_metadata_that_goes_back_and_keeps_what_it_has() {
 }
 
 #[tokio::test]
+async fn a_file_that_the_facade_says_it_has_not_is_told_at_once() {
+    for (repository, role) in [("director", "snapshot"), ("director", "targets"), ("images", "timestamp")] {
+        let (facade, device) = enrolled().await;
+        device.sync().await.unwrap();
+        Sample::new("app", MIB).assign(&facade);
+        let file = {
+            let mut script = facade.script();
+            let repositories = &mut script.repositories;
+            let repository =
+                if repository == "director" { &mut repositories.director } else { &mut repositories.images };
+            let newest = |name: &&String| {
+                let version = name.split('.').next().unwrap_or_default();
+                (name.ends_with(&format!("{role}.json")), version.parse::<u64>().unwrap_or_default())
+            };
+            let file = repository.files.keys().max_by_key(newest).unwrap().clone();
+            repository.files.remove(&file);
+            file
+        };
+        device.sync().await.unwrap_err();
+        let refused = facade.script().reports.last().unwrap()["refused"][0].clone();
+        assert_eq!(refused["code"], "metadata_missing", "{refused}");
+        assert_eq!(refused["metadata"], format!("{repository}/{file}"), "{refused}");
+        assert!(refused["reason"].as_str().unwrap().contains(&format!("server has no {file}")), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_never_comes_is_told_once_it_cannot_be_an_accident() {
+    for fault in [Fault::Hangup, Fault::CutAt(10), Fault::Status(500)] {
+        let (facade, device) = enrolled().await;
+        let sample = Sample::new("app", MIB);
+        sample.assign(&facade);
+        device.sync().await.unwrap();
+        let refusals = || {
+            let reports = facade.script().reports.clone();
+            let refused = reports.iter().filter_map(|report| report["refused"].as_array().cloned());
+            refused.flatten().collect::<Vec<_>>()
+        };
+        let withheld = async || {
+            facade.script().faults.clear();
+            for _ in 0..20 {
+                facade.fault("/metadata/images/timestamp.json", fault.clone());
+            }
+            device.sync().await.unwrap_err();
+        };
+        withheld().await;
+        withheld().await;
+        assert!(refusals().is_empty(), "{fault:?}: two rounds may be an accident");
+        // One good round, and it begins anew.
+        facade.script().faults.clear();
+        device.sync().await.unwrap();
+        withheld().await;
+        withheld().await;
+        assert!(refusals().is_empty(), "{fault:?}: {:?}", refusals());
+        withheld().await;
+        let [refused] = refusals().try_into().unwrap();
+        assert_eq!(refused["code"], "metadata_withheld", "{refused}");
+        assert_eq!(refused["metadata"], "images/timestamp.json", "{refused}");
+        assert!(refused["reason"].as_str().unwrap().contains("could not be fetched"), "{refused}");
+        // What runs is not touched, and the next good answer is taken.
+        assert!(sample.is_on(&device));
+        facade.script().faults.clear();
+        device.sync().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_facade_that_is_gone_is_unreachable_and_nothing_is_lost() {
     let (facade, device) = enrolled().await;
     let sample = Sample::new("app", MIB);
