@@ -6,6 +6,7 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 mod dump;
+mod repage;
 pub mod sled;
 
 use std::fmt;
@@ -146,6 +147,12 @@ impl Batch {
         })?;
         self.put(table, key, bytes);
         Ok(())
+    }
+
+    /// Adds everything that another batch does.
+    pub fn append(&mut self, other: Self) {
+        self.requirements.extend(other.requirements);
+        self.writes.extend(other.writes);
     }
 
     /// Removes a record, if it is there.

@@ -16,7 +16,7 @@ use std::{io, thread};
 
 use async_trait::async_trait;
 
-use super::{Batch, Entry, Scan, Store, StoreError, Table, dump};
+use super::{Batch, Entry, Scan, Store, StoreError, Table, dump, repage};
 
 /// Memory for cached pages. The records of a large fleet are small; sled's own default is 512 MiB.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -24,7 +24,12 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// A writer that has not finished after this long never will.
 const STALLED_AFTER: Duration = Duration::from_secs(15);
 
-type Db = ::sled::Db<1024>;
+/// Entries per page. A page is compressed and written as a whole by every change in it, and the largest records, the bins
+/// of the images metadata, have more than 100 KiB: with sled's own 1024 one import among 100,000 artifacts would write
+/// 70 MiB, and so would every small record that shares the page. Fewer still would cost memory for each page's place.
+const PAGE: usize = 32;
+
+pub(super) type Db = ::sled::Db<PAGE>;
 
 /// A [`Store`] in a directory.
 #[derive(Clone)]
@@ -61,13 +66,20 @@ pub enum Opened {
 impl SledStore {
     /// Opens the database in `path`; a damaged one is replaced by the newest good dump in `dumps`.
     pub fn open(path: &Path, dumps: &Path) -> Result<(Self, Opened), StoreError> {
-        match open_db(path) {
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        repage::finish(path).map_err(failed)?;
+        match open_pages(path) {
             Ok(db) => Ok((Self::start(db), Opened::Clean)),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::info!(path = %path.display(), "copying the database of an earlier version");
+                repage::repage(path).map_err(failed)?;
+                Ok((Self::start(open_pages(path).map_err(failed)?), Opened::Clean))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(StoreError::InUse { path: path.to_owned() })
             }
             Err(error) if is_damage(&error) => Self::recover(path, dumps),
-            Err(source) => Err(StoreError::Open { path: path.to_owned(), source }),
+            Err(source) => Err(failed(source)),
         }
     }
 
@@ -91,7 +103,7 @@ impl SledStore {
             .find(|candidate| !candidate.exists())
             .unwrap_or_else(|| path.with_extension("damaged"));
         std::fs::rename(path, &moved_to).map_err(failed)?;
-        let store = Self::start(open_db(path).map_err(failed)?);
+        let store = Self::start(open_pages(path).map_err(failed)?);
         let newest = dump::newest(dumps).map_err(failed)?;
         if let Some((_, entries)) = &newest {
             let mut batch = ::sled::Batch::default();
@@ -195,10 +207,11 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-fn open_db(path: &Path) -> io::Result<Db> {
+/// Opens a database whose pages have so many entries.
+pub(super) fn open_pages<const ENTRIES: usize>(path: &Path) -> io::Result<::sled::Db<ENTRIES>> {
     let config = ::sled::Config::new().path(path).cache_capacity_bytes(CACHE_BYTES);
     // sled panics on some kinds of damage; to its caller that is one more way of failing to open.
-    catch_unwind(AssertUnwindSafe(|| config.open::<1024>()))
+    catch_unwind(AssertUnwindSafe(|| config.open::<ENTRIES>()))
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::InvalidData, "the database is damaged")))
 }
 
