@@ -230,6 +230,53 @@ fn an_older_data_directory_is_noticed_by_what_devices_have_seen() {
 }
 
 #[test]
+fn a_copy_from_before_a_delegation_recovers_by_an_operators_word_and_a_new_snapshot_key() {
+    let (registry, mut facade) = (Registry::open(), Facade::start());
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    let first = registry.push("team/app", "v1", &small());
+    facade.deliver(&first, "board-1");
+    device.sync().expect_success();
+    let backup = TempDir::new().expect("make a directory");
+    facade.stop();
+    copy(&facade.data_dir(), &backup.path().join("data"));
+    facade.start_again();
+    // The device comes to know a role that the copy has never heard of.
+    facade.ok(&["keys", "delegate", "ci", "--repository", &first.repository]);
+    let second = registry.push("team/app", "v2", &small());
+    facade.deliver(&second, "board-1");
+    device.sync().expect_success();
+    assert!(device.state_dir().join("metadata/images/publisher-ci.json").exists());
+    facade.stop();
+    copy(&backup.path().join("data"), &facade.data_dir());
+    facade.start_again();
+
+    assert_ne!(device.sync().code, 0);
+    let status = facade.ok(&["status"]).to_string();
+    assert!(status.contains("facade keys recover images"), "{status}");
+    for repository in ["images", "director"] {
+        let _ = facade.cli(&["keys", "recover", repository, "--confirm"]);
+    }
+    let third = registry.push("team/app", "v3", &small());
+    facade.deliver(&third, "board-1");
+    // Everything is above what was seen, and still a role has vanished, which no snapshot of the same key may do.
+    assert_ne!(device.sync().code, 0);
+    let refused = facade.ok(&["device", "show", "board-1"])["refused"].to_string();
+    assert!(refused.contains("no longer lists publisher-ci.json"), "{refused}");
+    assert!(device.delivered().contains(&second.digest), "what runs goes on");
+
+    assert_eq!(outcome(&facade.ok(&["keys", "rotate", "images", "snapshot"])), "published");
+    device.sync().expect_success();
+    assert!(device.delivered().contains(&third.digest));
+    // The same publisher can be let in again.
+    facade.ok(&["keys", "delegate", "ci", "--repository", &first.repository]);
+    let fourth = registry.push("team/app", "v4", &small());
+    facade.deliver(&fourth, "board-1");
+    device.sync().expect_success();
+    assert!(device.delivered().contains(&fourth.digest));
+}
+
+#[test]
 fn many_artifacts_are_listed_in_bins_that_devices_find() {
     let registry = Registry::open();
     let facade = Facade::start();
