@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -162,6 +162,11 @@ impl Inner {
                 .map(|address| address.ip())
                 .collect(),
             Resolver::Table(table) => table.get(target.host()).cloned().unwrap_or_default(),
+            Resolver::Changing(answers) => {
+                let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                let next = if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() };
+                next.unwrap_or_default()
+            }
         };
         if found.is_empty() {
             return Err(unknown(Cause::new("no address")));

@@ -1,9 +1,10 @@
 //! What all connections share; `config.rs` fills it in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::counters::Counters;
@@ -50,6 +51,8 @@ pub enum Resolver {
     System,
     /// From a table; no other name resolves.
     Table(BTreeMap<String, Vec<IpAddr>>),
+    /// From a name server that gives each question another answer, the last one for ever.
+    Changing(Arc<Mutex<VecDeque<Vec<IpAddr>>>>),
 }
 
 /// The proxy for upstream traffic; `config.rs` reads it from `HTTPS_PROXY` and `NO_PROXY`. Upstreams without TLS are at

@@ -1,6 +1,6 @@
 //! Below HTTP: addresses that must not be dialled, certificates, client certificates, proxies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -68,6 +68,32 @@ async fn dials_only_the_addresses_that_passed_of_a_name_that_has_others_too() {
     // What is shown is what was dialled: one lookup gives both.
     assert_eq!(report.steps[0].detail, "127.0.0.1", "{report:?}");
     pull(&connected).await.unwrap();
+}
+
+/// DNS rebinding: a name server that shows a harmless address to a check, and another one to whoever connects.
+#[tokio::test]
+async fn a_name_that_changes_between_check_and_dial_leads_nowhere_else() {
+    let registry = Fake::start(|_| Reply::ok(BLOB));
+    let (harmless, inside): (IpAddr, IpAddr) =
+        ("127.0.0.1".parse().unwrap(), "169.254.169.254".parse().unwrap());
+    let answering = |answers: &[IpAddr]| {
+        let answers =
+            Arc::new(Mutex::new(answers.iter().map(|answer| vec![*answer]).collect::<VecDeque<_>>()));
+        let (definition, settings) = named(registry.address.port(), &[]);
+        let settings = Settings { resolver: Resolver::Changing(Arc::clone(&answers)), ..settings };
+        let definition = Definition { plain_http: true, ..definition };
+        (connected(definition, settings, Secrets::default()), answers)
+    };
+    // One question for one connection: there is no second answer that it could be led astray by.
+    let (trusting, answers) = answering(&[harmless, inside]);
+    pull(&trusting).await.unwrap();
+    assert_eq!(*answers.lock().unwrap(), [vec![inside]], "one question was asked");
+    // Whatever comes next is judged anew: nothing is remembered of an address that was harmless once.
+    let (later, _) = answering(&[inside, harmless]);
+    assert!(matches!(pull(&later).await, Err(UpstreamError::ForbiddenAddress { .. })));
+    pull(&later).await.unwrap();
+    let seen = registry.seen().len();
+    assert_eq!(seen, 2, "nobody else was asked");
 }
 
 #[tokio::test]

@@ -84,7 +84,14 @@ fn names(bytes: &[u8]) {
     round::<pki::oci::Repository>(text);
     round::<pki::oci::ArtifactName>(text);
     round::<pki::x509::DeviceId>(text);
+    round::<pki::oci::RegistryHost>(text);
+    round::<pki::oci::Platform>(text);
+    round::<pki::x509::ServerName>(text);
     round::<pki::wire::FacadeUrl>(text);
+    // What an operator pastes has many spellings of one thing; the thing itself has one.
+    if let Ok(reference) = text.parse::<pki::oci::Reference>() {
+        round::<pki::oci::Repository>(&reference.repository.to_string());
+    }
 }
 
 /// Certificates as a peer sends them, and as they lie in files.
