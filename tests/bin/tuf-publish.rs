@@ -2,9 +2,12 @@
 //!
 //! `tuf-publish DIR` makes `DIR/metadata` and `DIR/targets`: two root versions (the second retires the first root key and
 //! is signed by both), a delegation by pattern, one by hash prefix, and a target in each.
+//!
+//! `tuf-publish --canonical` reads one JSON document a line, and writes its canonical bytes in hexadecimal.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead as _, BufWriter, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -23,8 +26,9 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let written = match std::env::args().nth(1) {
+        Some(verb) if verb == "--canonical" => canonical(),
         Some(directory) => publish(Path::new(&directory)),
-        None => Err("usage: tuf-publish DIR".into()),
+        None => Err("usage: tuf-publish DIR | --canonical".into()),
     };
     match written {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,6 +42,16 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "a command line tool says on standard error why it failed")]
 fn report(error: &dyn std::error::Error) {
     eprintln!("tuf-publish: {error}");
+}
+
+fn canonical() -> Outcome<()> {
+    let mut output = BufWriter::new(std::io::stdout().lock());
+    for line in std::io::stdin().lock().lines() {
+        let value = pki::json::parse(line?.as_bytes(), 1 << 20)?;
+        let bytes = pki::canonical::to_bytes(&value)?;
+        writeln!(output, "{}", data_encoding::HEXLOWER.encode(&bytes))?;
+    }
+    Ok(output.flush()?)
 }
 
 fn publish(directory: &Path) -> Outcome<()> {

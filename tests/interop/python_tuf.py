@@ -14,6 +14,7 @@ import http.server
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -812,6 +813,41 @@ def python_tuf_follows_our_publisher(publish, server):
         assert json.loads((state / "root.json").read_bytes())["signed"]["version"] == 2
 
 
+def any_value(random, depth=0):
+    """Any JSON value that may be signed: texts of any characters, integers that every reader holds."""
+    kind = random.randrange(4 if depth > 3 else 6)
+    if kind == 0:
+        return random.choice([None, True, False])
+    if kind == 1:
+        return random.choice([1, -1]) * random.randrange(2 ** random.choice([4, 16, 53]))
+    if kind < 4:
+        return any_text(random)
+    children = range(random.randrange(5))
+    if kind == 4:
+        return [any_value(random, depth + 1) for _ in children]
+    return {any_text(random): any_value(random, depth + 1) for _ in children}
+
+
+def any_text(random):
+    ranges = [(0, 0x20), (0x20, 0x7F), (0x20, 0x7F), (0x7F, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+    return "".join(chr(random.randrange(*random.choice(ranges))) for _ in range(random.randrange(8)))
+
+
+def canonical_json_is_byte_for_byte_theirs(publish):
+    """The bytes under every signature, held against securesystemslib's."""
+    from securesystemslib.formats import encode_canonical
+
+    count = int(os.environ.get("DRAYAGE_CANONICAL_VALUES", "20000"))
+    source = random.Random(20261129)
+    values = [any_value(source) for _ in range(count)]
+    lines = "".join(json.dumps(value, ensure_ascii=source.random() < 0.5) + "\n" for value in values)
+    ours = subprocess.run([publish, "--canonical"], input=lines.encode(), stdout=subprocess.PIPE, check=True)
+    ours = ours.stdout.decode().splitlines()
+    assert len(ours) == count, len(ours)
+    for value, line in zip(values, ours):
+        assert bytes.fromhex(line) == encode_canonical(value).encode(), value
+
+
 def main():
     binary, publish = map(os.path.abspath, sys.argv[1:3])
     only = sys.argv[3] if len(sys.argv) > 3 else ""
@@ -819,6 +855,7 @@ def main():
     cases = [(label, lambda f=function, a=arguments: f(lambda repository: Client(binary, server, repository), *a))
              for label, function, arguments in CASES]
     cases.append(("python_tuf_follows_our_publisher", lambda: python_tuf_follows_our_publisher(publish, server)))
+    cases.append(("canonical_json_is_byte_for_byte_theirs", lambda: canonical_json_is_byte_for_byte_theirs(publish)))
     for label, run in cases:
         if only not in label:
             continue

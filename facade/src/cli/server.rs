@@ -39,13 +39,16 @@ struct Made {
     created: Vec<String>,
     was_exposed: bool,
     admin_token_file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offline_keys: Option<PathBuf>,
 }
 
 impl Init {
     pub(super) fn run(self, output: &mut Output) -> Result<(), CliError> {
         keep_to_ourselves();
-        let offline = match (self.offline_keys, &self.passphrase_file) {
+        let offline = match (&self.offline_keys, &self.passphrase_file) {
             (Some(directory), Some(file)) => {
+                let directory = directory.clone();
                 let passphrase = super::keys::passphrase(file)?;
                 Some(init::Offline { directory, passphrase })
             }
@@ -61,7 +64,8 @@ impl Init {
         let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
         let admin_token_file = self.data_dir.join("admin.token");
         let init::Outcome { created, made_private } = outcome;
-        let made = Made { data_dir: self.data_dir, created, was_exposed: made_private, admin_token_file };
+        let (data_dir, offline_keys) = (self.data_dir, self.offline_keys);
+        let made = Made { data_dir, created, was_exposed: made_private, admin_token_file, offline_keys };
         output.result(&made, |made| {
             if made.created.is_empty() {
                 return format!("{} is already initialised; nothing was changed", made.data_dir.display());
@@ -69,9 +73,19 @@ impl Init {
             let dir = made.data_dir.display();
             let token = made.admin_token_file.display();
             let tightened = if made.was_exposed { " (was open to others; its mode is 0700 now)" } else { "" };
+            let created = made.created.join(", ");
+            let offline = made.offline_keys.as_ref().map(|keys| {
+                let keys = keys.display();
+                format!(
+                    "\n\nThe keys in {keys} are nowhere else: the roots', and the one that signs which artifacts exist. Keep a copy, take \
+                     them off this machine,\nand sign with them where no server runs: facade keys sign images --key \
+                     {keys}/images-targets.key --passphrase-file FILE"
+                )
+            });
+            let offline = offline.unwrap_or_default();
             format!(
-                "initialised {dir}{tightened}: {}\n\nnext: facade serve --data-dir {dir}\nand:  export FACADE_TOKEN_FILE={token}",
-                made.created.join(", ")
+                "initialised {dir}{tightened}: {created}{offline}\n\nnext: facade serve --data-dir {dir}\nand:  export \
+                 FACADE_TOKEN_FILE={token}"
             )
         });
         Ok(())
