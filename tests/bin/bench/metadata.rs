@@ -163,14 +163,16 @@ impl Samples {
         let count = self.seconds.len();
         let slowest = self.seconds.iter().copied().fold(0.0, f64::max);
         let typical = median(self.seconds);
-        let within = typical <= MAX_TIME.as_secs_f64() && self.signed <= limit;
+        // Processor time, because what else runs on the machine is none of the facade's doing.
+        let processor = self.processor / count as f64;
+        let within = processor <= MAX_TIME.as_secs_f64() && self.signed <= limit;
         let (most, limit) = (MAX_TIME.as_millis(), limit / 1000);
         let word = if within { "within" } else { "OVER" };
         say(&format!(
             "{what:<36} {:>6.2} ms {:>6.1} ms {:>6.2} ms {:>6} kB {:>6} kB  {word} {most} ms, {limit} kB",
             typical * 1e3,
             slowest * 1e3,
-            self.processor * 1e3 / count as f64,
+            processor * 1e3,
             self.signed.div_ceil(1000),
             self.disk / 1000 / count as u64,
         ));
