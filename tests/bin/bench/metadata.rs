@@ -163,9 +163,8 @@ impl Samples {
         let count = self.seconds.len();
         let slowest = self.seconds.iter().copied().fold(0.0, f64::max);
         let typical = median(self.seconds);
-        // Processor time, because what else runs on the machine is none of the facade's doing.
         let processor = self.processor / count as f64;
-        let within = processor <= MAX_TIME.as_secs_f64() && self.signed <= limit;
+        let within = typical <= MAX_TIME.as_secs_f64() && self.signed <= limit;
         let (most, limit) = (MAX_TIME.as_millis(), limit / 1000);
         let word = if within { "within" } else { "OVER" };
         say(&format!(
