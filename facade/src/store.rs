@@ -6,7 +6,6 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 mod dump;
-mod repage;
 pub mod sled;
 
 use std::fmt;

@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::ACCESS;
+use crate::clock::Clock;
 
 thread_local! {
     /// The second that was written last, as far as its text goes.
@@ -41,7 +42,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         if event.metadata().target() == ACCESS {
-            access_line(writer, event, Timestamp::now())
+            access_line(writer, event, Clock::system().now())
         } else {
             self.0.format_event(context, writer, event)
         }

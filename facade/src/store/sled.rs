@@ -6,6 +6,8 @@
 //! that was acknowledged is on disk. A database that cannot be opened is moved aside, never deleted, and the newest
 //! dump (see `store::dump`) takes its place.
 
+mod repage;
+
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ use std::{io, thread};
 
 use async_trait::async_trait;
 
-use super::{Batch, Entry, Scan, Store, StoreError, Table, dump, repage};
+use super::{Batch, Entry, Scan, Store, StoreError, Table, dump};
 
 /// Memory for cached pages. The records of a large fleet are small; sled's own default is 512 MiB.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -29,7 +31,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(15);
 /// 70 MiB, and so would every small record that shares the page. Fewer still would cost memory for each page's place.
 const PAGE: usize = 32;
 
-pub(super) type Db = ::sled::Db<PAGE>;
+type Db = ::sled::Db<PAGE>;
 
 /// A [`Store`] in a directory.
 #[derive(Clone)]
@@ -208,7 +210,7 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 /// Opens a database whose pages have so many entries.
-pub(super) fn open_pages<const ENTRIES: usize>(path: &Path) -> io::Result<::sled::Db<ENTRIES>> {
+fn open_pages<const ENTRIES: usize>(path: &Path) -> io::Result<::sled::Db<ENTRIES>> {
     let config = ::sled::Config::new().path(path).cache_capacity_bytes(CACHE_BYTES);
     // sled panics on some kinds of damage; to its caller that is one more way of failing to open.
     catch_unwind(AssertUnwindSafe(|| config.open::<ENTRIES>()))

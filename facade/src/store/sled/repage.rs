@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use super::sled::{Db, open_pages};
+use super::{Db, open_pages};
 
 /// Entries per page that an earlier version had.
 const EARLIER: usize = 1024;
