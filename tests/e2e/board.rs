@@ -54,9 +54,12 @@ impl Bench {
 fn release_that_fails_its_hook_in_containerd_gives_way_to_the_one_before() {
     let bench = Bench::set(&["one", "two", "three"]);
     // The hook runs the image under its stable name, as an operator would, and finds containerd by itself.
+    // What the image prints is written by its shim: ctr, which copies it through a pipe, may lose it.
     let hook = bench.program(
-        "says=$(ctr run --rm --net-host $DRAYAGE_IMAGE hook-$$) && echo \"$DRAYAGE_ACTION $says\" >>/NOTES && [ \"$says\" != two ]"
+        "ctr run --rm --net-host --log-uri file:///SAYS $DRAYAGE_IMAGE hook-$$ && says=$(cat /SAYS) && rm /SAYS && \
+         echo \"$DRAYAGE_ACTION $says\" >>/NOTES && [ \"$says\" != two ]"
             .replace("/NOTES", &bench.directory.path().join("notes").display().to_string())
+            .replace("/SAYS", &bench.directory.path().join("says").display().to_string())
             .as_str(),
     );
     let settings = [("DEVICE_AGENT_APPLY_COMMAND", hook.as_str())];

@@ -147,9 +147,13 @@ impl Containerd {
     /// Runs a container from an image it holds and gives what the container printed.
     pub fn run(&self, image: &str) -> String {
         let name = format!("story-{}", self.images().len());
+        // The shim writes what is printed: ctr, which copies it through a pipe, loses it when the container is quicker.
+        let printed = self.directory.path().join("printed");
+        drop(std::fs::remove_file(&printed));
+        let log = format!("file://{}", printed.display());
         // Host network: the story needs no network of its own, and neither do machines without CNI.
-        let run = self.ctr(&["run", "--rm", "--net-host", image, &name]);
-        run.expect_success().stdout
+        self.ctr(&["run", "--rm", "--net-host", "--log-uri", &log, image, &name]).expect_success();
+        std::fs::read_to_string(&printed).unwrap_or_else(|error| panic!("{}: {error}", printed.display()))
     }
 }
 
