@@ -1,7 +1,7 @@
 //! The access log that operators look into: which device had what, from where, how much, and how it ended.
 //!
 //! [`Pulls::note`] is called for every pull and does next to nothing; a task writes what was noted, many lines at a time,
-//! into files that take turns ([`files`]), so the log has a size and not an age. It is read from its end, a bounded part
+//! into files that take turns (`pulls/files.rs`), so the log has a size and not an age. It is read from its end, a bounded part
 //! for each answer. One device that pulls without end is written down so often a minute and no more: it must not push out
 //! what others did. The lines on standard error have no such limits; they are for whoever keeps logs for good.
 
