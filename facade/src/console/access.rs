@@ -26,8 +26,7 @@ struct Made<'a> {
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
+    let after = visit.query.query(&["after"]);
     let tokens = visit.api.get(&format!("{PATH}?limit=100{after}")).await?;
     Ok(page(&Access { frame: visit.frame("Operators", HERE), tokens }))
 }

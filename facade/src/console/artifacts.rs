@@ -32,11 +32,8 @@ struct Detail {
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let repository = visit.query.text("repository").to_owned();
-    let mut path = format!("/api/v1/artifacts?limit=100&after={}", encoded(visit.query.text("after")));
-    if !repository.is_empty() {
-        path = format!("{path}&repository={}", encoded(&repository));
-    }
-    let artifacts = visit.api.get(&path).await?;
+    let query = visit.query.query(&["repository", "after"]);
+    let artifacts = visit.api.get(&format!("/api/v1/artifacts?limit=100{query}")).await?;
     Ok(page(&Listing { frame: visit.frame("Artifacts", "/console/artifacts"), repository, artifacts }))
 }
 

@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::response::Response;
 
-use super::fields::encoded;
+use super::fields::{encoded, next_page};
 use super::guard::{Change, Visit};
 use super::page::{Failure, Frame, Outcome, page, short};
 use crate::api::problem::Problem;
@@ -29,12 +29,10 @@ struct Listing {
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
     let of = visit.query.text("of").to_owned();
     let only = if of.is_empty() { String::new() } else { format!("&artifact={}", encoded(&of)) };
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
+    let after = visit.query.query(&["after"]);
     let assignments: Page<Assignment> =
         visit.api.get(&format!("/api/v1/assignments?limit=100{only}{after}")).await?;
-    let next = assignments.next.as_ref();
-    let next = next.map(|next| format!("?of={}&after={}", encoded(&of), encoded(next)));
+    let next = next_page(assignments.next.as_ref(), &visit.query.query(&["of"]));
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
     Ok(page(&Listing {

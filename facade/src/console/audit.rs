@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::response::Response;
 
-use super::fields::encoded;
+use super::fields::next_page;
 use super::guard::Visit;
 use super::page::{Failure, Frame, page};
 use crate::api::types::{AuditRecord, AuditVerification, Page};
@@ -27,15 +27,9 @@ struct Log {
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
-    let mut query = String::new();
-    for name in FILTER {
-        if let Some(value) = visit.query.filled(name) {
-            query = format!("{query}&{name}={}", encoded(&value));
-        }
-    }
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
-    let path = format!("/api/v1/audit?order=newest&limit=100{query}{after}");
+    let filters = visit.query.query(&FILTER);
+    let after = visit.query.query(&["after"]);
+    let path = format!("/api/v1/audit?order=newest&limit=100{filters}{after}");
     let records: Page<AuditRecord> = visit.api.get(&path).await?;
     let checked = if visit.query.ticked("check") {
         Some(visit.api.get("/api/v1/audit/verification").await?)
@@ -48,8 +42,8 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
         text: text("text"),
         since: text("since"),
         until: text("until"),
-        filtered: !query.is_empty(),
-        next: records.next.as_ref().map(|next| format!("?after={}{query}", encoded(next))),
+        filtered: !filters.is_empty(),
+        next: next_page(records.next.as_ref(), &filters),
         records,
         checked,
         frame: visit.frame("Audit log", "/console/audit"),

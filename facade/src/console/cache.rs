@@ -4,7 +4,6 @@ use askama::Template;
 use axum::extract::Path;
 use axum::response::Response;
 
-use super::fields::encoded;
 use super::guard::{Change, Visit};
 use super::page::{Failure, Frame, Outcome, page, size};
 use crate::api::problem::Problem;
@@ -22,8 +21,7 @@ struct Cache {
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
     let usage = visit.api.get("/api/v1/cache").await?;
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
+    let after = visit.query.query(&["after"]);
     let blobs = visit.api.get(&format!("/api/v1/cache/blobs?limit=100{after}")).await?;
     Ok(page(&Cache { frame: visit.frame("Cache", HERE), usage, blobs }))
 }

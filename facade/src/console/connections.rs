@@ -26,8 +26,8 @@ struct Checked<'a> {
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
-    let after = encoded(visit.query.text("after"));
-    let connections = visit.api.get(&format!("/api/v1/connections?limit=100&after={after}")).await?;
+    let after = visit.query.query(&["after"]);
+    let connections = visit.api.get(&format!("/api/v1/connections?limit=100{after}")).await?;
     Ok(page(&Connections { frame: visit.frame("Connections", HERE), connections }))
 }
 

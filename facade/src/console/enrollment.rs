@@ -35,9 +35,7 @@ struct Picture {
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after)));
-    let path = format!("/api/v1/enrollment-tokens?limit=100{}", after.unwrap_or_default());
+    let path = format!("/api/v1/enrollment-tokens?limit=100{}", visit.query.query(&["after"]));
     let tokens = visit.api.get(&path).await?;
     Ok(page(&Enrollment { frame: visit.frame("Enrollment", HERE), tokens }))
 }

@@ -33,6 +33,17 @@ impl Fields {
         found.map(|(_, value)| value.trim().to_owned()).collect()
     }
 
+    /// The first values of these names as a query goes on (`&name=value…`), without those where nothing was filled in.
+    pub(super) fn query(&self, names: &[&str]) -> String {
+        let mut query = String::new();
+        for name in names {
+            if let Some(value) = self.filled(name) {
+                query = format!("{query}&{name}={}", encoded(&value));
+            }
+        }
+        query
+    }
+
     /// Whether a box is ticked.
     pub(super) fn ticked(&self, name: &str) -> bool {
         !self.text(name).is_empty()
@@ -42,6 +53,11 @@ impl Fields {
     pub(super) fn number(&self, name: &str) -> u64 {
         self.text(name).parse().unwrap_or(0)
     }
+}
+
+/// The link to the page after this one, with the same filters.
+pub(super) fn next_page(next: Option<&String>, filters: &str) -> Option<String> {
+    next.map(|next| format!("?after={}{filters}", encoded(next)))
 }
 
 /// A text as it stands in an address.
@@ -63,6 +79,12 @@ mod tests {
         assert_eq!(fields.exact("password").unwrap(), " p& ");
         assert_eq!(fields.filled("csrf"), None);
         assert_eq!(fields.number("name"), 0);
+    }
+
+    #[test]
+    fn carries_on_what_was_filled_in() {
+        let fields = Fields::parse(b"after=a%26b&who=&text=x+y");
+        assert_eq!(fields.query(&["who", "text", "after", "since"]), "&text=x%20y&after=a%26b");
     }
 
     #[test]

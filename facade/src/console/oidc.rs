@@ -9,7 +9,7 @@ mod id_token;
 mod provider;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,7 +24,7 @@ use super::fields::Fields;
 use super::guard::RequestId;
 use super::page::Failure;
 use super::session::{self, Key};
-use super::sign_in::{form, too_many, with_cookies};
+use super::sign_in::{attempt, form, with_cookies};
 use crate::api::gate::Peer;
 use crate::api::problem::{Problem, chain};
 use crate::catalog::audit::Happening;
@@ -222,10 +222,9 @@ pub(super) async fn begin(
 ) -> Result<Response, Failure> {
     let oidc = console.oidc.as_ref().ok_or_else(not_configured)?;
     let now = console.clock.now();
-    let address = address(peer);
     // Each attempt asks the provider: nobody makes us knock there without end.
-    if let Err(wait) = console.attempts.take(address, now) {
-        return Ok(too_many(&console, wait));
+    if let Err(refusal) = attempt(&console, peer, now) {
+        return Ok(*refusal);
     }
     let discovery = match oidc.provider.discover().await {
         Ok(discovery) => discovery,
@@ -252,10 +251,10 @@ pub(super) async fn callback(
 ) -> Result<Response, Failure> {
     let oidc = console.oidc.as_ref().ok_or_else(not_configured)?;
     let now = console.clock.now();
-    let address = address(peer);
-    if let Err(wait) = console.attempts.take(address, now) {
-        return Ok(too_many(&console, wait));
-    }
+    let address = match attempt(&console, peer, now) {
+        Ok(address) => address,
+        Err(refusal) => return Ok(*refusal),
+    };
     let answer = Fields::parse(uri.query().unwrap_or_default().as_bytes());
     let cookie = session::attempt(&headers, console.transport);
     let over = session::set_attempt("", console.transport, SignedDuration::ZERO);
@@ -279,10 +278,6 @@ pub(super) async fn callback(
     tracing::info!(peer.address = %address, by = %name(&person), role, sub = %person.subject, "signed in to the console");
     let cookies = [session::set_cookie(&cookie, console.transport), over];
     Ok(with_cookies(Redirect::to("/console").into_response(), &cookies))
-}
-
-fn address(peer: Option<Extension<Peer>>) -> IpAddr {
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0)
 }
 
 fn not_configured() -> Failure {

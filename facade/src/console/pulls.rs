@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::response::Response;
 
-use super::fields::encoded;
+use super::fields::next_page;
 use super::guard::Visit;
 use super::page::{Failure, Frame, page, size};
 use crate::api::types::{Page, Pull};
@@ -30,15 +30,9 @@ struct Log {
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
-    let mut query = String::new();
-    for name in FILTER {
-        if let Some(value) = visit.query.filled(name) {
-            query = format!("{query}&{name}={}", encoded(&value));
-        }
-    }
-    let after = visit.query.filled("after");
-    let after = after.map(|after| format!("&after={}", encoded(&after))).unwrap_or_default();
-    let pulls: Page<Pull> = visit.api.get(&format!("/api/v1/pulls?limit=100{query}{after}")).await?;
+    let filters = visit.query.query(&FILTER);
+    let after = visit.query.query(&["after"]);
+    let pulls: Page<Pull> = visit.api.get(&format!("/api/v1/pulls?limit=100{filters}{after}")).await?;
     let text = |name| visit.query.text(name).to_owned();
     Ok(page(&Log {
         device: text("device"),
@@ -48,8 +42,8 @@ pub(super) async fn show(visit: Visit) -> Result<Response, Failure> {
         since: text("since"),
         until: text("until"),
         outcomes: Outcome::ALL.map(Outcome::as_str),
-        filtered: !query.is_empty(),
-        next: pulls.next.as_ref().map(|next| format!("?after={}{query}", encoded(next))),
+        filtered: !filters.is_empty(),
+        next: next_page(pulls.next.as_ref(), &filters),
         pulls,
         frame: visit.frame("Access log", "/console/pulls"),
     }))

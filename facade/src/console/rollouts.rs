@@ -85,8 +85,8 @@ struct Live<'a> {
 }
 
 pub(super) async fn list(visit: Visit) -> Result<Response, Failure> {
-    let after = encoded(visit.query.text("after"));
-    let rollouts = visit.api.get(&format!("/api/v1/rollouts?limit=100&after={after}")).await?;
+    let after = visit.query.query(&["after"]);
+    let rollouts = visit.api.get(&format!("/api/v1/rollouts?limit=100{after}")).await?;
     let mut artifacts: Page<Artifact> = visit.api.get("/api/v1/artifacts?limit=200").await?;
     artifacts.items.retain(|artifact| artifact.revoked_at.is_none());
     let form = visit.query.clone();
@@ -114,9 +114,7 @@ pub(super) async fn create(change: Change) -> Response {
 
 /// The list, with the form filled in as it was.
 fn again(fields: &Fields) -> String {
-    let filled = FIELDS.iter().filter_map(|name| Some((name, fields.filled(name)?)));
-    let query: Vec<String> = filled.map(|(name, value)| format!("{name}={}", encoded(&value))).collect();
-    format!("{HERE}?{}", query.join("&"))
+    format!("{HERE}?{}", fields.query(&FIELDS).trim_start_matches('&'))
 }
 
 fn address(name: &str) -> String {
@@ -169,13 +167,8 @@ async fn look(visit: &Visit) -> Result<(Rollout, String), Failure> {
     let name = encoded(visit.query.text("name"));
     let state = visit.query.text("state").to_owned();
     let rollout: Rollout = visit.api.get(&format!("/api/v1/rollouts/{name}")).await?;
-    let mut path = format!("/api/v1/rollouts/{name}/devices?limit=100");
-    for (field, value) in [("state", state.as_str()), ("after", visit.query.text("after"))] {
-        if !value.is_empty() {
-            path = format!("{path}&{field}={}", encoded(value));
-        }
-    }
-    let devices = visit.api.get(&path).await?;
+    let query = visit.query.query(&["state", "after"]);
+    let devices = visit.api.get(&format!("/api/v1/rollouts/{name}/devices?limit=100{query}")).await?;
     let live = html(&Live { rollout: &rollout, devices, state });
     Ok((rollout, live))
 }

@@ -6,7 +6,7 @@ use askama::Template;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use jiff::SignedDuration;
+use jiff::Timestamp;
 
 use super::Console;
 use super::guard::{self, Change};
@@ -37,11 +37,20 @@ pub(super) fn form(console: &Console, refusal: String) -> Response {
     page(&SignIn { refusal, provider, version: env!("CARGO_PKG_VERSION") })
 }
 
-/// What somebody gets who tries too often.
-pub(super) fn too_many(console: &Console, wait: SignedDuration) -> Response {
-    let seconds = wait.as_secs().max(0) + 1;
-    let refusal = format!("Too many attempts from your address. Try again in {seconds} s.");
-    (StatusCode::TOO_MANY_REQUESTS, form(console, refusal)).into_response()
+/// Counts an attempt to sign in: where it comes from, or what somebody gets who tries too often.
+pub(super) fn attempt(
+    console: &Console,
+    peer: Option<Extension<Peer>>,
+    now: Timestamp,
+) -> Result<IpAddr, Box<Response>> {
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0);
+    console.attempts.take(address, now).map_err(|wait| {
+        tracing::warn!(peer.address = %address, "too many attempts to sign in to the console");
+        let seconds = wait.as_secs().max(0) + 1;
+        let refusal = format!("Too many attempts from your address. Try again in {seconds} s.");
+        Box::new((StatusCode::TOO_MANY_REQUESTS, form(console, refusal)).into_response())
+    })?;
+    Ok(address)
 }
 
 pub(super) async fn sign_in(
@@ -52,11 +61,10 @@ pub(super) async fn sign_in(
     guard::check_origin(request.headers(), request.uri())?;
     let fields = guard::read(request.into_body()).await?;
     let now = console.clock.now();
-    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.0);
-    if let Err(wait) = console.attempts.take(address, now) {
-        tracing::warn!(peer.address = %address, "too many attempts to sign in to the console");
-        return Ok(too_many(&console, wait));
-    }
+    let address = match attempt(&console, peer, now) {
+        Ok(address) => address,
+        Err(refusal) => return Ok(*refusal),
+    };
     let token = Secret::new(fields.text("token").to_owned());
     let caller = if token.expose().len() > MAX_TOKEN_BYTES {
         None
