@@ -60,6 +60,29 @@ fn recovers_from_a_cut_upstream() {
     scene.assert_recovers(&device);
 }
 
+/// Registries send whoever wants a layer to an address that is signed for minutes; a slow transfer outlives it.
+#[test]
+fn asks_the_registry_again_when_the_address_of_its_store_has_expired() {
+    let scene = Scene::set();
+    let device = scene.device();
+    let store = Proxy::before(&scene.registry.host());
+    scene.proxy.always(scene.on_layer(), Fault::Redirect { to: format!("http://{}", store.host()) });
+    store.once(scene.on_layer(), Fault::CutAfter(7_000_000));
+    store.once(scene.on_layer(), Fault::Status { status: 403, retry_after_seconds: None });
+    device.sync().expect_success();
+    assert_eq!(device.delivered(), [scene.pushed.digest].into());
+    let layer = scene.image.largest_blob();
+    assert_eq!(scene.proxy.count("GET", &layer), 3);
+    let gets: Vec<_> = store.seen().into_iter().filter(|seen| seen.method == "GET").collect();
+    assert!(gets.first().is_some_and(|seen| seen.range.is_none()));
+    assert!(
+        gets.iter().skip(1).all(|seen| seen.range.is_some()),
+        "what had come was fetched again: {gets:?}"
+    );
+    let expected = scene.image.blobs[&layer].len() as u64;
+    assert!(store.body_bytes() < expected + 1_000_000, "{} bytes for {expected}", store.body_bytes());
+}
+
 #[test]
 fn wrong_bytes_upstream_never_arrive_and_are_not_kept() {
     let scene = Scene::set();
@@ -199,6 +222,25 @@ fn recovers_in_containerd_from_kill_9_of_the_agent_in_mid_pull() {
     device.sync().expect_success();
     assert!(containerd.ingests().is_empty() && containerd.leases().is_empty());
     assert_eq!(containerd.run(&scene.pushed.artifact()), "whole again\n");
+}
+
+/// Somebody wipes a board's containerd while an image comes in: what came before is gone, and comes again.
+#[test]
+fn begins_anew_in_a_containerd_that_was_replaced_in_mid_pull() {
+    let scene = Scene::set();
+    let mut containerd = Containerd::start();
+    let device = Device::enrolled_with_containerd("board-1", &scene.facade, &containerd);
+    scene.facade.deliver(&scene.pushed, "board-1");
+    scene.proxy.once(scene.on_layer(), Fault::HoldAfter(12_000_000));
+    let mut agent = device.start_sync();
+    scene.proxy.wait_until_holding();
+    containerd.replace();
+    scene.proxy.release();
+    let status = agent.wait();
+    assert!(status.success(), "{}", agent.log());
+    assert!(containerd.ingests().is_empty() && containerd.leases().is_empty());
+    assert_eq!(containerd.run(&scene.pushed.artifact()), "whole again\n");
+    assert_eq!(scene.proxy.count("GET", &scene.image.largest_blob()), 1);
 }
 
 #[test]
