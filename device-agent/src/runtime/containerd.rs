@@ -8,6 +8,7 @@ mod connection;
 mod ingest;
 mod leases;
 mod records;
+mod socket;
 mod store;
 mod unpack;
 mod volumes;

@@ -13,12 +13,14 @@ use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::version_client::VersionClient;
+use hyper_util::rt::TokioIo;
 use tokio::sync::OnceCell;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::super::{Cause, Lease, RuntimeError};
+use super::socket::Socket;
 use super::{Identifier, leases};
 
 /// How long a question may take that containerd answers from its database.
@@ -80,7 +82,14 @@ impl Connection {
     }
 
     async fn channel(&self) -> Result<Channel, RuntimeError> {
-        let connect = || containerd_client::connect(&self.address);
+        let address = self.address.clone();
+        let connector = tower::service_fn(move |_| {
+            let address = address.clone();
+            async move { Socket::connect(&address).await.map(TokioIo::new) }
+        });
+        // The address in the endpoint is there for its grammar; nobody is asked for it.
+        let endpoint = Endpoint::from_static("http://containerd");
+        let connect = || endpoint.connect_with_connector(connector);
         let channel = self.channel.get_or_try_init(connect).await;
         channel.cloned().map_err(|error| RuntimeError::Unreachable {
             address: self.address(),
