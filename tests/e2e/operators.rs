@@ -61,6 +61,90 @@ fn a_viewer_changes_nothing_by_any_route_and_a_pusher_sees_nothing() {
     }
 }
 
+/// Every form of the console, filled in so that an admin's would do something.
+const FORMS: [(&str, &str); 34] = [
+    ("/console/connections", "host=127.0.0.1:1&provider=generic&plain_http=on&allow_private=on"),
+    ("/console/connections/test", "host=127.0.0.1:1"),
+    ("/console/connections/remove", "host=127.0.0.1:1"),
+    ("/console/repository", "repository=127.0.0.1:1/team/app&tag=v1"),
+    ("/console/artifact/revoke", "name=127.0.0.1:1/team/app@sha256:00"),
+    ("/console/artifact/pin", "name=127.0.0.1:1/team/app@sha256:00"),
+    ("/console/artifact/unpin", "name=127.0.0.1:1/team/app@sha256:00"),
+    ("/console/device/approve", "id=board-1"),
+    ("/console/device/suspend", "id=board-1"),
+    ("/console/device/restore", "id=board-1"),
+    ("/console/device/revoke", "id=board-1&confirmation=board-1"),
+    ("/console/device/join", "id=board-1&group=kitchen"),
+    ("/console/device/leave", "id=board-1&group=kitchen"),
+    ("/console/device/label", "id=board-1&name=site&value=north"),
+    ("/console/device/unlabel", "id=board-1&name=site"),
+    ("/console/enrollment", "device=board-2&ttl_seconds=3600&uses=1"),
+    ("/console/enrollment/revoke", "id=any"),
+    ("/console/assignments", "artifact=127.0.0.1:1/team/app@sha256:00&device=board-1"),
+    ("/console/assignments/remove", "artifact=127.0.0.1:1/team/app@sha256:00&device=board-1"),
+    ("/console/cache/prune", "unused_seconds=0"),
+    ("/console/cache/verify", ""),
+    ("/console/access", "name=mine&role=admin&ttl_seconds=3600"),
+    ("/console/access/revoke", "name=admin"),
+    ("/console/rollouts", "name=wave&artifacts=a&to=all&waves=100%25&approve=auto&success=90"),
+    ("/console/rollouts", "action=preview&name=wave&artifacts=a&to=all&waves=100%25&approve=auto&success=90"),
+    ("/console/rollout/start", "name=wave"),
+    ("/console/rollout/approve", "name=wave"),
+    ("/console/rollout/pause", "name=wave"),
+    ("/console/rollout/resume", "name=wave"),
+    ("/console/rollout/keep", "name=wave"),
+    ("/console/rollout/revert", "name=wave"),
+    ("/console/rollout/delete", "name=wave"),
+    ("/console/sign-in", "token=guess"),
+    ("/console/sign-out", ""),
+];
+
+/// The routes of the console that take forms, as its source lists them.
+fn form_routes() -> Vec<&'static str> {
+    let source = include_str!("../../facade/src/console.rs");
+    let routes = source.lines().filter(|line| line.contains(".route(") && line.contains("post("));
+    routes.map(|line| line.split('"').nth(1).unwrap()).collect()
+}
+
+#[test]
+fn a_viewer_changes_nothing_by_any_form_of_the_console() {
+    for route in form_routes() {
+        let (room, any) = route.split_once("{change}").map_or((route, false), |(room, _)| (room, true));
+        let filled =
+            FORMS.iter().filter(|(path, _)| if any { path.starts_with(room) } else { *path == room });
+        assert!(filled.count() > 0, "{route} has a form that is not tried here");
+    }
+    let facade = Facade::start();
+    let _device = Device::enrolled("board-1", &facade);
+    let viewer = token(&facade, "viewer");
+    let authority = facade.operator_authority();
+    let origin = format!("http://{authority}");
+    let send = |path: &str, cookie: &str, form: &str| {
+        let kind = ("content-type", "application/x-www-form-urlencoded");
+        let headers = [("origin", origin.as_str()), ("cookie", cookie), kind];
+        http::request(&authority, "POST", path, &headers, form.as_bytes()).unwrap()
+    };
+    let signed_in = send("/console/sign-in", "", &format!("token={viewer}"));
+    let cookie = signed_in.headers.get("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let page =
+        http::request(&authority, "GET", "/console/devices", &[("cookie", &cookie)], b"").unwrap().text();
+    let csrf = page.split("name=\"csrf\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let lists = [["device", "list"], ["device", "tokens"], ["connection", "list"], ["rollout", "list"]];
+    let before = lists.map(|list| facade.ok(&list));
+    let mut refusals = 0;
+    for (path, form) in FORMS.iter().filter(|(path, _)| !path.starts_with("/console/sign-")) {
+        let answer = send(path, &cookie, &format!("{form}&csrf={csrf}"));
+        assert!(answer.status < 500, "{path}: {}", answer.status);
+        let log = facade.ok(&["audit", "list", "--who", "viewer"]);
+        let results: Vec<_> = log.as_array().unwrap().iter().map(|record| &record["result"]).collect();
+        assert!(results.iter().all(|result| **result == 403), "{path} {form}: {log}");
+        assert!(results.len() > refusals, "{path} {form}: not even asked for\n{}", answer.text());
+        refusals = results.len();
+    }
+    assert_eq!(lists.map(|list| facade.ok(&list)), before);
+    assert_eq!(send("/console/sign-out", &cookie, &format!("csrf={csrf}")).status, 303);
+}
+
 #[test]
 fn a_revoked_token_opens_nothing_from_then_on() {
     let facade = Facade::start();
