@@ -102,11 +102,10 @@ pub(crate) fn run(devices: Option<&String>) -> ExitCode {
     let held = runtime.block_on(connect(&facade, &fleet, &app.artifact()));
     let memory = anonymous_bytes(&[facade.id()]) / 1_000_000;
     say(&format!("{} devices hold a connection over TLS and wait; the facade has {memory} MB", held.len()));
-    let rollout = format!(
-        r#"{{"name":"bench","artifacts":["{}"],"to":"all","waves":"1,10%,100%","start":true}}"#,
-        app.artifact()
-    );
+    let rollout =
+        format!(r#"{{"name":"bench","artifacts":["{}"],"to":"all","waves":"1,10%,100%"}}"#, app.artifact());
     admin.post("/api/v1/rollouts", &rollout);
+    admin.post("/api/v1/rollouts/bench/start", "");
     let within = measure(&facade, &admin, &app.artifact());
     drop(held);
     if within { ExitCode::SUCCESS } else { ExitCode::FAILURE }
