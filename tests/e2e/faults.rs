@@ -36,6 +36,12 @@ impl Scene {
         device
     }
 
+    fn device_with(&self, containerd: &Containerd) -> Device {
+        let device = Device::enrolled_with_containerd("board-1", &self.facade, containerd);
+        self.facade.deliver(&self.pushed, "board-1");
+        device
+    }
+
     fn on_layer(&self) -> When {
         When::Digest(self.image.largest_blob())
     }
@@ -212,8 +218,7 @@ fn recovers_from_kill_9_of_the_facade_in_mid_pull() {
 fn recovers_in_containerd_from_kill_9_of_the_agent_in_mid_pull() {
     let scene = Scene::set();
     let containerd = Containerd::start();
-    let device = Device::enrolled_with_containerd("board-1", &scene.facade, &containerd);
-    scene.facade.deliver(&scene.pushed, "board-1");
+    let device = scene.device_with(&containerd);
     scene.proxy.once(scene.on_layer(), Fault::HoldAfter(12_000_000));
     let mut agent = device.start_sync();
     scene.proxy.wait_until_holding();
@@ -229,8 +234,7 @@ fn recovers_in_containerd_from_kill_9_of_the_agent_in_mid_pull() {
 fn begins_anew_in_a_containerd_that_was_replaced_in_mid_pull() {
     let scene = Scene::set();
     let mut containerd = Containerd::start();
-    let device = Device::enrolled_with_containerd("board-1", &scene.facade, &containerd);
-    scene.facade.deliver(&scene.pushed, "board-1");
+    let device = scene.device_with(&containerd);
     scene.proxy.once(scene.on_layer(), Fault::HoldAfter(12_000_000));
     let mut agent = device.start_sync();
     scene.proxy.wait_until_holding();
@@ -247,8 +251,7 @@ fn begins_anew_in_a_containerd_that_was_replaced_in_mid_pull() {
 fn recovers_from_kill_9_of_containerd_between_two_syncs() {
     let scene = Scene::set();
     let mut containerd = Containerd::start();
-    let device = Device::enrolled_with_containerd("board-1", &scene.facade, &containerd);
-    scene.facade.deliver(&scene.pushed, "board-1");
+    let device = scene.device_with(&containerd);
     scene.proxy.once(scene.on_layer(), Fault::CutAfter(12_000_000));
     drop(device.sync());
     containerd.restart_after_kill9();

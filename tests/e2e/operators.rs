@@ -6,6 +6,7 @@
     reason = "a story stops where its scene cannot be set"
 )]
 
+use harness::identity::Browser;
 use harness::{Device, Facade, http};
 use serde_json::{Value, json};
 
@@ -117,23 +118,14 @@ fn a_viewer_changes_nothing_by_any_form_of_the_console() {
     let facade = Facade::start();
     let _device = Device::enrolled("board-1", &facade);
     let viewer = token(&facade, "viewer");
-    let authority = facade.operator_authority();
-    let origin = format!("http://{authority}");
-    let send = |path: &str, cookie: &str, form: &str| {
-        let kind = ("content-type", "application/x-www-form-urlencoded");
-        let headers = [("origin", origin.as_str()), ("cookie", cookie), kind];
-        http::request(&authority, "POST", path, &headers, form.as_bytes()).unwrap()
-    };
-    let signed_in = send("/console/sign-in", "", &format!("token={viewer}"));
-    let cookie = signed_in.headers.get("set-cookie").unwrap().split(';').next().unwrap().to_owned();
-    let page =
-        http::request(&authority, "GET", "/console/devices", &[("cookie", &cookie)], b"").unwrap().text();
-    let csrf = page.split("name=\"csrf\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let mut browser = Browser::at(facade.operator_authority());
+    assert_eq!(browser.post("/console/sign-in", &format!("token={viewer}")).status, 303);
+    let csrf = browser.csrf("/console/devices");
     let lists = [["device", "list"], ["device", "tokens"], ["connection", "list"], ["rollout", "list"]];
     let before = lists.map(|list| facade.ok(&list));
     let mut refusals = 0;
     for (path, form) in FORMS.iter().filter(|(path, _)| !path.starts_with("/console/sign-")) {
-        let answer = send(path, &cookie, &format!("{form}&csrf={csrf}"));
+        let answer = browser.post(path, &format!("{form}&csrf={csrf}"));
         assert!(answer.status < 500, "{path}: {}", answer.status);
         let log = facade.ok(&["audit", "list", "--who", "viewer"]);
         let results: Vec<_> = log.as_array().unwrap().iter().map(|record| &record["result"]).collect();
@@ -142,7 +134,7 @@ fn a_viewer_changes_nothing_by_any_form_of_the_console() {
         refusals = results.len();
     }
     assert_eq!(lists.map(|list| facade.ok(&list)), before);
-    assert_eq!(send("/console/sign-out", &cookie, &format!("csrf={csrf}")).status, 303);
+    assert_eq!(browser.post("/console/sign-out", &format!("csrf={csrf}")).status, 303);
 }
 
 #[test]

@@ -82,14 +82,15 @@ impl Connection {
     }
 
     async fn channel(&self) -> Result<Channel, RuntimeError> {
-        let address = self.address.clone();
-        let connector = tower::service_fn(move |_| {
-            let address = address.clone();
-            async move { Socket::connect(&address).await.map(TokioIo::new) }
-        });
-        // The address in the endpoint is there for its grammar; nobody is asked for it.
-        let endpoint = Endpoint::from_static("http://containerd");
-        let connect = || endpoint.connect_with_connector(connector);
+        let connect = async || {
+            let address = self.address.clone();
+            let connector = tower::service_fn(move |_| {
+                let address = address.clone();
+                async move { Socket::connect(&address).await.map(TokioIo::new) }
+            });
+            // The address in the endpoint is there for its grammar; nobody is asked for it.
+            Endpoint::from_static("http://containerd").connect_with_connector(connector).await
+        };
         let channel = self.channel.get_or_try_init(connect).await;
         channel.cloned().map_err(|error| RuntimeError::Unreachable {
             address: self.address(),
