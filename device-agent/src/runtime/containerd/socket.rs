@@ -21,6 +21,8 @@ pub(super) struct Socket<S = UnixStream> {
     waiting: Vec<u8>,
     /// How much of that has left.
     sent: usize,
+    /// containerd takes no more; the stream wakes the connection when it does.
+    blocked: bool,
 }
 
 impl Socket {
@@ -32,12 +34,14 @@ impl Socket {
 
 impl<S: AsyncWrite + Unpin> Socket<S> {
     fn new(stream: S) -> Self {
-        Self { stream, waiting: Vec::new(), sent: 0 }
+        Self { stream, waiting: Vec::new(), sent: 0, blocked: false }
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.waiting.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            let written = Pin::new(&mut self.stream).poll_write(context, rest);
+            self.blocked = written.is_pending();
+            let count = ready!(written)?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -78,7 +82,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.waiting.is_empty() {
+        // Not where containerd takes no more: the connection would turn and turn until its card is done.
+        if !self.waiting.is_empty() && !self.blocked {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
@@ -92,6 +97,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -112,6 +121,33 @@ mod tests {
         theirs.read_exact(&mut frames).await.unwrap();
         assert_eq!((&frames, &answer), (b"frameframeframe", b"answer"));
         assert!(socket.waiting.is_empty());
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_containerd_that_takes_no_more_is_waited_for_without_turning() {
+        let (ours, _theirs) = tokio::io::duplex(10);
+        let mut socket = Socket::new(ours);
+        let counted = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&counted));
+        let mut context = Context::from_waker(&waker);
+        let mut room = [0; 8];
+        assert!(Pin::new(&mut socket).poll_write(&mut context, &[0; 100]).is_ready());
+        assert!(Pin::new(&mut socket).poll_flush(&mut context).is_ready());
+        assert_eq!(counted.0.load(Ordering::Relaxed), 1);
+        for _ in 0..3 {
+            assert!(Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut room)).is_pending());
+            assert!(Pin::new(&mut socket).poll_flush(&mut context).is_ready());
+        }
+        assert_eq!((counted.0.load(Ordering::Relaxed), socket.sent), (1, 10));
     }
 
     #[tokio::test]
