@@ -12,6 +12,7 @@ mod socket;
 mod store;
 mod unpack;
 mod volumes;
+mod write_stream;
 
 use std::fmt;
 use std::path::PathBuf;

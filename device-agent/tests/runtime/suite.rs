@@ -26,6 +26,7 @@ macro_rules! every_place_passes {
     ($place:expr) => {
         every_place_passes! { $place =>
             a_dropped_write_goes_on_where_it_stopped,
+            content_in_single_bytes_arrives_whole,
             rejects_bytes_that_are_not_those_of_the_digest_and_keeps_none,
             rejects_a_second_writer_of_the_same_content_as_busy,
             leftovers_of_earlier_attempts_are_cleaned_and_wanted_ones_kept,
@@ -103,6 +104,21 @@ pub(crate) async fn a_dropped_write_goes_on_where_it_stopped(place: &dyn Place) 
     assert_eq!(ingest.offset(), content.size);
     ingest.commit().await.unwrap();
     assert!(second.hold(&lease, content).await.unwrap());
+}
+
+/// Each byte may hold on to a whole buffer of the connection: they are not gathered for long.
+pub(crate) async fn content_in_single_bytes_arrives_whole(place: &dyn Place) {
+    let sample = Sample::random(1000);
+    let (content, bytes) = &sample.contents[0];
+    let runtime = place.runtime();
+    let lease = runtime.open(&sample.artifact).await.unwrap();
+    let mut ingest = runtime.begin(&lease, content).await.unwrap();
+    for byte in bytes.chunks(1) {
+        ingest.write(Bytes::copy_from_slice(byte)).await.unwrap();
+    }
+    assert_eq!(ingest.offset(), content.size);
+    ingest.commit().await.unwrap();
+    assert!(runtime.hold(&lease, content).await.unwrap());
 }
 
 pub(crate) async fn rejects_bytes_that_are_not_those_of_the_digest_and_keeps_none(place: &dyn Place) {

@@ -81,7 +81,7 @@ impl Connection {
         Ok(version.into_inner().version)
     }
 
-    async fn channel(&self) -> Result<Channel, RuntimeError> {
+    pub(super) async fn channel(&self) -> Result<Channel, RuntimeError> {
         let connect = async || {
             let address = self.address.clone();
             let connector = tower::service_fn(move |_| {

@@ -2,8 +2,11 @@
 //!
 //! containerd hashes what it writes and refuses at commit what has another digest; hashing here as well would cost the
 //! device's processor a second time and find nothing more: nobody can see a blob, by any name, before containerd has
-//! found that its bytes have the digest that was expected of them. At most one piece is on its way while the next one
-//! fills, and all writers together keep to [`AT_RISK_BYTES`]: that is what a kill loses, however many layers come in.
+//! found that its bytes have the digest that was expected of them.
+//!
+//! Large messages cost containerd least, and all writers together keep to [`AT_RISK_BYTES`], for that is what a kill loses,
+//! however many layers come in. So the next message is not gathered before containerd has written the last one; what comes
+//! meanwhile waits in the kernel.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,19 +14,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use containerd_client::services::v1::{
-    AbortRequest, StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
-};
-use futures_util::stream;
+use containerd_client::services::v1::{AbortRequest, StatusRequest, WriteAction, WriteContentResponse};
 use pki::digest::{Digest, Mismatch};
 use pki::oci::Descriptor;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::super::{Cause, Ingest, Lease, RuntimeError};
-use super::connection::{Connection, WORK, under};
+use super::connection::{Connection, WORK};
 use super::leases;
+use super::write_stream::{WriteMessage, WriteStream};
 use crate::facade_client::UNREAD_BYTES;
 
 /// How our half-written content is called in containerd.
@@ -33,9 +33,9 @@ pub(super) const REF_PREFIX: &str = "drayage-";
 /// connections: so much is fetched again after a kill, and no more.
 const AT_RISK_BYTES: usize = 1 << 20;
 /// Smaller messages cost more processor time than they save bytes.
-const MIN_PIECE_BYTES: usize = 64 * 1024;
-/// Larger ones only cost memory, on both sides.
-const MAX_PIECE_BYTES: usize = 512 * 1024;
+const MIN_MESSAGE_BYTES: usize = 64 * 1024;
+/// Pieces per message, at most: each may hold on to a whole buffer of the connection, however short it is.
+const MAX_PIECES: usize = 64;
 
 /// How long a card may take to write one piece.
 const STALL: Duration = Duration::from_secs(5 * 60);
@@ -58,7 +58,7 @@ pub(super) async fn begin(
     let mut renewed = false;
     let deadline = Instant::now() + UNLOCK;
     loop {
-        let refusal = match Stream::open(connection, lease, content).await? {
+        let refusal = match WriteStream::open(connection, lease, content).await? {
             Ok((stream, offset)) if offset <= content.size => {
                 return Ok(Box::new(Writing::new(connection, lease, content, stream, offset)));
             }
@@ -126,68 +126,18 @@ fn is_locked(status: &Status) -> bool {
     std::error::Error::source(status).is_none() && status.message().contains("locked")
 }
 
-/// An open `Write` stream.
-struct Stream {
-    requests: mpsc::Sender<WriteContentRequest>,
-    replies: Streaming<WriteContentResponse>,
-}
-
-impl Stream {
-    /// Opens the stream and asks how much containerd has. The inner error is containerd's refusal.
-    async fn open(
-        connection: &Connection,
-        lease: &Lease,
-        content: &Descriptor,
-    ) -> Result<Result<(Self, u64), Status>, RuntimeError> {
-        let (requests, mut queue) = mpsc::channel(1);
-        let question = message(WriteAction::Stat, content, 0, Vec::new());
-        if requests.send(question).await.is_err() {
-            return Err(connection.broken("opening a write stream", "the queue is closed"));
-        }
-        let outgoing = stream::poll_fn(move |context| queue.poll_recv(context));
-        let request = under(lease, connection.stream(outgoing));
-        let mut client = connection.content().await?;
-        let opening = async {
-            let mut replies = client.write(request).await?.into_inner();
-            let reply = replies.message().await?;
-            Ok::<_, Status>((replies, reply))
-        };
-        // Before it answers, containerd hashes what it has of the content.
-        match timeout(WORK, opening).await {
-            Err(_) => Err(connection.broken("opening a write stream", "no answer in time")),
-            Ok(Err(status)) => Ok(Err(status)),
-            Ok(Ok((_, None))) => Err(connection.broken("opening a write stream", "it ended at once")),
-            Ok(Ok((replies, Some(reply)))) => {
-                let offset = u64::try_from(reply.offset).unwrap_or(u64::MAX);
-                Ok(Ok((Self { requests, replies }, offset)))
-            }
-        }
-    }
-}
-
-fn message(action: WriteAction, content: &Descriptor, offset: u64, data: Vec<u8>) -> WriteContentRequest {
-    WriteContentRequest {
-        action: action.into(),
-        r#ref: reference(content.digest),
-        // A `Descriptor` holds sizes of 63 bits only.
-        total: i64::try_from(content.size).unwrap_or(i64::MAX),
-        expected: content.digest.to_string(),
-        offset: i64::try_from(offset).unwrap_or(i64::MAX),
-        data,
-        labels: std::collections::HashMap::default(),
-    }
-}
-
 /// Content being written.
 struct Writing {
     connection: Arc<Connection>,
     lease: Lease,
     content: Descriptor,
-    stream: Stream,
+    stream: WriteStream,
     /// Bytes given to containerd, with those it has not acknowledged yet.
     sent: u64,
     unacknowledged: bool,
-    buffer: Vec<u8>,
+    /// What came and has not been given to containerd.
+    gathered: Vec<Bytes>,
+    gathered_bytes: u64,
     _turn: Turn,
 }
 
@@ -207,10 +157,9 @@ impl Drop for Turn {
     }
 }
 
-/// Bytes per message while so many write: one on its way and one that fills, of each.
-fn piece_bytes(writers: usize) -> usize {
-    let share = AT_RISK_BYTES / writers.max(1);
-    (share.saturating_sub(UNREAD_BYTES) / 2).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES)
+/// Bytes per message while so many write.
+fn message_bytes(writers: usize) -> usize {
+    (AT_RISK_BYTES / writers.max(1)).saturating_sub(UNREAD_BYTES).max(MIN_MESSAGE_BYTES)
 }
 
 impl Writing {
@@ -218,7 +167,7 @@ impl Writing {
         connection: &Arc<Connection>,
         lease: &Lease,
         content: &Descriptor,
-        stream: Stream,
+        stream: WriteStream,
         offset: u64,
     ) -> Self {
         Self {
@@ -228,7 +177,8 @@ impl Writing {
             stream,
             sent: offset,
             unacknowledged: false,
-            buffer: Vec::new(),
+            gathered: Vec::new(),
+            gathered_bytes: 0,
             _turn: Turn::take(connection),
         }
     }
@@ -237,7 +187,16 @@ impl Writing {
         format!("writing {}", self.content.digest)
     }
 
-    /// Waits until containerd has written the piece that is on its way.
+    /// How much more goes into the message that is being gathered.
+    fn room(&self) -> usize {
+        if self.gathered.len() >= MAX_PIECES {
+            return 0;
+        }
+        let limit = message_bytes(self.connection.writers.load(Ordering::Relaxed));
+        limit.saturating_sub(usize::try_from(self.gathered_bytes).unwrap_or(usize::MAX))
+    }
+
+    /// Waits until containerd has written the message that is on its way.
     async fn settle(&mut self) -> Result<(), RuntimeError> {
         if !self.unacknowledged {
             return Ok(());
@@ -252,20 +211,19 @@ impl Writing {
         }
     }
 
-    async fn send_buffer(&mut self) -> Result<(), RuntimeError> {
+    async fn send_gathered(&mut self) -> Result<(), RuntimeError> {
         self.settle().await?;
         self.send(WriteAction::Write).await?;
         self.unacknowledged = true;
-        Ok(())
+        self.settle().await
     }
 
-    /// Sends what is buffered. Nothing of it is lost if the caller stops waiting.
+    /// Sends what is gathered. Nothing of it is lost if the caller stops waiting.
     async fn send(&mut self, action: WriteAction) -> Result<(), RuntimeError> {
-        if let Ok(slot) = self.stream.requests.reserve().await {
-            let piece = std::mem::take(&mut self.buffer);
-            let length = piece.len() as u64;
-            slot.send(message(action, &self.content, self.sent, piece));
-            self.sent = self.sent.saturating_add(length);
+        if let Some(slot) = self.stream.ready().await {
+            let data = std::mem::take(&mut self.gathered);
+            slot.send(WriteMessage::new(action, &self.content, self.sent, data));
+            self.sent = self.sent.saturating_add(std::mem::take(&mut self.gathered_bytes));
             return Ok(());
         }
         // The stream has ended; its last word says why.
@@ -277,7 +235,7 @@ impl Writing {
 
     /// The next answer. The inner error is containerd's refusal.
     async fn reply(&mut self, limit: Duration) -> Result<Result<WriteContentResponse, Status>, RuntimeError> {
-        match timeout(limit, self.stream.replies.message()).await {
+        match timeout(limit, self.stream.reply()).await {
             Err(_) => Err(self.connection.broken(self.action(), "no answer in time")),
             Ok(Ok(None)) => Err(self.connection.broken(self.action(), "it ended the stream")),
             Ok(Ok(Some(reply))) => Ok(Ok(reply)),
@@ -298,7 +256,7 @@ impl Writing {
 #[async_trait]
 impl Ingest for Writing {
     fn offset(&self) -> u64 {
-        self.sent.saturating_add(self.buffer.len() as u64)
+        self.sent.saturating_add(self.gathered_bytes)
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), RuntimeError> {
@@ -309,25 +267,22 @@ impl Ingest for Writing {
             return Err(RuntimeError::Corrupt { digest, source });
         }
         let mut rest = bytes;
-        while !rest.is_empty() {
-            let piece_bytes = piece_bytes(self.connection.writers.load(Ordering::Relaxed));
-            if self.buffer.capacity() == 0 {
-                self.buffer.reserve_exact(piece_bytes);
-            }
-            let room = piece_bytes.saturating_sub(self.buffer.len()).min(rest.len());
-            self.buffer.extend_from_slice(&rest.split_to(room));
-            if self.buffer.len() >= piece_bytes {
-                self.send_buffer().await?;
+        loop {
+            let room = self.room();
+            if room == 0 {
+                self.send_gathered().await?;
+            } else if rest.is_empty() {
+                return Ok(());
+            } else {
+                let piece = rest.split_to(rest.len().min(room));
+                self.gathered_bytes += piece.len() as u64;
+                self.gathered.push(piece);
             }
         }
-        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), RuntimeError> {
-        if !self.buffer.is_empty() {
-            self.send_buffer().await?;
-        }
-        self.settle().await
+        if self.gathered.is_empty() { self.settle().await } else { self.send_gathered().await }
     }
 
     async fn commit(mut self: Box<Self>) -> Result<(), RuntimeError> {
@@ -395,10 +350,10 @@ mod tests {
 
     #[test]
     fn all_writers_together_keep_to_what_a_kill_may_lose() {
-        assert_eq!(piece_bytes(1), 416 * 1024);
+        assert_eq!(message_bytes(1), 832 * 1024);
         // As many as there are by default; whoever lets more come in side by side has them lose more.
         for writers in 0..=3 {
-            let at_risk = writers * (2 * piece_bytes(writers) + UNREAD_BYTES);
+            let at_risk = writers * (message_bytes(writers) + UNREAD_BYTES);
             assert!(at_risk <= AT_RISK_BYTES, "{writers} writers: {at_risk}");
         }
     }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 /// What leaves together, at most.
-const MAX_WAITING_BYTES: usize = 64 * 1024;
+const MAX_WAITING_BYTES: usize = 128 * 1024;
 
 /// A connection to containerd.
 pub(super) struct Socket<S = UnixStream> {
