@@ -21,7 +21,7 @@ struct Fleet {
     old: Pushed,
     new: Pushed,
     /// What the facade pulls from.
-    _registry: Registry,
+    registry: Registry,
 }
 
 impl Fleet {
@@ -38,7 +38,7 @@ impl Fleet {
         for device in &devices {
             facade.ok(&["device", "group", "add", device.id(), "berlin"]);
         }
-        Self { facade, devices, old, new, _registry: registry }
+        Self { facade, devices, old, new, registry }
     }
 
     fn start(&self, more: &[&str]) {
@@ -128,6 +128,38 @@ fn a_wave_that_fails_halts_the_rollout_and_abort_gives_devices_back_what_they_ha
         assert_eq!(fleet.wanted(device), json!([fleet.old.artifact()]));
     }
     assert_eq!(fleet.facade.cli(&["rollout", "resume", "app-2"]).code, 1);
+}
+
+#[test]
+fn a_canary_that_misses_its_deadline_halts_the_rollout_and_with_more_time_it_goes_on() {
+    let mut fleet = Fleet::of(2);
+    for device in &fleet.devices {
+        fleet.facade.ok(&["device", "policy", device.id(), "--deadline", "2s"]);
+    }
+    // What is signed is at hand; its layers still lie in the registry.
+    fleet.registry.stop();
+    fleet.start(&["--waves", "1,100%"]);
+    let canary = fleet.devices.iter().position(|device| fleet.wanted(device) != json!([])).unwrap();
+    let mut daemon = fleet.devices[canary].start_daemon();
+    fleet.wait_until("halted");
+    let failed = fleet.facade.ok(&["rollout", "devices", "app-2", "--state", "failed"]);
+    let why = failed[0]["why"].as_str().unwrap();
+    assert!(why.starts_with("deadline_passed: ") && why.contains("within its deadline of 2s"), "{failed}");
+    assert_eq!(
+        (failed[0]["device"].as_str(), fleet.in_state("pending").len()),
+        (Some(fleet.devices[canary].id()), 1)
+    );
+    fleet.registry.start_again();
+    let canary = &fleet.devices[canary];
+    for device in &fleet.devices {
+        fleet.facade.ok(&["device", "policy", device.id(), "--deadline", "1d"]);
+    }
+    poll("the canary's image", STEP, || canary.holds(&fleet.new.digest).then_some(()));
+    daemon.terminate();
+    fleet.facade.ok(&["rollout", "resume", "app-2"]);
+    let other = poll("the second wave", STEP, || fleet.in_state("waiting").first().copied());
+    other.sync().expect_success();
+    fleet.wait_until("completed");
 }
 
 #[test]

@@ -35,16 +35,17 @@ pub fn handler(facade: Arc<Facade>) -> Handler {
     })
 }
 
+/// Boxes what takes room: most devices wait most of the time, and each would hold the room for a report meanwhile.
 async fn answer(facade: &Facade, request: DeviceRequest) -> Response<Body> {
     match (&request.action, &request.device) {
         (Action::CaCerts, _) => est(facade, facade.est.cacerts()),
         (Action::CsrAttrs, _) => est(facade, facade.est.csrattrs()),
-        (Action::Enroll | Action::Reenroll, _) => enroll(facade, request).await,
+        (Action::Enroll | Action::Reenroll, _) => Box::pin(enroll(facade, request)).await,
         (Action::Metadata { repository, file }, Some(device)) => {
-            metadata(facade, device, *repository, file, &request.headers).await
+            Box::pin(metadata(facade, device, *repository, file, &request.headers)).await
         }
         (Action::Wait { since }, Some(device)) => wait(facade, device, *since).await,
-        (Action::Report, Some(_)) => report(facade, request).await,
+        (Action::Report, Some(_)) => Box::pin(report(facade, request)).await,
         (
             Action::Ping
             | Action::Content(_)
@@ -187,7 +188,7 @@ async fn wait(facade: &Facade, device: &Device, since: u64) -> Response<Body> {
         let news = news.notified();
         let wanted = facade.assignments.wanted(device.id());
         let policy = policy(facade, device);
-        match facade.director.version(device.id(), &wanted, &policy).await {
+        match Box::pin(facade.director.version(device.id(), &wanted, &policy)).await {
             Ok(version) if version != since => return json(&WaitAnswer { version }),
             Ok(_) => {}
             Err(error) => return failed(&error),

@@ -84,7 +84,7 @@ pub(super) async fn answer_hyper(
     let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
     Ok(match judge(&connection, asked) {
         Judged::Answered(response) => response,
-        Judged::Open(pending) => pending.answer().await,
+        Judged::Open(pending) => Box::pin(pending.answer()).await,
     })
 }
 
@@ -111,7 +111,8 @@ impl Pending<'_> {
     pub(super) async fn answer(self) -> Response<Body> {
         let span = self.case.span.clone();
         let response = match self.work {
-            Work::Pull(pull) => pull.answer(&self.case).instrument(span).await,
+            // Boxed, so that who waits for another answer does not hold the room for this.
+            Work::Pull(pull) => Box::pin(pull.answer(&self.case)).instrument(span).await,
             Work::Handle(request) => {
                 (self.case.connection.shared.door.handler)(request).instrument(span).await
             }

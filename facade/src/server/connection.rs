@@ -11,10 +11,8 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep_until};
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +21,7 @@ use super::access_log::Activity;
 use super::answer::answer_hyper;
 use super::bandwidth::Throttle;
 use super::h1;
-use super::tls::Peer;
+use super::tls::{Peer, Stream};
 
 /// Bytes that may wait in the kernel unsent. Without this Linux buffers some 2 MiB for every slow reader.
 pub(super) const UNSENT_BYTES: u32 = 64 * 1024;
@@ -117,19 +115,26 @@ impl Lifetime {
     }
 }
 
-async fn speak(connection: Arc<Connection>, stream: TlsStream<TcpStream>, lifetime: Lifetime) {
+async fn speak(connection: Arc<Connection>, stream: Stream, lifetime: Lifetime) {
     let leave = CancellationToken::new();
     let activity = Arc::clone(&connection.activity);
     // ALPN decides; nobody guesses a protocol from the first bytes.
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         supervise(Box::pin(speak_http2(connection, stream, &leave)), &activity, lifetime, &leave).await;
     } else {
-        let speaking = Box::pin(h1::serve(connection, stream, &leave));
-        supervise(speaking, &activity, lifetime, &leave).await;
+        supervise(Box::pin(speak_h1(connection, stream, &leave)), &activity, lifetime, &leave).await;
     }
 }
 
-async fn speak_http2(connection: Arc<Connection>, stream: TlsStream<TcpStream>, leave: &CancellationToken) {
+/// HTTP/1.1: as long as everything is plain by ourselves, from then on by hyper. Each has its own box, so that nobody
+/// holds the room for the other.
+async fn speak_h1(connection: Arc<Connection>, stream: Stream, leave: &CancellationToken) {
+    if let Some(odd) = Box::pin(h1::serve(&connection, stream, leave)).await {
+        Box::pin(speak_http1(connection, odd, leave)).await;
+    }
+}
+
+async fn speak_http2(connection: Arc<Connection>, stream: Stream, leave: &CancellationToken) {
     let tasks = Tasks(connection.shared.tasks.clone());
     let mut builder = http2::Builder::new(tasks);
     builder
@@ -146,10 +151,7 @@ async fn speak_http2(connection: Arc<Connection>, stream: TlsStream<TcpStream>, 
 }
 
 /// Has hyper speak HTTP/1.1 on a stream.
-pub(super) async fn speak_http1<S>(connection: Arc<Connection>, stream: S, leave: &CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn speak_http1(connection: Arc<Connection>, stream: h1::Rewind, leave: &CancellationToken) {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -13,17 +13,16 @@ use std::time::Duration;
 
 use http::{Method, Response, StatusCode};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::RequestBody;
 use super::answer::{Asked, Judged, judge};
 use super::body::{Body, Buffers, Parts, Source};
-use super::connection::{Connection, MAX_HEAD_BYTES, UNSENT_BYTES, speak_http1};
+use super::connection::{Connection, MAX_HEAD_BYTES, UNSENT_BYTES};
+use super::tls::Stream;
 use head::{Parsed, Plain};
-use rewind::Rewind;
+pub(super) use rewind::Rewind;
 
 /// Bytes at a time, at first and for a reader that does not keep up: what is encrypted and not taken stays in memory.
 const MIN_CHUNK_BYTES: usize = 64 * 1024;
@@ -38,40 +37,38 @@ const CHUNK_SHARE: usize = 8;
 const QUICK_UNSENT_BYTES: u32 = 384 * 1024;
 const FIRST_READ_BYTES: usize = 1024;
 
-/// Serves a connection to its end.
+/// Serves a connection to its end, or up to the first request that is not plain.
 pub(super) async fn serve(
-    connection: Arc<Connection>,
-    mut stream: TlsStream<TcpStream>,
+    connection: &Arc<Connection>,
+    mut stream: Stream,
     leave: &CancellationToken,
-) {
+) -> Option<Rewind> {
     let mut received = Vec::new();
     let mut pace = Pace::default();
     loop {
-        let plain = match next(&connection, &mut stream, &mut received, leave).await {
+        let plain = match next(connection, &mut stream, &mut received, leave).await {
             Next::Plain(plain) => plain,
-            Next::Odd => {
-                let stream = Rewind::new(received, stream);
-                return Box::pin(speak_http1(connection, stream, leave)).await;
-            }
+            Next::Odd => return Some(Rewind::new(received, stream)),
             Next::End => break,
         };
         let last = plain.close || leave.is_cancelled();
         let is_head = plain.method == Method::HEAD;
         let Plain { method, uri, headers, .. } = plain;
         let body = RequestBody(None);
-        let response = match judge(&connection, Asked { method, uri, headers, body }) {
+        let response = match judge(connection, Asked { method, uri, headers, body }) {
             Judged::Answered(response) => response,
-            // Boxed, as above and below, so that an idle connection does not hold the room for what it might do.
+            // Boxed, as below, so that an idle connection does not hold the room for what it might do.
             Judged::Open(pending) => Box::pin(pending.answer()).await,
         };
         let scratch = &connection.shared.scratch;
         if send(&mut stream, response, is_head, last, scratch, &mut pace).await.is_err() || last {
             // Cut short of the announced length, the peer sees that it is not whole: no TLS farewell, which would make
             // the end look wanted. After the last answer it has had its farewell.
-            return;
+            return None;
         }
     }
     let _ = stream.shutdown().await;
+    None
 }
 
 enum Next {
@@ -83,7 +80,7 @@ enum Next {
 /// Reads the head of the next request; what follows it stays in `received`.
 async fn next(
     connection: &Connection,
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     received: &mut Vec<u8>,
     leave: &CancellationToken,
 ) -> Next {
@@ -125,7 +122,7 @@ async fn next(
 }
 
 async fn send(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     response: Response<Body>,
     is_head: bool,
     last: bool,
@@ -160,7 +157,7 @@ async fn send(
 }
 
 /// Encrypts bytes into the connection; what does not fit waits for the peer. Nothing is held here afterwards.
-async fn put(stream: &mut TlsStream<TcpStream>, mut bytes: &[u8]) -> io::Result<()> {
+async fn put(stream: &mut Stream, mut bytes: &[u8]) -> io::Result<()> {
     loop {
         let count = stream.get_mut().1.writer().write(bytes)?;
         bytes = bytes.get(count..).unwrap_or_default();
@@ -172,7 +169,7 @@ async fn put(stream: &mut TlsStream<TcpStream>, mut bytes: &[u8]) -> io::Result<
 }
 
 async fn send_content(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     source: Box<Source>,
     scratch: &Buffers,
     pace: &mut Pace,

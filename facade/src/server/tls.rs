@@ -62,6 +62,9 @@ pub enum TlsError {
     Server(#[source] rustls::Error),
 }
 
+/// A connection whose handshake is done.
+pub(super) type Stream = Box<TlsStream<TcpStream>>;
+
 /// TLS of the device door. Cheap to clone.
 #[derive(Clone)]
 pub struct Tls {
@@ -87,13 +90,14 @@ impl Tls {
         Ok(())
     }
 
-    /// Does the handshake and says who is there.
-    pub(super) async fn accept(&self, tcp: TcpStream) -> std::io::Result<(TlsStream<TcpStream>, Peer)> {
+    /// Does the handshake and says who is there. The stream is boxed: it is large, and whoever has it in hand would hold
+    /// the room for it several times over.
+    pub(super) async fn accept(&self, tcp: TcpStream) -> std::io::Result<(Stream, Peer)> {
         let current = self.current.load_full();
         let stream = TlsAcceptor::from(Arc::clone(&current.config)).accept_with(tcp, |session| {
             session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
         });
-        let stream = stream.await?;
+        let stream = Box::new(stream.await?);
         let peer = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
             None => Peer::Anonymous,
             Some(certificate) => {

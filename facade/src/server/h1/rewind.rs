@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::server::tls::Stream;
+
 /// A stream that gives some bytes again before it goes on.
-pub(super) struct Rewind<S> {
+pub(in crate::server) struct Rewind<S = Stream> {
     again: Vec<u8>,
     given: usize,
     stream: S,
