@@ -51,6 +51,7 @@ impl WriteStream {
         if requests.send(question).await.is_err() {
             return Err(connection.broken("opening a write stream", "the queue is closed"));
         }
+        // The library writes the head of the one request and reads the answers; only the body is ours.
         let mut body = Some(Body::new(WriteBody { queue, pieces: Vec::new().into_iter() }));
         let channel = connection.channel().await?;
         let mut client = Grpc::new(service_fn(move |request: http::Request<Body>| {
