@@ -84,6 +84,7 @@ pub(super) async fn answer_hyper(
     let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
     Ok(match judge(&connection, asked) {
         Judged::Answered(response) => response,
+        // Boxed, so that hyper does not hold the room for it in every connection and stream.
         Judged::Open(pending) => Box::pin(pending.answer()).await,
     })
 }

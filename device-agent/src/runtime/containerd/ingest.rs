@@ -37,7 +37,7 @@ const MIN_MESSAGE_BYTES: usize = 64 * 1024;
 /// Pieces per message, at most: each may hold on to a whole buffer of the connection, however short it is.
 const MAX_PIECES: usize = 64;
 
-/// How long a card may take to write one piece.
+/// How long a card may take to write one message.
 const STALL: Duration = Duration::from_secs(5 * 60);
 
 /// How long containerd may need to notice that an earlier writer of the same content is dead.
