@@ -40,9 +40,10 @@ impl Agent {
 
     /// Everything came.
     pub(super) fn note_answers(&self) {
-        if let Ok(Some(_)) | Err(_) = self.dir.read(FILE)
-            && let Err(error) = self.dir.remove(FILE)
-        {
+        if let Ok(None) = self.dir.read(FILE) {
+            return;
+        }
+        if let Err(error) = self.dir.remove(FILE) {
             tracing::warn!(error = crate::error_chain(&error), "what was withheld is still counted");
         }
     }

@@ -99,9 +99,15 @@ pub(crate) fn run(devices: Option<&String>) -> ExitCode {
         let body = format!(r#"{{"artifacts":["{}"],"group":"hall-{group}"}}"#, app.artifact());
         admin.post("/api/v1/assignments", &body);
     }
+    let before = anonymous_bytes(&[facade.id()]);
     let held = runtime.block_on(connect(&facade, &fleet, &app.artifact()));
-    let memory = anonymous_bytes(&[facade.id()]) / 1_000_000;
-    say(&format!("{} devices hold a connection over TLS and wait; the facade has {memory} MB", held.len()));
+    let grown = anonymous_bytes(&[facade.id()]).saturating_sub(before);
+    say(&format!(
+        "{} devices hold a connection over TLS and wait; for each the facade has {} kB, and {} MB besides",
+        held.len(),
+        grown / 1_000 / held.len() as u64,
+        before / 1_000_000,
+    ));
     let rollout =
         format!(r#"{{"name":"bench","artifacts":["{}"],"to":"all","waves":"1,10%,100%"}}"#, app.artifact());
     admin.post("/api/v1/rollouts", &rollout);
