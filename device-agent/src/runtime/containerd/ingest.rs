@@ -137,7 +137,6 @@ struct Writing {
     unacknowledged: bool,
     /// What came and has not been given to containerd.
     gathered: Vec<Bytes>,
-    gathered_bytes: u64,
     _turn: Turn,
 }
 
@@ -178,7 +177,6 @@ impl Writing {
             sent: offset,
             unacknowledged: false,
             gathered: Vec::new(),
-            gathered_bytes: 0,
             _turn: Turn::take(connection),
         }
     }
@@ -187,13 +185,17 @@ impl Writing {
         format!("writing {}", self.content.digest)
     }
 
+    fn gathered_bytes(&self) -> usize {
+        self.gathered.iter().map(Bytes::len).sum()
+    }
+
     /// How much more goes into the message that is being gathered.
     fn room(&self) -> usize {
         if self.gathered.len() >= MAX_PIECES {
             return 0;
         }
         let limit = message_bytes(self.connection.writers.load(Ordering::Relaxed));
-        limit.saturating_sub(usize::try_from(self.gathered_bytes).unwrap_or(usize::MAX))
+        limit.saturating_sub(self.gathered_bytes())
     }
 
     /// Waits until containerd has written the message that is on its way.
@@ -221,9 +223,10 @@ impl Writing {
     /// Sends what is gathered. Nothing of it is lost if the caller stops waiting.
     async fn send(&mut self, action: WriteAction) -> Result<(), RuntimeError> {
         if let Some(slot) = self.stream.ready().await {
+            let (begins, ends) = (self.sent, self.offset());
             let data = std::mem::take(&mut self.gathered);
-            slot.send(WriteMessage::new(action, &self.content, self.sent, data));
-            self.sent = self.sent.saturating_add(std::mem::take(&mut self.gathered_bytes));
+            slot.send(WriteMessage::new(action, &self.content, begins, data));
+            self.sent = ends;
             return Ok(());
         }
         // The stream has ended; its last word says why.
@@ -256,7 +259,7 @@ impl Writing {
 #[async_trait]
 impl Ingest for Writing {
     fn offset(&self) -> u64 {
-        self.sent.saturating_add(self.gathered_bytes)
+        self.sent.saturating_add(self.gathered_bytes() as u64)
     }
 
     async fn write(&mut self, bytes: Bytes) -> Result<(), RuntimeError> {
@@ -274,9 +277,7 @@ impl Ingest for Writing {
             } else if rest.is_empty() {
                 return Ok(());
             } else {
-                let piece = rest.split_to(rest.len().min(room));
-                self.gathered_bytes += piece.len() as u64;
-                self.gathered.push(piece);
+                self.gathered.push(rest.split_to(rest.len().min(room)));
             }
         }
     }

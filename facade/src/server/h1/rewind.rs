@@ -9,19 +9,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::server::tls::Stream;
 
 /// A stream that gives some bytes again before it goes on.
-pub(in crate::server) struct Rewind<S = Stream> {
+pub(in crate::server) struct Rewind {
     again: Vec<u8>,
     given: usize,
-    stream: S,
+    stream: Stream,
 }
 
-impl<S> Rewind<S> {
-    pub(super) fn new(again: Vec<u8>, stream: S) -> Self {
+impl Rewind {
+    pub(super) fn new(again: Vec<u8>, stream: Stream) -> Self {
         Self { again, given: 0, stream }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
+impl AsyncRead for Rewind {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -42,7 +42,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
+impl AsyncWrite for Rewind {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
