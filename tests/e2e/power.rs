@@ -111,6 +111,9 @@ fn in_containerd_nothing_counts_as_applied_before_content_and_snapshot_are_on_th
         // The facade takes the next one for a copy of the last, with reason: they have one past.
         drop(shop.facade.cli(&["device", "restore", "board-1"]));
         assert_recovers(&shop, &disks, &board, applied);
+        let mounted = disks.path("images");
+        drop(disks);
+        assert!(!mounted.exists(), "{} was left behind", mounted.display());
     }
 }
 

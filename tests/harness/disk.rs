@@ -164,7 +164,8 @@ struct Mount(PathBuf);
 impl Mount {
     fn of(image: &Path, at: &Path) -> Self {
         let user = format!("{}:{}", rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let script = "mkdir -p $2; mount -o loop,nodiscard $1 $2; chown $3 $2; chmod 755 $2";
+        fs::create_dir_all(at).expect("make a directory");
+        let script = "mount -o loop,nodiscard $1 $2; chown $3 $2; chmod 755 $2";
         let mut mount = as_root("sh");
         mount.args(["-euc", script, "mount"]).arg(image).arg(at).arg(user);
         Outcome::of(&mut mount, b"").expect_success();
@@ -232,7 +233,7 @@ impl Log {
             let bare = name.strip_suffix(IMAGE_SUFFIX).unwrap_or(name);
             mounts.push(Mount::of(&image, &directory.path().join("mounted").join(bare)));
         }
-        Survivors { directory, _mounts: mounts }
+        Survivors { _mounts: mounts, directory }
     }
 
     fn replay(&self, image: &Path, disk: u8, moment: usize, unflushed: Unflushed) {
@@ -269,8 +270,9 @@ fn kept(luck: &mut u64) -> bool {
 
 /// Disks after the power came back.
 pub struct Survivors {
-    directory: TempDir,
+    // Dropped in this order: a directory that holds a mounted file system cannot be removed.
     _mounts: Vec<Mount>,
+    directory: TempDir,
 }
 
 impl Survivors {

@@ -198,11 +198,13 @@ class Client:
     def __init__(self, binary, server, repository):
         self.binary, self.server, self.repository = binary, server, repository
         server.repository = repository
-        self.home = pathlib.Path(tempfile.mkdtemp(prefix="tuf-client-"))
-        self.metadata, self.targets = self.home / "metadata", self.home / "targets"
+        # Removed with the client.
+        self.directory = tempfile.TemporaryDirectory(prefix="tuf-client-")
+        home = pathlib.Path(self.directory.name)
+        self.metadata, self.targets = home / "metadata", home / "targets"
         self.metadata.mkdir()
         self.targets.mkdir()
-        initial = self.home / "initial.json"
+        initial = home / "initial.json"
         initial.write_bytes(repository.files["metadata/1.root.json"])
         self.init_code = self.run("init", str(initial))
 
