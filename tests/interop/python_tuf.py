@@ -200,11 +200,11 @@ class Client:
         server.repository = repository
         # Removed with the client.
         self.directory = tempfile.TemporaryDirectory(prefix="tuf-client-")
-        home = pathlib.Path(self.directory.name)
-        self.metadata, self.targets = home / "metadata", home / "targets"
+        self.home = pathlib.Path(self.directory.name)
+        self.metadata, self.targets = self.home / "metadata", self.home / "targets"
         self.metadata.mkdir()
         self.targets.mkdir()
-        initial = home / "initial.json"
+        initial = self.home / "initial.json"
         initial.write_bytes(repository.files["metadata/1.root.json"])
         self.init_code = self.run("init", str(initial))
 
