@@ -5,6 +5,8 @@
 
 #[path = "bench/agent.rs"]
 mod agent;
+#[path = "bench/bare.rs"]
+mod bare;
 #[path = "bench/load.rs"]
 mod load;
 #[path = "bench/measure.rs"]
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("agent", [])) => agent::run(),
+        // Started by `pull`, as a server of its own.
+        Some(("bare", [port, data, bytes])) => bare::run(port, data.as_ref(), bytes),
         Some(("memory", [])) => memory::run(),
         Some(("metadata", [])) => metadata::run(),
         Some(("operators", rest)) => operators::run(rest.first()),

@@ -14,14 +14,13 @@ use pki::digest::Digest;
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
-use crate::load::Dialer;
 use crate::measure::median;
 use crate::rounds::{Bench, direct};
 use crate::servers::Server;
 use crate::wire::Wire;
 
 pub(crate) const MEBIBYTE: usize = 1 << 20;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// Blobs for the cold rows, one for each round.
 const COLD: usize = 5;
 const DELAY: Duration = Duration::from_millis(20);
@@ -40,6 +39,7 @@ struct Row {
     name: &'static str,
     unit: &'static str,
     goal: Goal,
+    /// Not a number where a server has none.
     figures: Vec<f64>,
 }
 
@@ -62,12 +62,12 @@ pub(crate) fn run(selected: &[String]) -> ExitCode {
     if selected.is_empty() {
         servers.push(Server::docker_registry(&facade, &upstream));
     }
+    let bare = Server::bare(&facade, stage.manifest_bytes);
     servers.push(Server::facade(&mut facade, &upstream));
-    let benches = servers.into_iter().map(|server| {
-        let dialer = Dialer::new(server.port, &device.identity());
-        Bench { server, dialer, proxy: &stage.proxy }
-    });
-    let mut session = Session { benches: benches.collect(), stage: &stage, runtime: runtime() };
+    let identity = device.identity();
+    let bare = Bench::new(bare, &identity, &stage.proxy);
+    let benches = servers.into_iter().map(|server| Bench::new(server, &identity, &stage.proxy)).collect();
+    let mut session = Session { benches, bare, stage: &stage, runtime: runtime() };
     let mut reached = header(&session);
     for work in WORKS.iter().filter(|work| selected.is_empty() || selected.iter().any(|word| word == **work))
     {
@@ -89,6 +89,7 @@ struct Stage {
     proxy: Proxy,
     pushed: harness::registry::Pushed,
     manifest: String,
+    manifest_bytes: usize,
     warm: Digest,
     herd: Digest,
     limited: Digest,
@@ -123,6 +124,7 @@ impl Stage {
         let mut next = || large.next().expect("a layer");
         Self {
             manifest: format!("/bench/app/manifests/{}", pushed.digest),
+            manifest_bytes: image.root.bytes.len(),
             small: at_least(MEBIBYTE).take(COLD).collect(),
             streamed: at_least(9 * MEBIBYTE).take(COLD).collect(),
             warm: next(),
@@ -143,6 +145,8 @@ fn blob(digest: Digest) -> String {
 
 struct Session<'a> {
     benches: Vec<Bench<'a>>,
+    /// The least that a handshake costs here.
+    bare: Bench<'a>,
     stage: &'a Stage,
     runtime: Runtime,
 }
@@ -164,9 +168,21 @@ impl Session<'_> {
                     bench.cpu_per_request(&manifest, 32, false).await
                 })]
             }
-            "handshake" => vec![self.alternate("handshake and manifest", "CPU us", 0.22, &async |bench| {
-                bench.cpu_per_request(&manifest, 16, true).await
-            })],
+            "handshake" => {
+                let each = async |bench: &Bench<'_>| bench.cpu_per_request(&manifest, 16, true).await;
+                let row = self.alternate("handshake and manifest", "CPU us", 0.22, &each);
+                let mut floor = vec![f64::NAN; self.benches.len() - 1];
+                floor.extend(self.medians(std::slice::from_ref(&self.bare), &each));
+                vec![
+                    row,
+                    Row {
+                        name: "  of that: handshake and bytes that are ready, nothing else",
+                        unit: "",
+                        goal: Goal::None,
+                        figures: floor,
+                    },
+                ]
+            }
             "idle" => self.fresh(
                 [("2,000 idle connections, anonymous", "MiB", Goal::OfNginx(0.7))],
                 &manifest,
@@ -194,7 +210,7 @@ impl Session<'_> {
         }
     }
 
-    /// One row: the median of rounds that go from server to server.
+    /// One row of all servers.
     fn alternate(
         &self,
         name: &'static str,
@@ -202,9 +218,15 @@ impl Session<'_> {
         of_nginx: f64,
         measure: &impl AsyncFn(&Bench<'_>) -> f64,
     ) -> Row {
-        let mut rounds = vec![Vec::new(); self.benches.len()];
+        let figures = self.medians(&self.benches, measure);
+        Row { name, unit, goal: Goal::OfNginx(of_nginx), figures }
+    }
+
+    /// The median of rounds that go from server to server.
+    fn medians(&self, benches: &[Bench<'_>], measure: &impl AsyncFn(&Bench<'_>) -> f64) -> Vec<f64> {
+        let mut rounds = vec![Vec::new(); benches.len()];
         for round in 0..=ROUNDS {
-            for (bench, values) in self.benches.iter().zip(&mut rounds) {
+            for (bench, values) in benches.iter().zip(&mut rounds) {
                 let value = LocalSet::new().block_on(&self.runtime, measure(bench));
                 // The first one only fills caches.
                 if round > 0 {
@@ -212,7 +234,7 @@ impl Session<'_> {
                 }
             }
         }
-        Row { name, unit, goal: Goal::OfNginx(of_nginx), figures: rounds.into_iter().map(median).collect() }
+        rounds.into_iter().map(median).collect()
     }
 
     /// Rows of one measurement in fresh processes that have served one request for `first`.
@@ -333,7 +355,8 @@ fn header(session: &Session<'_>) -> bool {
 fn print(row: &Row) -> bool {
     let mut text = format!("{:<58}", format!("{} {}", row.name, row.unit));
     for figure in &row.figures {
-        let _ = write!(text, "{figure:>16.2}");
+        let figure = if figure.is_nan() { String::new() } else { format!("{figure:.2}") };
+        let _ = write!(text, "{figure:>16}");
     }
     let facade = row.figures.last().copied().unwrap_or(f64::NAN);
     let ratio = facade / row.figures.first().copied().unwrap_or(f64::NAN);
@@ -342,6 +365,7 @@ fn print(row: &Row) -> bool {
         Goal::OfNginx(goal) => (ratio > goal, format!("{goal:.2} x nginx")),
         Goal::AtMost(goal) => (facade > goal, format!("{goal:.1} {}", row.unit)),
     };
-    crate::say(&format!("{text}{ratio:>8.2}{goal:>14}{}", if over { " OVER" } else { "" }));
+    let ratio = if ratio.is_nan() { String::new() } else { format!("{ratio:.2}") };
+    crate::say(&format!("{text}{ratio:>8}{goal:>14}{}", if over { " OVER" } else { "" }));
     !over
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use harness::device::Identity;
 use harness::{Proxy, http};
 use pki::digest::Digest;
 use tokio::task::JoinSet;
@@ -18,9 +19,9 @@ const SLOW_READERS: usize = 1000;
 
 /// A server, and the way to put load on it.
 pub(crate) struct Bench<'a> {
-    pub(crate) dialer: Dialer,
+    dialer: Dialer,
     pub(crate) server: Server<'a>,
-    pub(crate) proxy: &'a Proxy,
+    proxy: &'a Proxy,
 }
 
 /// First and last byte of asking a registry itself, without TLS.
@@ -36,7 +37,11 @@ pub(crate) fn direct(host: &str, path: &str) -> [Duration; 2] {
     [first.expect("content"), started.elapsed()]
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    pub(crate) fn new(server: Server<'a>, identity: &Identity, proxy: &'a Proxy) -> Self {
+        Self { dialer: Dialer::new(server.port, identity), server, proxy }
+    }
+
     fn path(&self, rest: &str) -> String {
         format!("{}{rest}", self.server.prefix)
     }

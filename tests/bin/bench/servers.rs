@@ -1,4 +1,4 @@
-//! The three servers of the comparison, all with the facade's certificates and one core.
+//! The servers of the comparison, all with the facade's certificates and one core.
 
 use std::path::Path;
 use std::process::Command;
@@ -80,6 +80,14 @@ impl<'a> Server<'a> {
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.arg("-c").arg(&file).arg("-p").arg(directory.path());
         Self::launch("nginx", port, command, directory)
+    }
+
+    /// Nothing but the handshake, and an answer of so many bytes.
+    pub(crate) fn bare(facade: &Facade, bytes: usize) -> Self {
+        let (directory, port) = (TempDir::new().expect("make a directory"), free_port());
+        let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
+        command.arg("bare").arg(port.to_string()).arg(facade.data_dir()).arg(bytes.to_string());
+        Self::launch("bare", port, command, directory)
     }
 
     fn launch(name: &'static str, port: u16, mut command: Command, directory: TempDir) -> Self {
