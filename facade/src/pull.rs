@@ -8,6 +8,7 @@ pub mod evict;
 mod fill;
 mod flight;
 mod reader;
+mod sizes;
 mod source;
 mod upkeep;
 
@@ -33,6 +34,7 @@ use at_hand::AtHand;
 use evict::Policy;
 use flight::Flights;
 pub use reader::{Origin, Reader};
+use sizes::Sizes;
 pub use source::{Fetch, Incoming, registries};
 pub use upkeep::{Checked, Usage};
 
@@ -124,6 +126,16 @@ pub enum PullError {
         #[source]
         source: Mismatch,
     },
+    /// The manifest is wrong about the length of its content; neither the registry nor the cache is.
+    #[error("the manifest promises {promised_bytes} bytes of {digest}, which has {actual_bytes}")]
+    WrongSize {
+        /// The content.
+        digest: Digest,
+        /// What the manifest says.
+        promised_bytes: u64,
+        /// What has that digest.
+        actual_bytes: u64,
+    },
     /// The registry's answer begins at the wrong place.
     #[error("{host} was asked for {digest} from byte {asked} on and answered from byte {answered} on")]
     WrongOffset {
@@ -206,6 +218,7 @@ struct Shared {
     slots: tokio::sync::Semaphore,
     cooldowns: source::Cooldowns,
     distrusted: source::Distrusted,
+    sizes: Sizes,
     tasks: TaskTracker,
     stop: CancellationToken,
     last_eviction: std::sync::Mutex<Option<Instant>>,
@@ -242,6 +255,7 @@ impl Puller {
             slots: tokio::sync::Semaphore::new(settings.max_flights.max(1)),
             cooldowns: source::Cooldowns::default(),
             distrusted: source::Distrusted::default(),
+            sizes: Sizes::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             last_eviction: std::sync::Mutex::new(None),
@@ -256,6 +270,9 @@ impl Puller {
     /// Small content that somebody asked for a moment ago, without any waiting. The rest is for [`Puller::open`].
     pub(crate) fn at_hand(&self, wanted: &Wanted) -> Option<(Bytes, Origin)> {
         let bytes = self.0.at_hand.get(wanted.descriptor.digest)?;
+        if bytes.len() as u64 != wanted.descriptor.size {
+            return None;
+        }
         self.0.metrics.cache_hits.inc();
         Some((bytes, Origin::Cache))
     }
@@ -265,24 +282,24 @@ impl Puller {
     /// What the cache has is served from there, and nobody is asked. Otherwise exactly one flight fetches it for all.
     pub async fn open(&self, wanted: &Wanted, offset: u64) -> Result<Reader, PullError> {
         let digest = wanted.descriptor.digest;
-        if let Some(reader) = self.0.cached(wanted).await?
-            && let Some(reader) = self.0.take_to_hand(reader).await?
-        {
-            self.0.metrics.cache_hits.inc();
-            return Ok(reader);
-        }
-        let mut reader = self.join(wanted, &self.0.fetch)?;
-        let patience = self.0.settings.patience;
-        match tokio::time::timeout(patience, reader.available(offset)).await {
-            Ok(available) => available.map(|_| reader),
-            Err(_) => Err(PullError::Slow { digest, waited: patience }),
-        }
+        let waited = self.0.settings.patience;
+        let begins = async {
+            if let Some(reader) = self.0.cached(wanted).await?
+                && let Some(reader) = self.0.take_to_hand(reader).await?
+            {
+                self.0.metrics.cache_hits.inc();
+                return Ok(reader);
+            }
+            let mut reader = self.board(wanted, &self.0.fetch).await?;
+            reader.available(offset).await.map(|_| reader)
+        };
+        tokio::time::timeout(waited, begins).await.unwrap_or(Err(PullError::Slow { digest, waited }))
     }
 
     /// Fetches content into the cache ahead of anybody asking; returns when it is there.
     pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_none() {
-            self.join(wanted, &self.0.fetch)?.landed().await?;
+            self.board(wanted, &self.0.fetch).await?.landed().await?;
         }
         Ok(())
     }
@@ -302,7 +319,25 @@ impl Puller {
             let incoming = Incoming::whole(bytes.clone());
             Box::pin(async { Ok(incoming) })
         });
-        self.join(wanted, &at_hand)?.landed().await
+        self.board(wanted, &at_hand).await?.landed().await
+    }
+
+    /// Joins the flight that brings this content, or begins it. One that brings the same digest under another length is
+    /// waited for: its end shows which manifest is wrong.
+    async fn board(&self, wanted: &Wanted, fetch: &Fetch) -> Result<Reader, PullError> {
+        loop {
+            let reader = self.join(wanted, fetch)?;
+            if reader.size_bytes() == wanted.descriptor.size {
+                return Ok(reader);
+            }
+            let Descriptor { digest, size: promised_bytes, .. } = wanted.descriptor;
+            let actual_bytes = reader.size_bytes();
+            // How it failed is for those who wanted that.
+            if reader.landed().await.is_ok() {
+                self.0.sizes.note(digest, actual_bytes);
+                return Err(PullError::WrongSize { digest, promised_bytes, actual_bytes });
+            }
+        }
     }
 
     fn join(&self, wanted: &Wanted, fetch: &Fetch) -> Result<Reader, PullError> {
@@ -351,10 +386,17 @@ impl Shared {
         if length == size {
             return Ok(Some(Reader::of_cache(content, digest, size)));
         }
-        // Only verified content is renamed into place: the disk lost something. It comes again.
-        tracing::error!(blob.digest = %digest, size_bytes = length, "cached blob has the wrong length; deleted");
-        self.delete(digest).await.map_err(storage)?;
-        Ok(None)
+        // Only verified content is renamed into place: the disk lost something, or the manifest is wrong. A manifest must
+        // not be able to delete what others need.
+        if self.sizes.known(digest) != Some(length) {
+            if !upkeep::is_intact(&content, digest, length).await {
+                tracing::error!(blob.digest = %digest, size_bytes = length, "cached blob is damaged; deleted");
+                self.delete(digest).await.map_err(storage)?;
+                return Ok(None);
+            }
+            self.sizes.note(digest, length);
+        }
+        Err(PullError::WrongSize { digest, promised_bytes: size, actual_bytes: length })
     }
 
     /// Keeps small content in memory for those who ask next; nothing is left of what turns out to be damaged.

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use pki::digest::Mismatch;
+use pki::digest::{Digest, Mismatch};
 use pki::oci::RegistryHost;
 use tokio::sync::mpsc;
 
 use super::flight::Lead;
 use super::source::{Fetch, Incoming};
-use super::{PullError, PullEvent, Shared, VERIFY_FIRST_MAX_BYTES};
+use super::{PullError, PullEvent, Shared, VERIFY_FIRST_MAX_BYTES, sizes};
 use crate::blobs::{AppendError, BlobsError, Staging};
 use crate::upstream::UpstreamError;
 
@@ -129,15 +129,24 @@ impl Pilot<'_> {
         Err(PullError::Stalled { digest: self.lead.flight.digest, waited: self.started.elapsed() })
     }
 
+    /// Digest and length of what is wanted.
+    fn promised(&self) -> (Digest, u64) {
+        (self.lead.flight.digest, self.size_bytes())
+    }
+
     fn size_bytes(&self) -> u64 {
         self.lead.flight.size_bytes
     }
 
     /// Does not fetch again at once what was wrong a moment ago: every device would, again and again.
     fn check_trust(&self) -> Result<(), PullError> {
+        let (digest, promised_bytes) = self.promised();
+        if let Some(actual_bytes) = self.shared.sizes.known(digest).filter(|known| *known != promised_bytes) {
+            return Err(PullError::WrongSize { digest, promised_bytes, actual_bytes });
+        }
         let host = self.lead.wanted.repository.host();
         let held = self.shared.settings.distrust;
-        match self.shared.distrusted.recall(host, self.lead.flight.digest, held) {
+        match self.shared.distrusted.recall(host, self.promised(), held) {
             None => Ok(()),
             Some(source) => Err(PullError::Mismatch { host: host.clone(), source }),
         }
@@ -216,7 +225,7 @@ impl Pilot<'_> {
         };
         self.mirrors.extend(incoming.mirror.clone());
         if let Err(error) = self.check_head(&incoming, from) {
-            return Ok((staging, Attempt::Over(error)));
+            return Ok((staging, Attempt::Over(self.who_is_wrong(error, incoming).await)));
         }
         let skip = from - incoming.starts_at;
         let (queue, pieces) = mpsc::channel(QUEUED_PIECES);
@@ -253,6 +262,23 @@ impl Pilot<'_> {
                 Err(PullError::Mismatch { host, source })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Finds out whether it is the manifest that is wrong about a length, by reading what the registry has under that
+    /// digest: it must not be blamed for that.
+    async fn who_is_wrong(&self, error: PullError, incoming: Incoming) -> PullError {
+        let (digest, promised_bytes) = self.promised();
+        let total = incoming.total.filter(|total| *total <= sizes::MAX_EXAMINED_BYTES);
+        let (PullError::Mismatch { .. }, 0, Some(total)) = (&error, incoming.starts_at, total) else {
+            return error;
+        };
+        match sizes::agrees(digest, total, incoming, self.shared.settings.stall).await {
+            Ok(true) => {
+                self.shared.sizes.note(digest, total);
+                PullError::WrongSize { digest, promised_bytes, actual_bytes: total }
+            }
+            Ok(false) | Err(_) => error,
         }
     }
 
@@ -298,6 +324,7 @@ impl Pilot<'_> {
             PullError::NotConnected { .. }
             | PullError::RateLimited { .. }
             | PullError::Mismatch { .. }
+            | PullError::WrongSize { .. }
             | PullError::WrongOffset { .. }
             | PullError::Slow { .. }
             | PullError::Storage { .. }
@@ -328,6 +355,9 @@ impl Pilot<'_> {
     fn give_up(&self, staging: Staging, error: PullError) -> PullError {
         if let PullError::Mismatch { source, .. } = &error {
             self.purge(staging, source);
+        } else if let PullError::WrongSize { .. } = &error {
+            // Nothing of it can become what was promised.
+            drop(staging.discard());
         }
         error
     }
@@ -344,7 +374,7 @@ impl Pilot<'_> {
             let host = self.blamed().clone();
             if self.mirrors.is_empty() {
                 let held = self.shared.settings.distrust;
-                self.shared.distrusted.note(&host, wanted.descriptor.digest, &mismatch, held);
+                self.shared.distrusted.note(&host, self.promised(), &mismatch, held);
             }
             (self.shared.events)(PullEvent::WrongContent { host, wanted, mismatch });
         }

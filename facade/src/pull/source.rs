@@ -121,27 +121,39 @@ impl Cooldowns {
     }
 }
 
-/// What registries served wrongly a moment ago.
+/// What registries served wrongly a moment ago, by digest and promised length: a manifest with a wrong length must not
+/// keep the content from those who have the right one.
 #[derive(Default)]
-pub(super) struct Distrusted(Mutex<HashMap<(RegistryHost, Digest), (Instant, Mismatch)>>);
+pub(super) struct Distrusted(Mutex<HashMap<(RegistryHost, Digest, u64), (Instant, Mismatch)>>);
 
 /// Entries after which the ones that are over are swept out.
 const MANY_DISTRUSTED: usize = 1024;
 
 impl Distrusted {
     /// Remembers that a registry served wrong bytes.
-    pub(super) fn note(&self, host: &RegistryHost, digest: Digest, mismatch: &Mismatch, held: Duration) {
+    pub(super) fn note(
+        &self,
+        host: &RegistryHost,
+        (digest, size_bytes): (Digest, u64),
+        mismatch: &Mismatch,
+        held: Duration,
+    ) {
         let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if distrusted.len() >= MANY_DISTRUSTED {
             distrusted.retain(|_, (since, _)| since.elapsed() < held);
         }
-        distrusted.insert((host.clone(), digest), (Instant::now(), mismatch.clone()));
+        distrusted.insert((host.clone(), digest, size_bytes), (Instant::now(), mismatch.clone()));
     }
 
     /// How the content that a registry served less than `held` ago was wrong.
-    pub(super) fn recall(&self, host: &RegistryHost, digest: Digest, held: Duration) -> Option<Mismatch> {
+    pub(super) fn recall(
+        &self,
+        host: &RegistryHost,
+        (digest, size_bytes): (Digest, u64),
+        held: Duration,
+    ) -> Option<Mismatch> {
         let mut distrusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (host.clone(), digest);
+        let key = (host.clone(), digest, size_bytes);
         let (since, mismatch) = distrusted.get(&key)?;
         if since.elapsed() < held {
             return Some(mismatch.clone());

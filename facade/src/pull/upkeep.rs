@@ -79,7 +79,7 @@ impl Puller {
             let Some(content) = self.0.blobs.open(held.digest).await? else {
                 continue;
             };
-            if is_intact(&content, &held).await {
+            if is_intact(&content, held.digest, held.size_bytes).await {
                 checked.good += 1;
                 continue;
             }
@@ -92,8 +92,8 @@ impl Puller {
 }
 
 /// A blob that cannot be read is as good as damaged.
-async fn is_intact(content: &Content, held: &Held) -> bool {
-    let mut verifier = Verifier::new(held.digest, held.size_bytes);
+pub(super) async fn is_intact(content: &Content, digest: Digest, size_bytes: u64) -> bool {
+    let mut verifier = Verifier::new(digest, size_bytes);
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let Ok((read, count)) = content.read_at(verifier.received_bytes(), buffer).await else {

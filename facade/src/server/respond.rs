@@ -136,6 +136,9 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
         PullError::Mismatch { .. } | PullError::WrongOffset { .. } => {
             (StatusCode::BAD_GATEWAY, "UNAVAILABLE", "the registry served wrong content", None)
         }
+        PullError::WrongSize { .. } => {
+            (StatusCode::BAD_GATEWAY, "SIZE_INVALID", "the manifest is wrong about the size of this", None)
+        }
         PullError::Slow { .. } | PullError::Stalled { .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry is too slow", Some(DEFAULT_RETRY))
         }

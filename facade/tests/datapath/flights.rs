@@ -7,6 +7,7 @@ use facade::pull::Settings;
 use facade::pull::evict::Policy;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
+use pki::digest::Digest;
 use tokio::sync::Semaphore;
 
 use crate::client::{Answer, Device, finish};
@@ -127,6 +128,57 @@ async fn what_a_registry_served_wrongly_is_not_fetched_again_for_every_retry() {
     tokio::time::sleep(Duration::from_millis(900)).await;
     assert!(device.get(&blob(&layer)).await.body == layer);
     assert_eq!(rig.script.gets(), 3);
+}
+
+/// skopeo and docker accept sizes that are wrong, so there are such images (CLIENTS). They spoil nothing for others.
+#[tokio::test]
+async fn a_manifest_that_is_wrong_about_a_size_spoils_nothing_for_others() {
+    for length in [500_000, LONG] {
+        for difference in [-1, 1] {
+            for cached in [false, true] {
+                let rig = Rig::start().await;
+                let layer = noise(length);
+                let closure = rig.assign(&["board"], &[&layer]);
+                let size_bytes = (layer.len() as u64).checked_add_signed(difference).unwrap();
+                let mistaken = rig.assign_mistaken("other", &closure, size_bytes);
+                let mistaken = format!("/v2/{mistaken}/blobs/{}", Digest::sha256(&layer));
+                let mut right = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+                if cached {
+                    assert!(right.get(&blob(&layer)).await.body == layer);
+                    rig.landed().await;
+                }
+                let mut wrong = Device::http1(&rig, Some(&rig.fleet.device("other"))).await;
+                for _ in 0..2 {
+                    let answer = wrong.get(&mistaken).await;
+                    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+                    assert!(answer.text().contains("wrong about the size"), "{}", answer.text());
+                }
+                // Nothing was deleted, nobody is blamed, and who has the right manifest gets it.
+                assert!(right.get(&blob(&layer)).await.body == layer);
+                assert_eq!(rig.script.gets(), if cached { 1 } else { 2 });
+                assert!(rig.events.lock().unwrap().is_empty());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flight_under_a_wrong_size_is_not_joined_by_who_knows_the_right_one() {
+    let rig = Rig::start().await;
+    let layer = noise(500_000);
+    let closure = rig.assign(&["board"], &[&layer]);
+    let mistaken = rig.assign_mistaken("other", &closure, 500_001);
+    let mistaken = format!("/v2/{mistaken}/blobs/{}", Digest::sha256(&layer));
+    let gate = rig.script.hold();
+    let mut wrong = Device::http1(&rig, Some(&rig.fleet.device("other"))).await;
+    let mut right = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    let path = blob(&layer);
+    let (refused, answer, ()) = tokio::join!(wrong.get(&mistaken), right.get(&path), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        gate.add_permits(1000);
+    });
+    assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
+    assert!(answer.body == layer);
 }
 
 #[tokio::test]

@@ -224,6 +224,19 @@ impl Rig {
         closure
     }
 
+    /// The same content as another artifact, whose manifest is wrong about the length of the first blob.
+    pub(crate) fn assign_mistaken(&self, device: &str, right: &Closure, size_bytes: u64) -> Repository {
+        let repository: Repository = format!("{REPOSITORY}-mistaken").parse().unwrap();
+        let name = ArtifactName::new(repository.clone(), right.name.digest());
+        let mut closure = Closure { name, ..right.clone() };
+        closure.blobs[0].size = size_bytes;
+        self.access.set_artifact(&closure);
+        let artifacts = vec![closure.name];
+        let entry = DeviceEntry { standing: Standing::Active, artifacts, ..DeviceEntry::default() };
+        self.access.set_device(device.parse().unwrap(), entry);
+        repository
+    }
+
     pub(crate) fn revoke(&self, device: &str) {
         let entry = DeviceEntry { standing: Standing::Revoked, ..DeviceEntry::default() };
         self.access.set_device(device.parse().unwrap(), entry);
