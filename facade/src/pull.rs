@@ -136,6 +136,20 @@ pub enum PullError {
         /// What has that digest.
         actual_bytes: u64,
     },
+    /// The disk has no room for the content beside what must stay free on it.
+    #[error(
+        "no room for {digest}: {needed_bytes} bytes are to come and {free_bytes} are free, of which {reserve_bytes} must stay so (cache_min_free_bytes)"
+    )]
+    NoRoom {
+        /// The content.
+        digest: Digest,
+        /// What it takes, with what is coming already.
+        needed_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+        /// What is to stay free.
+        reserve_bytes: u64,
+    },
     /// The registry's answer begins at the wrong place.
     #[error("{host} was asked for {digest} from byte {asked} on and answered from byte {answered} on")]
     WrongOffset {
@@ -219,6 +233,8 @@ struct Shared {
     cooldowns: source::Cooldowns,
     distrusted: source::Distrusted,
     sizes: Sizes,
+    /// The turn to take room on the disk.
+    admission: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     stop: CancellationToken,
     last_eviction: std::sync::Mutex<Option<Instant>>,
@@ -256,6 +272,7 @@ impl Puller {
             cooldowns: source::Cooldowns::default(),
             distrusted: source::Distrusted::default(),
             sizes: Sizes::default(),
+            admission: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             last_eviction: std::sync::Mutex::new(None),
@@ -300,6 +317,9 @@ impl Puller {
     pub async fn prefetch(&self, wanted: &Wanted) -> Result<(), PullError> {
         if self.0.cached(wanted).await?.is_none() {
             self.board(wanted, &self.0.fetch).await?.landed().await?;
+            if self.0.settings.cache && self.0.cached(wanted).await?.is_none() {
+                return Err(self.0.no_room(wanted).await);
+            }
         }
         Ok(())
     }
@@ -397,6 +417,17 @@ impl Shared {
             self.sizes.note(digest, length);
         }
         Err(PullError::WrongSize { digest, promised_bytes: size, actual_bytes: length })
+    }
+
+    /// Why content has passed through and was not kept.
+    async fn no_room(&self, wanted: &Wanted) -> PullError {
+        let Descriptor { digest, size, .. } = wanted.descriptor;
+        PullError::NoRoom {
+            digest,
+            needed_bytes: size,
+            free_bytes: self.blobs.free_bytes().await.unwrap_or_default(),
+            reserve_bytes: self.settings.policy.min_free_bytes,
+        }
     }
 
     /// Keeps small content in memory for those who ask next; nothing is left of what turns out to be damaged.

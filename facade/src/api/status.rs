@@ -26,6 +26,9 @@ const LEAST_FREE_BYTES: u64 = 64 * 1024 * 1024;
 pub(super) async fn status(state: State, caller: Caller) -> Answer<Status> {
     caller.require(Role::Viewer)?;
     let mut warnings = Vec::new();
+    for (name, outcome) in checks(&state).await {
+        warnings.extend(outcome.err().map(|error| format!("{name}: {error}")));
+    }
     let failing = state.registries.failing();
     warnings.extend(failing.iter().take(NAMED).map(|(host, error)| format!("{host}: {error}")));
     if failing.len() > NAMED {
@@ -81,15 +84,9 @@ fn standings(census: &Census) -> impl Iterator<Item = (String, u64)> {
 
 /// Whether the facade can do its work, one line for each thing it needs.
 pub(super) async fn ready(state: State) -> Response {
-    let checks = [
-        ("store", check_store(&state).await),
-        ("sealing key", state.registries.seals().await.map_err(|error| error.to_string())),
-        ("signed metadata", check_timestamp(&state).await),
-        ("disk", check_disk(&state).await),
-    ];
     let mut text = String::new();
     let mut status = StatusCode::OK;
-    for (name, outcome) in checks {
+    for (name, outcome) in checks(&state).await {
         match outcome {
             Ok(()) => text = format!("{text}{name}: ok\n"),
             // Whoever asks need not be signed in: the log has the rest.
@@ -101,6 +98,16 @@ pub(super) async fn ready(state: State) -> Response {
         }
     }
     (status, text).into_response()
+}
+
+/// What the facade needs for its work, and whether it has it.
+async fn checks(state: &State) -> [(&'static str, Result<(), String>); 4] {
+    [
+        ("store", check_store(state).await),
+        ("sealing key", state.registries.seals().await.map_err(|error| error.to_string())),
+        ("signed metadata", check_timestamp(state).await),
+        ("disk", check_disk(state).await),
+    ]
 }
 
 /// The store must take a write: one that only reads can neither enroll a device nor record a change.

@@ -228,11 +228,15 @@ impl Registries {
         self.live.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Those whose last use failed, by host, with what went wrong.
+    /// Those whose last use failed, or that have ever served wrong bytes, by host, with what went wrong.
     pub fn failing(&self) -> BTreeMap<RegistryHost, String> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         let failing = live.iter().filter_map(|(host, registry)| {
-            registry.health().current_error().map(|error| (host.clone(), error.to_owned()))
+            let health = registry.health();
+            let wrong =
+                health.wrong_bytes.as_ref().map(|wrong| format!("served wrong bytes: {}", wrong.what));
+            let error = health.current_error().map(ToOwned::to_owned).or(wrong)?;
+            Some((host.clone(), error))
         });
         failing.collect()
     }

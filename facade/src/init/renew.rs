@@ -13,7 +13,7 @@ use x509_parser::prelude::FromDer;
 use super::files::Files;
 use super::{ISSUING, InitError, SERVER, SERVER_KEY, load};
 
-/// Renews the server certificate if two thirds of its life are over. Whether it did: then [`super::DataDir::open`] has
+/// Renews the server certificate if two thirds of its life are over, or if it has not begun. Whether it did: then [`super::DataDir::open`] has
 /// the new one.
 pub fn renew_server_certificate(data_dir: &Path, now: Timestamp) -> Result<bool, InitError> {
     let files = Files::create(data_dir)?;
@@ -39,7 +39,7 @@ pub fn renew_server_certificate(data_dir: &Path, now: Timestamp) -> Result<bool,
     Ok(true)
 }
 
-/// Issued by us, and near its end or by an authority that another has followed.
+/// Issued by us, and near its end, not valid yet, or by an authority that another has followed.
 fn is_due(leaf: &[u8], issuing: &[Vec<u8>], now: Timestamp) -> bool {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else {
         return false;
@@ -51,7 +51,10 @@ fn is_due(leaf: &[u8], issuing: &[Vec<u8>], now: Timestamp) -> bool {
     let validity = leaf.validity();
     let (start, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     match issuing.split_first() {
-        Some((current, _)) if by(current) => now.as_second() >= start + (end - start) / 3 * 2,
+        Some((current, _)) if by(current) => {
+            // One that begins later than now was made under a clock that was wrong, and would lock every device out.
+            now.as_second() < start || now.as_second() >= start + (end - start) / 3 * 2
+        }
         Some((_, former)) => former.iter().any(by),
         None => false,
     }

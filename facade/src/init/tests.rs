@@ -265,6 +265,17 @@ fn the_server_certificate_renews_itself_under_its_key_when_two_thirds_are_over()
 }
 
 #[test]
+fn a_server_certificate_from_a_clock_that_was_fast_is_replaced() {
+    let rig = rig();
+    rig.init().unwrap();
+    let day = |days: i64| rig.options.now + SignedDuration::from_hours(24 * days);
+    assert!(renew_server_certificate(&rig.options.data_dir, day(61)).unwrap());
+    assert!(rig.open().unwrap().check_server_certificate(day(1)).is_err());
+    assert!(renew_server_certificate(&rig.options.data_dir, day(1)).unwrap());
+    rig.open().unwrap().check_server_certificate(day(1)).unwrap();
+}
+
+#[test]
 fn a_server_certificate_of_the_operators_own_is_left_alone() {
     let rig = rig();
     rig.init().unwrap();

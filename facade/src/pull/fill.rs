@@ -4,6 +4,7 @@
 //! within patience ends the flight for all followers; what is wrong is purged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,7 +38,14 @@ pub(super) async fn run(shared: &Arc<Shared>, lead: Lead, fetch: &Fetch) {
     shared.metrics.flights.inc();
     let wanted = lead.wanted.clone();
     let digest = wanted.descriptor.digest;
-    let mut pilot = Pilot { shared, fetch, lead: Arc::new(lead), started, mirrors: Vec::new() };
+    let mut pilot = Pilot {
+        shared,
+        fetch,
+        lead: Arc::new(lead),
+        started,
+        mirrors: Vec::new(),
+        passing: AtomicBool::default(),
+    };
     let stop = shared.stop.clone();
     let result = tokio::select! {
         result = pilot.fly() => result,
@@ -75,6 +83,8 @@ struct Pilot<'a> {
     started: Instant,
     /// The mirrors that have sent parts of it.
     mirrors: Vec<RegistryHost>,
+    /// Whether there is no room to keep it.
+    passing: AtomicBool,
 }
 
 /// How one attempt ended.
@@ -170,7 +180,7 @@ impl Pilot<'_> {
     async fn stage(&self) -> Result<Staging, PullError> {
         let (digest, size_bytes) = (self.lead.flight.digest, self.size_bytes());
         let storage = |source| self.storage(source);
-        self.make_room().await.map_err(storage)?;
+        self.make_room().await?;
         let mut staging = self.shared.blobs.stage(digest, size_bytes).await.map_err(storage)?;
         // Old bytes that nobody alive has hashed are worth keeping only where fetching them again would hurt.
         if staging.is_resumed() && size_bytes <= VERIFY_FIRST_MAX_BYTES {
@@ -181,12 +191,38 @@ impl Pilot<'_> {
         Ok(staging)
     }
 
-    /// Evicts ahead of content that would not fit.
-    async fn make_room(&self) -> Result<(), BlobsError> {
-        let needed = self.size_bytes().saturating_add(self.shared.settings.policy.min_free_bytes);
-        if self.shared.blobs.free_bytes().await? < needed {
-            self.shared.evict(self.size_bytes()).await?;
+    /// Sees to it that what comes fits: the disk is also the database's, which does not survive without room. Where the
+    /// disk would not keep free what it should, content may still pass through half of that and is not kept; where even
+    /// that is too little, it does not come.
+    async fn make_room(&self) -> Result<(), PullError> {
+        let Shared { blobs, flights, settings, .. } = &**self.shared;
+        let storage = |source| self.storage(source);
+        let (digest, reserve) = (self.lead.flight.digest, settings.policy.min_free_bytes);
+        let mut missing = self.size_bytes();
+        if blobs.is_partly_here(digest) {
+            let partial = blobs.list_partial().await.map_err(storage)?;
+            let here = partial.iter().find(|held| held.digest == digest).map_or(0, |held| held.size_bytes);
+            missing = missing.saturating_sub(here);
         }
+        // One at a time, so that no two count on the same room.
+        let _turn = self.shared.admission.lock().await;
+        let needed = missing.saturating_add(flights.outstanding_bytes());
+        let mut free = blobs.free_bytes().await.map_err(storage)?;
+        if free < needed.saturating_add(reserve) {
+            self.shared.evict(needed).await.map_err(storage)?;
+            free = blobs.free_bytes().await.map_err(storage)?;
+        }
+        let fits = |reserve: u64| free >= needed.saturating_add(reserve);
+        if !fits(reserve / 2) {
+            return Err(PullError::NoRoom {
+                digest,
+                needed_bytes: needed,
+                free_bytes: free,
+                reserve_bytes: reserve,
+            });
+        }
+        self.lead.admit(missing);
+        self.passing.store(!fits(reserve), Ordering::Relaxed);
         Ok(())
     }
 
@@ -325,6 +361,7 @@ impl Pilot<'_> {
             | PullError::RateLimited { .. }
             | PullError::Mismatch { .. }
             | PullError::WrongSize { .. }
+            | PullError::NoRoom { .. }
             | PullError::WrongOffset { .. }
             | PullError::Slow { .. }
             | PullError::Storage { .. }
@@ -396,7 +433,7 @@ impl Pilot<'_> {
             }
         };
         self.lead.verified();
-        if self.shared.settings.cache {
+        if self.shared.settings.cache && !self.passing.load(Ordering::Relaxed) {
             self.shared.blobs.commit(verified).await.map_err(|source| self.storage(source))?;
             return Ok(true);
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use pki::digest::Digest;
@@ -22,6 +23,8 @@ pub(super) struct Flight {
     pub(super) size_bytes: u64,
     content: OnceLock<Content>,
     progress: watch::Receiver<Progress>,
+    /// The room on the disk that it was promised and has not used yet.
+    outstanding_bytes: AtomicU64,
     table: Weak<Flights>,
 }
 
@@ -64,6 +67,7 @@ impl Flights {
             size_bytes: wanted.descriptor.size,
             content: OnceLock::new(),
             progress: watched,
+            outstanding_bytes: AtomicU64::new(0),
             table: Arc::downgrade(self),
         });
         entry.insert_entry(Arc::downgrade(&flight));
@@ -74,6 +78,17 @@ impl Flights {
     /// Everything that is in flight.
     pub(super) fn digests(&self) -> Vec<Digest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Bytes that flights will still write.
+    pub(super) fn outstanding_bytes(&self) -> u64 {
+        let flights: Vec<Arc<Flight>> = {
+            let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.values().filter_map(Weak::upgrade).collect()
+        };
+        // Without the lock: the last one to hold a flight takes it out of the table.
+        let outstanding = flights.iter().map(|flight| flight.outstanding_bytes.load(Ordering::Relaxed));
+        outstanding.fold(0, u64::saturating_add)
     }
 
     /// Forgets a flight, unless another has taken its place.
@@ -119,8 +134,14 @@ impl Lead {
         let _ = self.flight.content.set(content);
     }
 
+    /// Takes note that the disk has room for what is still to come.
+    pub(super) fn admit(&self, outstanding_bytes: u64) {
+        self.flight.outstanding_bytes.store(outstanding_bytes, Ordering::Relaxed);
+    }
+
     /// Tells followers that so many bytes have arrived, unverified.
     pub(super) fn arrived(&self, received_bytes: u64) {
+        self.admit(self.flight.size_bytes.saturating_sub(received_bytes));
         let available = releasable(received_bytes, self.flight.size_bytes);
         self.progress.send_if_modified(|progress| {
             let more = available > progress.available;
@@ -154,6 +175,7 @@ impl Lead {
     }
 
     fn forget(&self) {
+        self.admit(0);
         if let Some(table) = self.flight.table.upgrade() {
             table.forget(self.flight.digest, Arc::as_ptr(&self.flight));
         }

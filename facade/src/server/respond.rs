@@ -142,6 +142,12 @@ pub(super) fn pull_failed(error: &PullError, kind: Kind, spread: Duration) -> Re
         PullError::Slow { .. } | PullError::Stalled { .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", "the registry is too slow", Some(DEFAULT_RETRY))
         }
+        PullError::NoRoom { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "UNAVAILABLE",
+            "the facade has no room for this",
+            Some(DEFAULT_RETRY),
+        ),
         PullError::Storage { .. } | PullError::Read { .. } | PullError::Died { .. } | PullError::Stopping => {
             (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -23,6 +23,9 @@ use super::{Batch, Entry, Scan, Store, StoreError, Table, dump};
 /// Memory for cached pages. The records of a large fleet are small; sled's own default is 512 MiB.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
+/// The room that must be on the disk before anything is written.
+const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
+
 /// A writer that has not finished after this long never will.
 const STALLED_AFTER: Duration = Duration::from_secs(15);
 
@@ -38,6 +41,8 @@ type Db = ::sled::Db<PAGE>;
 pub struct SledStore(Arc<Inner>);
 
 struct Inner {
+    /// Where the files are.
+    path: PathBuf,
     /// The one handle that writes; its lock is the writer's turn.
     writer: Mutex<Db>,
     /// Handles that read. A handle serves one thread at a time (sled's is `Send`, not `Sync`), so each read borrows one;
@@ -71,11 +76,11 @@ impl SledStore {
         let failed = |source| StoreError::Open { path: path.to_owned(), source };
         repage::finish(path).map_err(failed)?;
         match open_pages(path) {
-            Ok(db) => Ok((Self::start(db), Opened::Clean)),
+            Ok(db) => Ok((Self::start(path, db), Opened::Clean)),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 tracing::info!(path = %path.display(), "copying the database of an earlier version");
                 repage::repage(path).map_err(failed)?;
-                Ok((Self::start(open_pages(path).map_err(failed)?), Opened::Clean))
+                Ok((Self::start(path, open_pages(path).map_err(failed)?), Opened::Clean))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(StoreError::InUse { path: path.to_owned() })
@@ -85,8 +90,9 @@ impl SledStore {
         }
     }
 
-    fn start(db: Db) -> Self {
+    fn start(path: &Path, db: Db) -> Self {
         let inner = Arc::new(Inner {
+            path: path.to_owned(),
             readers: Mutex::new((db.clone(), Vec::new())),
             writer: Mutex::new(db),
             failed: AtomicBool::new(false),
@@ -105,7 +111,7 @@ impl SledStore {
             .find(|candidate| !candidate.exists())
             .unwrap_or_else(|| path.with_extension("damaged"));
         std::fs::rename(path, &moved_to).map_err(failed)?;
-        let store = Self::start(open_pages(path).map_err(failed)?);
+        let store = Self::start(path, open_pages(path).map_err(failed)?);
         let newest = dump::newest(dumps).map_err(failed)?;
         if let Some((_, entries)) = &newest {
             let mut batch = ::sled::Batch::default();
@@ -154,7 +160,14 @@ impl Inner {
         let fail = |source| StoreError::Failed { action: "writing", source };
         let db = self.writer();
         if self.failed.load(Ordering::SeqCst) {
-            return Err(fail(io::Error::other("an earlier write failed")));
+            return Err(fail(io::Error::other("an earlier write failed; start the facade again")));
+        }
+        // A write that meets a full disk leaves the database unusable until the next start; one that is refused before
+        // that is as good as none.
+        let free_bytes = free_bytes(&self.path).map_err(fail)?;
+        if free_bytes < RESERVE_BYTES {
+            let full = format!("{free_bytes} bytes are free on its disk, {RESERVE_BYTES} must be");
+            return Err(fail(io::Error::new(io::ErrorKind::StorageFull, full)));
         }
         for (table, key, expected) in &batch.requirements {
             let found = db.get(full_key(*table, key)).map_err(fail)?;
@@ -182,6 +195,11 @@ impl Inner {
         }
         result
     }
+}
+
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(path)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 /// Ends the process when a write stalls: waiting callers would hang for ever, and a restart loses nothing acknowledged.

@@ -86,10 +86,11 @@ impl Health {
         }
     }
 
-    /// How much longer the registry asked to be left alone.
+    /// How much longer the registry asked to be left alone. Longer than can ever have been noted is a clock that was set
+    /// back since.
     pub(super) fn wait(&self, now: Timestamp) -> Option<Duration> {
         let left = self.retry_at?.duration_since(now);
-        Duration::try_from(left).ok().filter(|left| !left.is_zero())
+        Duration::try_from(left).ok().filter(|left| !left.is_zero() && *left <= MAX_RETRY_AFTER)
     }
 }
 
@@ -138,6 +139,16 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect::<HeaderMap>()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_wait_longer() {
+        let now = Timestamp::from_second(1_000_000_000).unwrap();
+        let wait = SignedDuration::from_secs(3);
+        let health = Health { retry_at: now.checked_add(wait).ok(), ..Health::default() };
+        assert_eq!(health.wait(now), Some(Duration::from_secs(3)));
+        assert_eq!(health.wait(now - SignedDuration::from_hours(48)), None);
+        assert_eq!(health.wait(now + wait), None);
     }
 
     #[test]

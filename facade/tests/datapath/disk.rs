@@ -1,4 +1,4 @@
-//! A disk that keeps what it is given only when a test lets it, or not at all.
+//! A disk that keeps what it is given only when a test lets it, or not at all, and is as full as a test wants.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +15,8 @@ pub(crate) struct Disk {
     pub(crate) gate: Option<Arc<Semaphore>>,
     /// It is not kept: the disk fails.
     pub(crate) fails: bool,
+    /// What is free, if that is not to be what really is.
+    pub(crate) free_bytes: Option<u64>,
 }
 
 pub(crate) struct Disks {
@@ -75,6 +77,10 @@ impl Blobs for Disks {
     }
 
     async fn free_bytes(&self) -> Result<u64, BlobsError> {
-        self.files.free_bytes().await
+        let said = self.disk.lock().unwrap().free_bytes;
+        match said {
+            Some(free_bytes) => Ok(free_bytes),
+            None => self.files.free_bytes().await,
+        }
     }
 }

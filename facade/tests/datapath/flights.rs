@@ -104,6 +104,68 @@ async fn a_disk_that_keeps_nothing_spoils_no_answer_and_is_told_of() {
     assert_eq!(rig.script.gets(), gets);
 }
 
+/// The disk is the database's too, which does not survive without room.
+fn frugal() -> Setup {
+    let policy = Policy { min_free_bytes: 1_000_000, ..Policy::default() };
+    Setup { pull: Settings { policy, ..Settings::default() }, ..Setup::default() }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_passes_through_and_what_would_fill_the_disk_does_not_come() {
+    let rig = Rig::with(frugal()).await;
+    let layer = noise(500_000);
+    rig.assign(&["board"], &[&layer]);
+    let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
+    let has = |free_bytes| rig.disk.lock().unwrap().free_bytes = Some(free_bytes);
+    has(999_999);
+    let answer = device.get(&blob(&layer)).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.text().contains("no room"), "{}", answer.text());
+    assert_eq!(files(&rig.cache()), 0);
+    for (free_bytes, kept) in [(1_000_000, 0), (1_499_999, 0), (1_500_000, 1)] {
+        has(free_bytes);
+        assert!(device.get(&blob(&layer)).await.body == layer);
+        rig.landed().await;
+        assert_eq!(files(&rig.cache()), kept, "{free_bytes}");
+    }
+}
+
+#[tokio::test]
+async fn no_two_flights_count_on_the_same_room() {
+    let rig = Rig::with(frugal()).await;
+    let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
+    let [first, second, third] = &layers;
+    rig.assign(&["board"], &[first, second, third]);
+    rig.disk.lock().unwrap().free_bytes = Some(2_600_000);
+    let gate = rig.script.hold();
+    let credential = rig.fleet.device("board");
+    let mut devices = Vec::new();
+    for _ in &layers {
+        devices.push(Device::http1(&rig, Some(&credential)).await);
+    }
+    let [one, two, three] = devices.as_mut_slice() else { panic!("three devices") };
+    let (first_path, second_path, third_path) = (blob(first), blob(second), blob(third));
+    let pause = || tokio::time::sleep(Duration::from_millis(100));
+    let (one, two, three) = tokio::join!(
+        one.get(&first_path),
+        async {
+            pause().await;
+            two.get(&second_path).await
+        },
+        async {
+            pause().await;
+            pause().await;
+            let refused = three.get(&third_path).await;
+            gate.add_permits(1000);
+            refused
+        }
+    );
+    assert!(one.body == *first && two.body == *second);
+    assert_eq!(three.status, StatusCode::SERVICE_UNAVAILABLE);
+    rig.landed().await;
+    assert_eq!(files(&rig.cache()), 1);
+}
+
 /// A facade that asks again at once for what was wrong.
 fn forgetful() -> Setup {
     let pull = Settings { distrust: Duration::ZERO, ..Settings::default() };
