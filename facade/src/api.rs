@@ -13,6 +13,7 @@ pub mod types;
 
 mod artifacts;
 mod assignments;
+mod audience;
 mod audit;
 mod cache;
 mod change;

@@ -194,12 +194,14 @@ impl CliError {
     }
 
     fn from_problem(problem: Problem) -> Self {
+        let damaged = problem.is_wrong_content();
         let Problem { status, detail, field, .. } = problem;
         let detail = match field {
             Some(field) => format!("{field}: {detail}"),
             None => detail,
         };
         match status {
+            _ if damaged => Self::Damaged(detail),
             401 | 403 => Self::NotAllowed(detail),
             422 => Self::Usage(detail),
             _ => Self::Failed(detail),

@@ -199,6 +199,13 @@ pub enum PullError {
     Stopping,
 }
 
+impl PullError {
+    /// Whether there are bytes, and they are not what a manifest says.
+    pub fn is_wrong_content(&self) -> bool {
+        matches!(self, Self::Mismatch { .. } | Self::WrongSize { .. })
+    }
+}
+
 /// Something that an operator must hear of.
 #[derive(Clone, Debug)]
 pub enum PullEvent {
@@ -299,7 +306,7 @@ impl Puller {
     /// What the cache has is served from there, and nobody is asked. Otherwise exactly one flight fetches it for all.
     pub async fn open(&self, wanted: &Wanted, offset: u64) -> Result<Reader, PullError> {
         let digest = wanted.descriptor.digest;
-        let waited = self.0.settings.patience;
+        let patience = self.0.settings.patience;
         let begins = async {
             if let Some(reader) = self.0.cached(wanted).await?
                 && let Some(reader) = self.0.take_to_hand(reader).await?
@@ -310,7 +317,8 @@ impl Puller {
             let mut reader = self.board(wanted, &self.0.fetch).await?;
             reader.available(offset).await.map(|_| reader)
         };
-        tokio::time::timeout(waited, begins).await.unwrap_or(Err(PullError::Slow { digest, waited }))
+        let begun = tokio::time::timeout(patience, begins).await;
+        begun.unwrap_or(Err(PullError::Slow { digest, waited: patience }))
     }
 
     /// Fetches content into the cache ahead of anybody asking; returns when it is there.

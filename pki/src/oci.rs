@@ -12,4 +12,6 @@ pub use choose::{Choice, ChoiceError, choose};
 pub use descriptor::{Descriptor, MediaType};
 pub use manifest::{Document, Index, Manifest};
 pub use platform::Platform;
-pub use reference::{ArtifactName, Reference, ReferenceError, RegistryHost, Repository, RepositoryName, Tag};
+pub use reference::{
+    ArtifactName, Reference, ReferenceError, RegistryHost, Repository, RepositoryName, Tag, without_user_info,
+};

@@ -13,6 +13,7 @@ use super::{Answer, State};
 use crate::catalog::artifacts::{self, ArtifactsError};
 use crate::catalog::events::Kind;
 use crate::publish::PublishingError;
+use crate::pull::PullError;
 use crate::store::StoreError;
 
 impl From<StoreError> for Problem {
@@ -149,7 +150,7 @@ pub(super) async fn withdraw(
 
 /// Fetches all of an artifact into the cache, and keeps it there whatever becomes of it upstream
 #[utoipa::path(post, path = "/api/v1/artifacts/{artifact}/pin", params(("artifact" = String, Path, description = "`REPOSITORY@sha256:…`, or an unambiguous prefix of the digest")), tag = "artifacts",
-    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 502, body = Problem)))]
+    responses((status = 200, body = Artifact), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 502, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn pin(state: State, caller: Caller, Path(artifact): Path<String>) -> Answer<Artifact> {
     caller.require(Role::Operator)?;
     let artifact = state.artifacts.find(&artifact).await?;
@@ -186,7 +187,14 @@ pub(super) async fn keep(state: &State, artifact: &artifacts::Artifact, by: &str
         }
         // What is not connected was never asked: that is not the registry's failure.
         state.registries.registry(artifact.name().repository().host())?;
-        return Err(Problem::upstream(super::problem::chain(&error)));
+        let detail = super::problem::chain(&error);
+        return Err(if error.is_wrong_content() {
+            Problem::wrong_content(detail)
+        } else if matches!(error, PullError::NoRoom { .. }) {
+            Problem::busy(detail)
+        } else {
+            Problem::upstream(detail)
+        });
     }
     tracing::info!(artifact = %artifact.name(), by = %by, "artifact pinned");
     Ok(())

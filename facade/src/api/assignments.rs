@@ -4,6 +4,7 @@ use axum::Json;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::audience::Audience;
 use super::auth::{Caller, Role};
 use super::extract::{Body, Paging, Query, field};
 use super::problem::Problem;
@@ -60,10 +61,20 @@ pub(super) async fn assign(
 ) -> Answer<AssignmentReport> {
     caller.require(Role::Operator)?;
     let (target, artifacts) = parse(&state, &request).await?;
-    let mut assignments = Vec::new();
+    let audience = match &target {
+        Target::Device(device) => Audience::of(&state, Some(device.clone()), None).await?,
+        Target::Group(group) => Audience::of(&state, None, Some(group)).await?,
+    };
+    let (mut assignments, mut warnings) = (Vec::new(), Vec::new());
     for artifact in artifacts {
         if artifact.revoked_at.is_some() {
             return Err(Problem::conflict(format!("{} is revoked", artifact.name())));
+        }
+        if let Some(unsuited) = audience.unsuited(&artifact.platforms) {
+            let (name, platforms) = (artifact.name(), artifact.platform_names().join(", "));
+            warnings.push(format!(
+                "{name} is for {platforms}, and {unsuited}: no update reaches them until it is taken back (facade unassign)"
+            ));
         }
         assignments.push(assignments::Assignment {
             target: target.clone(),
@@ -78,7 +89,7 @@ pub(super) async fn assign(
         let detail = format!("{} by {}", change.assignment.artifact, caller.name);
         state.events.raise(Kind::Assigned, &target, detail);
     }
-    Ok(Json(report(changes, devices)))
+    Ok(Json(AssignmentReport { warnings, ..report(changes, devices) }))
 }
 
 /// Takes assignments back
@@ -130,7 +141,7 @@ fn report(changes: Vec<Change>, devices: usize) -> AssignmentReport {
     let assignments = changes
         .into_iter()
         .map(|change| view(change.assignment, change.replaces.map(|replaced| replaced.to_string())));
-    AssignmentReport { assignments: assignments.collect(), devices: devices as u64 }
+    AssignmentReport { assignments: assignments.collect(), devices: devices as u64, warnings: Vec::new() }
 }
 
 fn view(assignment: assignments::Assignment, replaces: Option<String>) -> Assignment {

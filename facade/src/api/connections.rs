@@ -1,7 +1,7 @@
 //! `/api/v1/connections`
 
 use axum::Json;
-use pki::oci::{RegistryHost, Repository, RepositoryName};
+use pki::oci::{RegistryHost, Repository, RepositoryName, without_user_info};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -155,7 +155,12 @@ fn repository_of(host: &RegistryHost, text: &str) -> Result<RepositoryName, Prob
 }
 
 fn parse(request: ConnectionRequest) -> Result<(Definition, Secrets), Problem> {
-    let host = parse_host(&request.host)?;
+    let (host, has_password) = without_user_info(&request.host);
+    if has_password {
+        let detail = "it has a password in it; credentials are given as username and password";
+        return Err(Problem::invalid("host", detail));
+    }
+    let host = parse_host(&host)?;
     let missing =
         |field: &str, provider: &str| Problem::invalid(field, format!("the {provider} provider needs it"));
     let mut secrets = Secrets { credential: request.password.map(Secret::new), client_key_pem: None };

@@ -252,6 +252,14 @@ pub(super) async fn make_token(
         approval: request.approve,
         created_by: caller.name.clone(),
     };
+    // Nobody could use it: an identity that was revoked does not come back under its old record.
+    if let Some(id) = &request.device
+        && state.devices.get(id).await?.is_some_and(|device| device.standing == Standing::Revoked)
+    {
+        return Err(Problem::conflict(format!(
+            "{id} is revoked: delete it (facade device delete {id}), then enroll it anew"
+        )));
+    }
     let (record, secret) = state.devices.mint(request, now).await?;
     let token = Token {
         url: state.public_url.clone(),

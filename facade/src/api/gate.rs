@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use data_encoding::HEXLOWER;
+use pki::oci::without_user_info;
 use tracing::Instrument;
 
 use super::auth::{Caller, Role};
@@ -210,11 +211,19 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
 
 /// The path, and what the body says it is about.
 fn subject(path: &str, body: &[u8]) -> String {
-    let mut text = path.strip_prefix("/api/v1/").unwrap_or(path).to_owned();
+    let path = path.strip_prefix("/api/v1/").unwrap_or(path);
+    // An address may be pasted with a password in it, and what is logged here can never be taken out again.
+    let mut text = match path.strip_prefix("connections/").and_then(|host| host.rsplit_once("%40")) {
+        Some((_user, host)) => format!("connections/{host}"),
+        None => path.to_owned(),
+    };
     let body: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     for field in SUBJECT_FIELDS {
         if let Some(value) = body.as_ref().and_then(|body| body.get(field)) {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let mut value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            if field == "host" {
+                (value, _) = without_user_info(&value);
+            }
             // Writing to a string does not fail.
             let _ = write!(text, " {field}={value}");
         }
@@ -285,6 +294,10 @@ mod tests {
         let body = br#"{"host": "ghcr.io", "password": "hunter2", "tags": ["v1", "v2"]}"#;
         let subject = subject("/api/v1/connections", body);
         assert_eq!(subject, r#"connections host=ghcr.io tags=["v1","v2"]"#);
+        let subject = super::subject("/api/v1/connections", br#"{"host": "https://me:hunter2@ghcr.io/foo"}"#);
+        assert_eq!(subject, "connections host=https://ghcr.io/foo");
+        let path = "/api/v1/connections/https%3A%2F%2Fme%3Ahunter2%40ghcr.io%2Ffoo/test";
+        assert_eq!(super::subject(path, b""), "connections/ghcr.io%2Ffoo/test");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use pki::oci::manifest::DocumentError;
 use pki::oci::{ArtifactName, Platform, Repository};
 use pki::x509::DeviceId;
 
+use super::audience::Audience;
 use super::auth::{Caller, Role};
 use super::extract::{Body, field};
 use super::problem::{Problem, chain};
@@ -23,9 +24,6 @@ const MAX_TAGS: usize = 500;
 
 /// Tags that are resolved at a time.
 const AT_A_TIME: usize = 4;
-
-/// Devices of a group that are read at a time.
-const MEMBERS: usize = 1000;
 
 /// Imports tags as signed artifacts, each with its own outcome
 #[utoipa::path(post, path = "/api/v1/imports", request_body = ImportRequest, tag = "import",
@@ -88,34 +86,18 @@ async fn demand_delegated(
     Ok(())
 }
 
-/// The devices that the artifacts are meant for, and their platforms as far as they have reported them.
-async fn audience(state: &State, request: &ImportRequest) -> Result<Vec<(DeviceId, Platform)>, Problem> {
-    let mut members = Vec::new();
-    if let Some(device) = &request.for_device {
-        let device: DeviceId = field("for_device", device)?;
-        if state.devices.get(&device).await?.is_none() {
-            return Err(Problem::invalid("for_device", format!("there is no device {device}")));
-        }
-        members.push(device);
+/// The devices that the artifacts are meant for.
+async fn audience(state: &State, request: &ImportRequest) -> Result<Audience, Problem> {
+    let device: Option<DeviceId> =
+        request.for_device.as_deref().map(|text| field("for_device", text)).transpose()?;
+    if let Some(device) = &device
+        && state.devices.get(device).await?.is_none()
+    {
+        return Err(Problem::invalid("for_device", format!("there is no device {device}")));
     }
-    if let Some(group) = &request.for_group {
-        let group: Group = field("for_group", group)?;
-        loop {
-            let page = state.assignments.members(&group, members.last(), MEMBERS);
-            let last = page.len() < MEMBERS;
-            members.extend(page);
-            if last {
-                break;
-            }
-        }
-    }
-    let mut audience = Vec::new();
-    for device in members {
-        if let Some(received) = state.devices.report(&device).await? {
-            audience.push((device, received.report.platform));
-        }
-    }
-    Ok(audience)
+    let group: Option<Group> =
+        request.for_group.as_deref().map(|text| field("for_group", text)).transpose()?;
+    Ok(Audience::of(state, device, group.as_ref()).await?)
 }
 
 /// One batch.
@@ -123,7 +105,7 @@ struct Import<'a> {
     state: &'a State,
     registry: &'a Registry,
     repository: &'a Repository,
-    audience: Vec<(DeviceId, Platform)>,
+    audience: Audience,
     by: &'a str,
     pin: bool,
     dry_run: bool,
@@ -215,7 +197,7 @@ impl Import<'_> {
             platforms: artifact.platform_names(),
             size_bytes: Some(artifact.closure.size_bytes()),
             pinned: self.state.pins.contains(artifact.name()),
-            warning: self.unsuited(&artifact.platforms),
+            warning: self.audience.unsuited(&artifact.platforms),
             reason: None,
         }
     }
@@ -224,7 +206,11 @@ impl Import<'_> {
         match super::artifacts::keep(self.state, artifact, self.by).await {
             Ok(()) => ImportResult { pinned: true, ..result },
             Err(problem) => ImportResult {
-                outcome: ImportOutcome::Failed,
+                outcome: if problem.is_wrong_content() {
+                    ImportOutcome::Mismatch
+                } else {
+                    ImportOutcome::Failed
+                },
                 reason: Some(format!("signed, but not pinned: {}", problem.detail)),
                 ..result
             },
@@ -244,46 +230,16 @@ impl Import<'_> {
 
     /// Refuses an image that none of the devices it is meant for can run.
     fn check_audience(&self, platforms: &[Platform]) -> Result<(), Failure> {
-        let lacking = self.lacking(platforms);
-        if lacking.is_empty() || lacking.len() < self.audience.len() {
-            return Ok(());
+        match self.audience.refuses(platforms) {
+            Some(reason) => Err(Failure { outcome: ImportOutcome::NoPlatform, reason }),
+            None => Ok(()),
         }
-        let reason = format!(
-            "it is for {}, and {}",
-            platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            describe(&lacking)
-        );
-        Err(Failure { outcome: ImportOutcome::NoPlatform, reason })
-    }
-
-    /// Says which of the devices it is meant for cannot run it.
-    fn unsuited(&self, platforms: &[Platform]) -> Option<String> {
-        let lacking = self.lacking(platforms);
-        (!lacking.is_empty()).then(|| describe(&lacking))
-    }
-
-    /// An artifact without platforms (a chart, a policy) is for every device.
-    fn lacking(&self, platforms: &[Platform]) -> Vec<&(DeviceId, Platform)> {
-        let suits = |device: &Platform| platforms.iter().any(|platform| platform.suits(device).is_some());
-        let lacking = self.audience.iter().filter(|(_, device)| !platforms.is_empty() && !suits(device));
-        lacking.collect()
     }
 }
 
 /// What becomes of something that was never imported, once it is signed.
 fn first_outcome(before: Option<&ArtifactName>) -> ImportOutcome {
     if before.is_some() { ImportOutcome::Moved } else { ImportOutcome::Imported }
-}
-
-fn describe(lacking: &[&(DeviceId, Platform)]) -> String {
-    const SHOWN: usize = 3;
-    let shown: Vec<String> =
-        lacking.iter().take(SHOWN).map(|(device, platform)| format!("{device} is {platform}")).collect();
-    let more = match lacking.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!(", and {more} more cannot run it"),
-    };
-    format!("{}{more}", shown.join(", "))
 }
 
 struct Failure {

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 /// The media type of a problem document (RFC 9457 section 3).
 pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
+const WRONG_CONTENT: &str = "wrong-content";
+
 /// A problem document (RFC 9457).
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
@@ -118,6 +120,16 @@ impl Problem {
     /// A registry did not do its part.
     pub fn upstream(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "registry-failed", detail)
+    }
+
+    /// Bytes are not what they were named, or not as long as a manifest says.
+    pub fn wrong_content(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, WRONG_CONTENT, detail)
+    }
+
+    /// Whether it is that bytes are not what they were named.
+    pub fn is_wrong_content(&self) -> bool {
+        self.kind.ends_with(WRONG_CONTENT)
     }
 
     /// The facade failed; the cause is logged, never shown.

@@ -357,6 +357,10 @@ pub struct AssignmentReport {
     pub assignments: Vec<Assignment>,
     /// Devices that are to change.
     pub devices: u64,
+    /// Devices that cannot run what they are to have. They keep what they run until it is taken back: what a device is to
+    /// have is one set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// An enrollment token to make.

@@ -75,6 +75,9 @@ async fn send(
 ) -> Result<(), CliError> {
     let request = AssignmentRequest { artifacts, device: target.device, group: target.group };
     let report: AssignmentReport = client.post(path, &request).await?;
+    for warning in &report.warnings {
+        output.note(&format!("warning: {warning}"));
+    }
     output.result(&report, |report| {
         let mut lines: Vec<String> =
             report.assignments.iter().map(|assignment| line(done, assignment)).collect();

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use pki::oci::RegistryHost;
+use pki::oci::{RegistryHost, without_user_info};
 use serde::Serialize;
 
 use super::CliError;
@@ -170,7 +170,7 @@ impl Verb {
 }
 
 fn path(host: &str) -> String {
-    format!("/api/v1/connections/{}", encode(host))
+    format!("/api/v1/connections/{}", encode(&without_user_info(host).0))
 }
 
 impl Add {
@@ -271,6 +271,14 @@ impl Add {
     }
 
     fn request(self) -> Result<ConnectionRequest, CliError> {
+        let (host, has_password) = without_user_info(self.host.as_deref().unwrap_or_default());
+        if has_password {
+            // Not sent, and not repeated: what is sent is logged.
+            return Err(CliError::Usage(
+                "the address has a password in it: give --username and --password-stdin (or --password-file) instead"
+                    .to_owned(),
+            ));
+        }
         let provider = match (self.provider, &self.username) {
             (Some(provider), _) => provider,
             (None, Some(_)) => Provider::Static,
@@ -295,11 +303,7 @@ impl Add {
             config: self.config_file.as_ref().map(read_file).transpose()?,
             ..self.options()?
         })
-        .map(|request| ConnectionRequest {
-            host: self.host.unwrap_or_default(),
-            username: self.username,
-            ..request
-        })
+        .map(|request| ConnectionRequest { host, username: self.username, ..request })
     }
 }
 

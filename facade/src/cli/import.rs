@@ -269,11 +269,18 @@ fn conclude<'a>(
     let lie = results.clone().find(|(_, result)| result.outcome == ImportOutcome::Mismatch);
     if let Some((name, lie)) = lie {
         let reason = lie.reason.as_deref().unwrap_or_default();
-        return Err(CliError::Damaged(format!("{name} was not imported: {reason}")));
+        let what = if lie.artifact.is_some() { "" } else { " was not imported" };
+        return Err(CliError::Damaged(format!("{name}{what}: {reason}")));
     }
     let total = results.clone().count();
-    match results.filter(|(_, result)| !result.outcome.is_success()).count() {
+    let failed = results.filter(|(_, result)| !result.outcome.is_success());
+    // Signed all the same, where only pinning failed.
+    let signed = failed.clone().filter(|(_, result)| result.artifact.is_some()).count();
+    match failed.count() {
         0 => Ok(()),
+        failed if failed == total && failed == signed => {
+            Err(CliError::Failed("what was imported could not be pinned".to_owned()))
+        }
         failed if failed == total => Err(CliError::Failed(format!("no {what} was imported"))),
         failed => Err(CliError::Partly { failed, total }),
     }

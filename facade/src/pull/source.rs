@@ -124,7 +124,9 @@ impl Cooldowns {
 /// What registries served wrongly a moment ago, by digest and promised length: a manifest with a wrong length must not
 /// keep the content from those who have the right one.
 #[derive(Default)]
-pub(super) struct Distrusted(Mutex<HashMap<(RegistryHost, Digest, u64), (Instant, Mismatch)>>);
+pub(super) struct Distrusted(Mutex<HashMap<Served, (Instant, Mismatch)>>);
+
+type Served = (RegistryHost, Digest, u64);
 
 /// Entries after which the ones that are over are swept out.
 const MANY_DISTRUSTED: usize = 1024;

@@ -127,6 +127,21 @@ impl RegistryHost {
     }
 }
 
+/// What was pasted in place of a registry, without the user and the password that a URL may carry, and whether there was
+/// a password: it must not get into logs with the rest.
+pub fn without_user_info(pasted: &str) -> (String, bool) {
+    let start = pasted.find("://").map_or(0, |at| at + 3);
+    let (scheme, rest) = pasted.split_at(start);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let path = rest.get(authority.len()..).unwrap_or_default();
+            (format!("{scheme}{host}{path}"), user.contains(':'))
+        }
+        None => (pasted.to_owned(), false),
+    }
+}
+
 fn without_default_port<'a>(url: &str, host: &'a str) -> &'a str {
     let port =
         if url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("http:")) { ":80" } else { ":443" };
@@ -554,6 +569,18 @@ mod tests {
             "x-.io/a",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn takes_user_and_password_out_of_what_was_pasted() {
+        for (pasted, expected) in [
+            ("https://user:pw@ghcr.io/foo", ("https://ghcr.io/foo", true)),
+            ("user:p@w@ghcr.io:5000", ("ghcr.io:5000", true)),
+            ("https://user@ghcr.io", ("https://ghcr.io", false)),
+            ("ghcr.io/foo@sha256:ab", ("ghcr.io/foo@sha256:ab", false)),
+        ] {
+            assert_eq!(without_user_info(pasted), (expected.0.to_owned(), expected.1), "{pasted}");
         }
     }
 
