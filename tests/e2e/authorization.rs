@@ -180,6 +180,9 @@ fn revoked_device_is_refused_at_once() {
     let client = scene.client();
     assert_eq!(client.get(&scene.manifest()).status, 200);
     scene.facade.ok(&["device", "revoke", "board-1"]);
+    // No token helps it, so none is made.
+    let refused = scene.facade.cli(&["device", "token", "--device", "board-1"]).expect_code(1);
+    assert!(refused.text().contains("facade device delete board-1"), "{}", refused.text());
     scene.refused(|| client.get(&scene.manifest()));
     scene.refused(|| client.get("/metadata/images/timestamp.json"));
 }

@@ -81,6 +81,33 @@ fn credentials_of_docker_are_taken_entry_by_entry() {
     assert!(!all.text().contains(PASSWORD) && !all.text().contains(&auth));
 }
 
+/// What is written to the audit log can never be taken out of it.
+#[test]
+fn a_password_in_an_address_is_refused_and_written_down_nowhere() {
+    const SECRET: &str = "hunter2hunter2";
+    let (registry, facade) = (Registry::with_password(), Facade::start());
+    add(&facade, &registry.host(), PASSWORD).expect_success();
+    let address = format!("http://me:{SECRET}@{}/team", registry.host());
+    let refused =
+        facade.cli(&["connection", "add", &address, "--plain-http", "--allow-private"]).expect_code(2);
+    assert!(refused.text().contains("--password-stdin"), "{}", refused.text());
+    let token = fs::read_to_string(facade.admin_token_file()).unwrap();
+    let bearer = format!("Bearer {}", token.trim());
+    let body = json!({"host": address, "provider": "anonymous", "plain_http": true, "allow_private": true});
+    let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+    let body = body.to_string();
+    let answer =
+        http::send(&facade.operator_authority(), "POST", "/api/v1/connections", &headers, body.as_bytes());
+    assert_eq!(answer.unwrap().status, 422);
+    drop(facade.cli(&["connection", "test", &address]));
+    let kept = connection(&facade, &registry.host());
+    assert_eq!(kept["provider"], "static", "a working credential was replaced: {kept}");
+    facade.ok(&["connection", "remove", &address]);
+    let audit = facade.cli(&["audit", "list"]).expect_success().text();
+    assert!(audit.contains("connections"), "{audit}");
+    assert!(!audit.contains(SECRET) && !facade.log().contains(SECRET));
+}
+
 #[test]
 fn rejects_each_wrong_field_by_name_and_stores_nothing() {
     let facade = Facade::start();

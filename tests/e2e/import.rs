@@ -361,6 +361,38 @@ fn ten_thousand_tags_are_listed_pleasantly() {
     assert!(clipped["clipped"].to_string().contains("100 tags"), "{clipped}");
 }
 
+/// Whatever else is said: bytes that are not what they were named end with 6.
+#[test]
+fn pinning_bytes_that_lie_ends_with_6_and_says_what_was_signed() {
+    let registry = Registry::open();
+    let image = ImageBuilder::new().random_layer(600_000).build();
+    let pushed = registry.push("team/app", "v1", &image);
+    registry.corrupt(&image.largest_blob(), 1000);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let told = facade.cli(&["import", &pushed.repository, "v1", "--pin"]).expect_code(6);
+    assert!(told.text().contains("signed, but not pinned"), "{}", told.text());
+    assert!(!told.text().contains("was not imported"), "{}", told.text());
+    facade.cli(&["artifact", "pin", &pushed.artifact()]).expect_code(6);
+    assert_eq!(facade.ok(&["artifact", "show", &pushed.artifact()])["pinned"], false);
+}
+
+/// What a device is to have is one set: one image that it cannot run holds up the others, so whoever assigns is told.
+#[test]
+fn assigning_what_a_device_cannot_run_is_warned_of() {
+    let registry = Registry::open();
+    let other = if harness::image::host_platform().contains("arm64") { "linux/amd64" } else { "linux/arm64" };
+    let image = ImageBuilder::new().platform(other).random_layer(1000).build();
+    let pushed = registry.push("team/app", "v1", &image);
+    let facade = Facade::start();
+    facade.connect(&registry);
+    let device = Device::enrolled("board-1", &facade);
+    device.sync().expect_success();
+    facade.import(&pushed);
+    let told = facade.cli(&["assign", &pushed.artifact(), "--device", "board-1"]).expect_success();
+    assert!(told.text().contains(&format!("is for {other}, and board-1 is")), "{}", told.text());
+}
+
 #[test]
 fn pinned_artifact_outlives_the_eviction_of_others() {
     let registry = Registry::open();
