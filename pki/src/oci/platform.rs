@@ -3,25 +3,49 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 /// An operating system and processor, such as `linux/arm/v7` (OCI image index, "platform").
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`, `windows`, …
+    #[serde(deserialize_with = "printable")]
     pub os: String,
     /// A GOARCH value: `amd64`, `arm64`, `arm`, …
+    #[serde(deserialize_with = "printable")]
     pub architecture: String,
     /// The variant of the processor, such as `v7`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "printable_if_any", skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
     /// Version of the operating system (Windows images).
-    #[serde(rename = "os.version", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "os.version",
+        default,
+        deserialize_with = "printable_if_any",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub os_version: Option<String>,
     /// Required features of the operating system.
     #[serde(rename = "os.features", default, skip_serializing_if = "Vec::is_empty")]
     pub os_features: Vec<String>,
+}
+
+/// Whoever wrote an index wrote this, and it is shown to people: nothing in it may steer their terminal.
+fn printable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.chars().any(char::is_control) {
+        let shown = text.escape_debug();
+        return Err(D::Error::custom(format!("a part of a platform has control characters: {shown}")));
+    }
+    Ok(text)
+}
+
+fn printable_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    struct Printable(#[serde(deserialize_with = "printable")] String);
+    Ok(Option::<Printable>::deserialize(deserializer)?.map(|text| text.0))
 }
 
 /// The text is not a platform.
@@ -113,6 +137,20 @@ mod tests {
 
     fn platform(text: &str) -> Platform {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn rejects_what_would_steer_a_terminal() {
+        for json in [
+            r#"{"os": "linux\u001b[31m", "architecture": "arm64"}"#,
+            r#"{"os": "linux", "architecture": "arm\n64"}"#,
+            r#"{"os": "linux", "architecture": "arm", "variant": "v7\u0007"}"#,
+            r#"{"os": "linux", "architecture": "arm", "os.version": "\u009b"}"#,
+        ] {
+            assert!(serde_json::from_str::<Platform>(json).is_err(), "{json}");
+        }
+        let null = r#"{"os": "linux", "architecture": "arm", "variant": null}"#;
+        assert_eq!(serde_json::from_str::<Platform>(null).unwrap(), Platform::new("linux", "arm", None));
     }
 
     #[test]

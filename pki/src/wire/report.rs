@@ -394,7 +394,8 @@ mod tests {
     fn rejects_platforms_that_are_no_platforms() {
         for os in ["", "linux\n", "a/b", &"x".repeat(80)] {
             let bytes = edited(|fields| fields["platform"]["os"] = os.into());
-            assert!(matches!(Report::parse(&bytes), Err(ReportError::Platform)), "{os:?}");
+            let refused = Report::parse(&bytes);
+            assert!(matches!(refused, Err(ReportError::Platform | ReportError::Json(_))), "{os:?}");
         }
     }
 
