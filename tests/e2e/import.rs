@@ -1,7 +1,7 @@
 //! A tag becomes a signed artifact: resolved once, checked, frozen; a bad tag never spoils a good one.
 
 use harness::http::{self, Server, answer, read_request};
-use harness::{Device, Facade, Image, ImageBuilder, Proxy, Registry, poll};
+use harness::{Device, Facade, Fault, Image, ImageBuilder, Proxy, Registry, When, poll};
 use serde_json::{Value, json};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -286,6 +286,19 @@ fn says_of_each_tag_what_became_of_it() {
     }
     // Once more: what is done is not done again.
     assert_eq!(run()["results"][0]["outcome"], "unchanged");
+}
+
+#[test]
+fn a_registry_that_asks_for_a_moment_gets_it() {
+    let registry = Registry::open();
+    let proxy = Proxy::before(&registry.host());
+    let pushed = registry.push("team/app", "v1", &small()).through(&proxy.host());
+    let facade = Facade::start();
+    facade.connect_as(&registry, &proxy.host());
+    let busy = Fault::Status { status: 429, retry_after_seconds: Some(1) };
+    proxy.once(When::Path("/manifests/".to_owned()), busy);
+    let report = facade.ok(&["import", &pushed.repository, "v1"]);
+    assert_eq!(report["results"][0]["outcome"], "imported", "{report}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `/api/v1/imports`
 
+use std::time::Duration;
+
 use axum::Json;
 use futures_util::{StreamExt, stream};
 use pki::oci::manifest::DocumentError;
@@ -100,6 +102,9 @@ async fn audience(state: &State, request: &ImportRequest) -> Result<Audience, Pr
     Ok(Audience::of(state, device, group.as_ref()).await?)
 }
 
+/// How long an import waits in all for a registry that limits the rate of requests.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// One batch.
 struct Import<'a> {
     state: &'a State,
@@ -117,9 +122,19 @@ impl Import<'_> {
             Ok(wanted) => wanted,
             Err(error) => return failed(text, ImportOutcome::Unsupported, error.to_string()),
         };
-        match self.sign(&wanted).await {
-            Ok(result) => ImportResult { tag: text, ..result },
-            Err(failure) => failed(text, failure.outcome, failure.reason),
+        let mut patience = PATIENCE;
+        loop {
+            match self.sign(&wanted).await {
+                Ok(result) => return ImportResult { tag: text, ..result },
+                // A registry that asks for a moment gets it, as it does when devices pull.
+                Err(Failure { retry_after: Some(wait), .. }) if !patience.is_zero() && wait <= patience => {
+                    // One that asks for no moment at all is not asked for ever.
+                    let wait = wait.max(Duration::from_secs(1));
+                    patience = patience.saturating_sub(wait);
+                    tokio::time::sleep(wait).await;
+                }
+                Err(failure) => return failed(text, failure.outcome, failure.reason),
+            }
         }
     }
 
@@ -131,7 +146,7 @@ impl Import<'_> {
         let artifact = match held.map_err(|error| internal(&error))? {
             Some(held) if held.revoked_at.is_some() => {
                 let reason = format!("{name} was revoked; a revoked artifact is not signed again");
-                return Err(Failure { outcome: ImportOutcome::Denied, reason });
+                return Err(Failure::new(ImportOutcome::Denied, reason));
             }
             // What is signed was read whole then: a batch that is run again only does what is not done.
             Some(held) => held,
@@ -152,10 +167,8 @@ impl Import<'_> {
             return Ok(self.result(&artifact, outcome, before));
         }
         let signed = self.state.images.add(&artifact, wanted.tag()).await;
-        let signed = signed.map_err(|error| Failure {
-            outcome: ImportOutcome::Failed,
-            reason: Problem::from(error).detail,
-        })?;
+        let signed =
+            signed.map_err(|error| Failure::new(ImportOutcome::Failed, Problem::from(error).detail))?;
         if signed != Outcome::Pending {
             // Nobody is served what the operators have not signed.
             self.state.access.set_artifact(&artifact.closure);
@@ -231,7 +244,7 @@ impl Import<'_> {
     /// Refuses an image that none of the devices it is meant for can run.
     fn check_audience(&self, platforms: &[Platform]) -> Result<(), Failure> {
         match self.audience.refuses(platforms) {
-            Some(reason) => Err(Failure { outcome: ImportOutcome::NoPlatform, reason }),
+            Some(reason) => Err(Failure::new(ImportOutcome::NoPlatform, reason)),
             None => Ok(()),
         }
     }
@@ -245,6 +258,14 @@ fn first_outcome(before: Option<&ArtifactName>) -> ImportOutcome {
 struct Failure {
     outcome: ImportOutcome,
     reason: String,
+    /// When it may be otherwise.
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    fn new(outcome: ImportOutcome, reason: String) -> Self {
+        Self { outcome, reason, retry_after: None }
+    }
 }
 
 impl From<ImportError> for Failure {
@@ -263,7 +284,8 @@ impl From<ImportError> for Failure {
             | ImportError::TooDeep
             | ImportError::Config(_) => ImportOutcome::Unsupported,
         };
-        Self { outcome, reason: chain(&error) }
+        let retry_after = if let ImportError::Upstream(error) = &error { error.retry_after() } else { None };
+        Self { outcome, reason: chain(&error), retry_after }
     }
 }
 
@@ -289,7 +311,7 @@ fn upstream_outcome(error: &UpstreamError) -> ImportOutcome {
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
-    Failure { outcome: ImportOutcome::Failed, reason: Problem::internal(error).detail }
+    Failure::new(ImportOutcome::Failed, Problem::internal(error).detail)
 }
 
 fn failed(tag: String, outcome: ImportOutcome, reason: String) -> ImportResult {
