@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use harness::process::{Outcome, free_port};
+use harness::process::{self, Outcome, free_port};
 use harness::tunnel::Tunnel;
 use harness::{Device, Facade, ImageBuilder, Process, Registry, poll};
 use serde_json::Value;
@@ -165,4 +165,25 @@ fn a_clock_in_2038_or_2099_refuses_updates_and_spoils_nothing() {
     device.sync().expect_success();
     assert_eq!(device.delivered(), [pushed.digest].into());
     assert_eq!(facade.ok(&["device", "show", "board-1"])["standing"], "active");
+}
+
+/// What nobody could mean is a usage error, whichever command it is given to (SPEC section 8).
+#[test]
+fn names_that_are_empty_or_none_end_with_2() {
+    let facade = Facade::start();
+    for command in [
+        ["device", "show", ""],
+        ["device", "delete", ""],
+        ["connection", "remove", ""],
+        ["artifact", "show", ""],
+    ] {
+        facade.cli(&command).expect_code(2);
+    }
+    let directory = TempDir::new().unwrap();
+    for (hostname, domain) in [("", "example.org"), ("bad host", "example.org"), ("localhost", "a b")] {
+        let mut init = process::in_clean_environment(Command::new(process::program("facade")));
+        init.arg("init").arg("--data-dir").arg(directory.path().join("data"));
+        init.args(["--hostname", hostname, "--trust-domain", domain]);
+        Outcome::of(&mut init, b"").expect_code(2);
+    }
 }

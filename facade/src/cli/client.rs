@@ -166,6 +166,10 @@ impl Client {
     }
 
     fn request(&self, method: &Method, path: &str) -> Result<http::request::Builder, CliError> {
+        let named = path.split('?').next().unwrap_or_default();
+        if named.ends_with('/') || named.contains("//") {
+            return Err(CliError::Usage("a name is empty".to_owned()));
+        }
         let address = format!("{}{path}", self.server);
         let uri: hyper::Uri =
             address.parse().map_err(|_| CliError::Usage(format!("{address} is not an address")))?;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::CliError;
 use super::output::Output;
+use crate::api::problem::chain;
 use crate::clock::Clock;
 use crate::log::Log;
 use crate::{config, facade, init};
@@ -61,7 +62,13 @@ impl Init {
             offline,
             now: Clock::system().now(),
         };
-        let outcome = init::init(&options).map_err(|error| CliError::from_error(&error))?;
+        let outcome = init::init(&options).map_err(|error| {
+            let mistaken = matches!(
+                error,
+                init::InitError::NoHostname | init::InitError::Hostname(_) | init::InitError::TrustDomain(_)
+            );
+            if mistaken { CliError::Usage(chain(&error)) } else { CliError::from_error(&error) }
+        })?;
         let admin_token_file = self.data_dir.join("admin.token");
         let init::Outcome { created, made_private } = outcome;
         let (data_dir, offline_keys) = (self.data_dir, self.offline_keys);

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::header::{
+    CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
 use pki::digest::Digest;
 use pki::oci::Repository;
@@ -80,6 +82,12 @@ pub(super) async fn answer_hyper(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let (parts, body) = request.into_parts();
+    // One that names no host, or two, has no one reading (RFC 9112, section 3.2).
+    if parts.version == Version::HTTP_11 && parts.headers.get_all(HOST).iter().count() != 1 {
+        let dialect = Dialect::of(parts.uri.path());
+        let message = "a request names one host";
+        return Ok(dialect.error(StatusCode::BAD_REQUEST, "HOST_INVALID", message));
+    }
     let body = RequestBody(Some(body));
     let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
     Ok(match judge(&connection, asked) {

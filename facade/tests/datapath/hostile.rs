@@ -93,6 +93,8 @@ async fn a_request_has_one_reading() {
         "GET /v2/ HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
         "GET /v2/\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /v2/ HTTP/9.9\r\nHost: a\r\n\r\n",
+        "GET /v2/ HTTP/1.1\r\n\r\n",
+        "GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         "\x16\x03\x01",
     ] {
         let answer = raw(&rig, &credential, attack.as_bytes()).await;
