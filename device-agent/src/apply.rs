@@ -65,13 +65,22 @@ pub enum ApplyError {
     Unfit(ArtifactName, #[source] ProgramError),
 }
 
-/// What changes from one release to another, in the order it is told: first what comes, then what goes.
-pub fn changes(from: &Release, to: &Release, direction: Direction) -> Vec<Change> {
+/// What changes to a release from what may run before it, one of `from` or a mix of them, in the order it is told: first
+/// what comes, then what goes.
+pub fn changes<'a>(
+    from: impl IntoIterator<Item = &'a Release>,
+    to: &Release,
+    direction: Direction,
+) -> Vec<Change> {
     let action = match direction {
         Direction::Forward => "apply",
         Direction::Back => "roll-back",
     };
-    let (gone, come) = (from.without(to), to.without(from));
+    let (mut gone, mut come) = (Release::default(), Release::default());
+    for from in from {
+        gone = gone.with(&from.without(to));
+        come = come.with(&to.without(from));
+    }
     let mut changes: Vec<Change> = Vec::new();
     for assigned in come.assigned() {
         let artifact = assigned.artifact.clone();
@@ -167,7 +176,7 @@ mod tests {
     }
 
     fn told(from: &[&str], to: &[&str], direction: Direction) -> Vec<(&'static str, String, bool)> {
-        changes(&release(from), &release(to), direction)
+        changes([&release(from)], &release(to), direction)
             .into_iter()
             .map(|change| {
                 (change.action, change.artifact.repository().to_string(), change.previous.is_some())
@@ -191,8 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn tells_again_whatever_may_not_run_where_that_is_not_known() {
+        let may_run = [release(&["app:1", "log:1"]), release(&["app:2", "log:1", "new:2"])];
+        let told: Vec<String> = changes(&may_run, &release(&["app:1", "log:1"]), Direction::Forward)
+            .iter()
+            .map(|change| format!("{} {}", change.action, change.artifact.repository()))
+            .collect();
+        assert_eq!(told, ["apply registry.example.com/app", "remove registry.example.com/new"]);
+    }
+
+    #[test]
     fn describes_the_artifact() {
-        let change = changes(&release(&["app:1"]), &release(&["app:2"]), Direction::Forward).remove(0);
+        let change = changes([&release(&["app:1"])], &release(&["app:2"]), Direction::Forward).remove(0);
         let environment: std::collections::BTreeMap<_, _> = change.environment().into_iter().collect();
         assert_eq!(environment["DRAYAGE_IMAGE"], "registry.example.com/app:current");
         assert_eq!(environment["DRAYAGE_DIGEST"], Digest::sha256(b"2").to_string());

@@ -38,6 +38,7 @@ mod permission;
 mod room;
 pub mod shown;
 mod stops;
+mod way_back;
 mod withheld;
 
 pub use error::AgentError;
@@ -81,8 +82,8 @@ struct Shared {
     untidy: bool,
     /// What is handed over is to be read back: the power was cut.
     unverified: bool,
-    /// How often whoever runs the images would not take the old release back.
-    told_in_vain: u32,
+    /// Why whoever runs the images did not take the old release back.
+    not_taken_back: Option<String>,
 }
 
 /// An identity, and the client that shows it.
@@ -171,7 +172,7 @@ impl Agent {
                 clock_seen: None,
                 untidy: true,
                 unverified: false,
-                told_in_vain: 0,
+                not_taken_back: None,
             }),
         }
     }
@@ -210,10 +211,11 @@ impl Agent {
     async fn round(&self) -> Result<(), AgentError> {
         let mut checked = false;
         let mut attempts = Backoff::default();
+        let mut astray = None;
         loop {
             let state = self.state();
             if matches!(state, State::Idle { .. }) && checked {
-                return Ok(());
+                return astray.filter(|_| state.standing().is_astray()).map_or(Ok(()), Err);
             }
             if state.resume() == Effect::Sleep {
                 self.feed(Event::Due)?;
@@ -224,6 +226,11 @@ impl Agent {
             let waits = outcome.waits;
             let failed = self.settle(outcome)?;
             if let Some(error) = failed {
+                if matches!(self.state(), State::Checking { .. }) && self.state().standing().is_astray() {
+                    // What cannot be gone back from may still be replaced by what is assigned now.
+                    astray = Some(error);
+                    continue;
+                }
                 let undecided = self.state() == state;
                 if !undecided || attempts.failures() >= SHORT_ATTEMPTS {
                     self.settle_down().await?;
@@ -232,7 +239,7 @@ impl Agent {
                 tokio::time::sleep(attempts.next(random::number())).await;
             }
             if waits {
-                return Ok(());
+                return astray.map_or(Ok(()), Err);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Pure. What is current stays, and with it what was current before it, so that going back needs no network. A version
 //! that was replaced twice goes at once. What is no longer assigned at all goes after a time of grace: who unassigned it
-//! by mistake has not lost it.
+//! by mistake has not lost it. What was left and may run all the same stays until something else runs.
 
 use std::collections::BTreeMap;
 
@@ -37,6 +37,7 @@ pub fn sort(
         let replaced =
             standing.current.assigned().any(|current| current.artifact.repository() == artifact.repository());
         let stays = standing.current.has(artifact)
+            || standing.lingers(artifact)
             || next.is_some_and(|next| next.has(artifact))
             || (replaced && standing.previous.has(artifact));
         if stays {
@@ -91,12 +92,8 @@ mod tests {
         since: &[(&str, i64)],
         hour: i64,
     ) -> Sorted {
-        let standing = Standing {
-            current: release(current),
-            previous: release(previous),
-            rejected: [].into(),
-            deployment: None,
-        };
+        let standing =
+            Standing { current: release(current), previous: release(previous), ..Standing::default() };
         let since = since.iter().map(|(text, hour)| (name(text), at(*hour))).collect();
         sort(&names(here), &standing, None, &since, at(hour), DAY)
     }
@@ -119,6 +116,20 @@ mod tests {
         assert_eq!(first.leaving.get(&name("app:1")), Some(&at(7)));
         let from_the_future = sorted(&["app:1"], &[], &[], &[("app:1", 100_000)], 7);
         assert_eq!(from_the_future.leaving.get(&name("app:1")), Some(&at(7)));
+    }
+
+    #[test]
+    fn what_was_left_and_may_still_run_stays() {
+        let standing = Standing {
+            current: release(&["app:1"]),
+            lingering: [release(&["app:2", "log:2"])].into(),
+            ..Standing::default()
+        };
+        let here = names(&["app:1", "app:2", "log:2"]);
+        assert_eq!(
+            sort(&here, &standing, None, &Leaving::new(), at(1), SignedDuration::ZERO),
+            Sorted::default()
+        );
     }
 
     #[test]

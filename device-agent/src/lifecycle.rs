@@ -57,6 +57,12 @@ impl Release {
         Self(self.0.difference(&other.0).cloned().collect())
     }
 
+    /// Its artifacts and those of another release.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self(self.0.union(&other.0).cloned().collect())
+    }
+
     /// Its artifacts.
     pub fn assigned(&self) -> impl Iterator<Item = &Assigned> {
         self.0.iter()
@@ -82,6 +88,9 @@ pub struct Standing {
     pub previous: Release,
     /// Releases that failed here, oldest first; not tried again.
     pub rejected: VecDeque<Release>,
+    /// Releases that were left and may run all the same, oldest first: whoever runs the images did not go back.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub lingering: VecDeque<Release>,
     /// What is to be confirmed next, through every try and restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<Deployment>,
@@ -111,6 +120,9 @@ pub struct Offer {
 
 /// Most rejected releases that are remembered; a device does not fill its disk with an operator's failures.
 const MAX_REJECTED: usize = 32;
+
+/// Most releases that linger and are kept for it: of several that were told one after another the last ones may run.
+const MAX_LINGERING: usize = 4;
 
 /// How often handing over and confirming one release may be cut short before it is called bad.
 const MAX_INTERRUPTIONS: u32 = 4;
@@ -147,8 +159,39 @@ impl Standing {
         self.deployment.as_ref().is_some_and(|deployment| deployment.overdue)
     }
 
+    /// Whether something else than what was confirmed may run.
+    pub fn is_astray(&self) -> bool {
+        !self.lingering.is_empty()
+    }
+
+    /// What may run now: one of these, or a mix of them.
+    pub fn may_run(&self) -> impl Iterator<Item = &Release> {
+        std::iter::once(&self.current).chain(&self.lingering)
+    }
+
+    /// Whether an artifact belongs to a release that lingers.
+    pub fn lingers(&self, artifact: &ArtifactName) -> bool {
+        self.lingering.iter().any(|release| release.has(artifact))
+    }
+
+    fn linger(mut self, release: Release) -> Self {
+        self.lingering.retain(|lingering| *lingering != release);
+        self.lingering.push_back(release);
+        while self.lingering.len() > MAX_LINGERING {
+            self.lingering.pop_front();
+        }
+        self
+    }
+
+    /// What was confirmed runs again.
+    fn settle(mut self) -> Self {
+        self.lingering.clear();
+        self
+    }
+
     fn confirm(mut self, release: Release) -> Self {
         self.deployment = None;
+        self.lingering.clear();
         if release != self.current {
             self.previous = std::mem::replace(&mut self.current, release);
         }
@@ -299,6 +342,8 @@ pub enum Event {
     Healthy,
     /// The confirmed release is back.
     RolledBack,
+    /// Whoever was told to go back did not: what was left may still run.
+    NotTakenBack,
     /// The effect failed, before anybody was told to run the release.
     Failed(Fault),
     /// Whoever was told to run the release says that it does not work.
@@ -373,13 +418,13 @@ impl State {
                 _ => Self::Enrolling { standing },
             },
             Self::Idle { standing } => match event {
-                Event::Due => Self::Checking { standing },
+                Event::Due => Self::due(standing),
                 _ => Self::Idle { standing },
             },
             Self::Checking { standing } => Self::checked(standing, event),
             Self::Fetching { standing, next } => match event {
                 Event::Fetched => Self::Activating { standing, next, interruptions: 0 },
-                Event::Due => Self::Checking { standing },
+                Event::Due => Self::due(standing),
                 Event::Disowned => Self::Unenrolled { standing },
                 Event::Failed(_) => Self::Idle { standing },
                 Event::Overdue => Self::Idle { standing: standing.give_up() },
@@ -397,10 +442,33 @@ impl State {
                 _ => Self::Confirming { standing, next, deadline, interruptions },
             },
             Self::RollingBack { standing, next, fault, told } => match (event, fault) {
-                (Event::RolledBack, Fault::Release) => Self::Idle { standing: standing.reject(next) },
-                (Event::RolledBack, Fault::Circumstance) => Self::Idle { standing },
+                (Event::RolledBack, Fault::Release) => {
+                    Self::Idle { standing: standing.settle().reject(next) }
+                }
+                (Event::RolledBack, Fault::Circumstance) => Self::Idle { standing: standing.settle() },
+                (Event::NotTakenBack, fault) => Self::not_taken_back(standing, next, fault),
                 _ => Self::RollingBack { standing, next, fault, told },
             },
+        }
+    }
+
+    /// Going back comes before anything new, once a round for as long as it takes.
+    fn due(standing: Standing) -> Self {
+        match standing.lingering.back().cloned() {
+            Some(next) => Self::RollingBack { standing, next, fault: Fault::Circumstance, told: true },
+            None => Self::Checking { standing },
+        }
+    }
+
+    /// Nothing is claimed: what was left is kept. A try that was made again does not keep the round, and with it a later
+    /// release, away.
+    fn not_taken_back(standing: Standing, next: Release, fault: Fault) -> Self {
+        let again = standing.lingering.contains(&next);
+        let standing = standing.linger(next.clone());
+        match fault {
+            Fault::Release => Self::Idle { standing: standing.reject(next) },
+            Fault::Circumstance if again => Self::Checking { standing },
+            Fault::Circumstance => Self::Idle { standing },
         }
     }
 
@@ -414,9 +482,10 @@ impl State {
                 Self::Confirming { standing, next, deadline: *deadline, interruptions }
             }
             Event::Unfit => Self::RollingBack { standing, next, fault: Fault::Release, told: true },
-            // Whether an attempt that was cut short had told anybody is not known.
+            // Whether an attempt that was cut short had told anybody is not known; what lingers was told of.
             Event::Failed(fault) => {
-                Self::RollingBack { standing, next, fault: *fault, told: interruptions > 0 }
+                let told = interruptions > 0 || standing.is_astray();
+                Self::RollingBack { standing, next, fault: *fault, told }
             }
             Event::Interrupted => Self::interrupted(standing, next, interruptions),
             _ => Self::Activating { standing, next, interruptions },
@@ -509,6 +578,7 @@ impl State {
         match self {
             Self::Unenrolled { .. } => "unenrolled",
             Self::Enrolling { .. } => "enrolling",
+            Self::Idle { standing } if standing.is_astray() => "rolling_back",
             Self::Idle { .. } => "idle",
             Self::Checking { .. } => "checking",
             Self::Fetching { .. } => "fetching",

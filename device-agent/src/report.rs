@@ -116,7 +116,7 @@ impl Reporter<'_> {
         self.state.read_json(FAILED_FILE, "remove it").ok().flatten().unwrap_or_default()
     }
 
-    /// What failed here and is not tried again, or is just being left.
+    /// What failed here and is not tried again, or is just being left; not what may still run.
     pub fn rolled_back(&self, state: &State) -> Vec<RolledBack> {
         let rejected = &state.standing().rejected;
         let leaving = matches!(state, State::RollingBack { .. }).then(|| state.next()).flatten();
@@ -125,6 +125,7 @@ impl Reporter<'_> {
             let mut releases = rejected.iter().chain(leaving);
             releases.any(|release| release.has(&failed.artifact))
                 && !state.standing().current.has(&failed.artifact)
+                && !state.standing().lingers(&failed.artifact)
         });
         failed
     }

@@ -49,6 +49,7 @@ impl Agent {
         let Ok(session) = self.session() else {
             return REPORT_PATIENCE;
         };
+        self.refuse_astray();
         let space = self.runtime.space().await.ok();
         let versions = self.shared().versions;
         let facts = Facts {
@@ -77,6 +78,7 @@ impl Agent {
         }
         match self.state() {
             State::Unenrolled { .. } | State::Enrolling { .. } => AgentState::NeedsEnrollment,
+            State::Idle { standing } if standing.is_astray() => AgentState::RollingBack,
             State::Idle { .. } => AgentState::Idle,
             State::Checking { .. } => AgentState::Checking,
             State::Fetching { .. } => AgentState::Fetching,

@@ -336,13 +336,15 @@ impl Agent {
         code: &str,
         error: &dyn std::error::Error,
     ) {
-        let reason = crate::error_chain(error);
+        let about = release.assigned().filter(|about| artifact.is_none_or(|name| *name == about.artifact));
+        self.refuse_for(&Release::new(about.cloned()), code, &crate::error_chain(error));
+    }
+
+    /// Keeps a refusal about each artifact of a release.
+    pub(super) fn refuse_for(&self, release: &Release, code: &str, reason: &str) {
         for assigned in release.assigned() {
-            if artifact.is_some_and(|artifact| *artifact != assigned.artifact) {
-                continue;
-            }
             let subject = Subject::Artifact(assigned.artifact.clone());
-            if let Err(error) = self.reporter().refuse(subject, code, &reason) {
+            if let Err(error) = self.reporter().refuse(subject, code, reason) {
                 tracing::warn!(error = crate::error_chain(&error), "the refusal cannot be kept");
             }
         }
@@ -377,7 +379,7 @@ impl Agent {
                 return self.activation_failed(state, release, error);
             }
         }
-        let changes = apply::changes(&state.standing().current, release, Direction::Forward);
+        let changes = apply::changes(state.standing().may_run(), release, Direction::Forward);
         match self.config.apply.tell(&changes).await {
             Ok(()) => {
                 let within = jiff::SignedDuration::try_from(self.config.probe.within).unwrap_or_default();
@@ -432,40 +434,6 @@ impl Agent {
         // What is confirmed stays confirmed; what cannot be taken back now is, after the next check.
         self.tidy(confirmed.standing(), None, Grace::Kept).await;
         Outcome::event(Event::Healthy)
-    }
-
-    /// First the names, then whoever runs them, and last the images of the failed release, which are in use until then.
-    async fn roll_back(&self, state: &State) -> Outcome {
-        let failed = state.next().cloned().unwrap_or_default();
-        let standing = state.standing();
-        let runtime = self.runtime.as_ref();
-        if let Err(error) = handover::activate(runtime, &standing.current, &self.platform).await {
-            // What the store has lost cannot be gone back to; it comes in again when it is assigned.
-            self.throw_away(error.damaged()).await;
-            let event = error.lost().map(|lost| Event::Lost(vec![lost.clone()]));
-            return Outcome { event, error: Some(error.into()), waits: false };
-        }
-        if matches!(state, State::RollingBack { told: true, .. }) {
-            let changes = apply::changes(&failed, &standing.current, Direction::Back);
-            if let Err(error) = self.config.apply.tell(&changes).await {
-                if self.may_tell_again() {
-                    return Outcome::again(error);
-                }
-                // A hook that never takes the old release back must not keep every later one away.
-                self.refuse(&standing.current, None, "rollback_hook_failed", &error);
-            }
-        }
-        self.shared().told_in_vain = 0;
-        match handover::leave(runtime, standing, &failed).await {
-            Ok(()) => Outcome::event(Event::RolledBack),
-            Err(error) => Outcome::again(error),
-        }
-    }
-
-    fn may_tell_again(&self) -> bool {
-        let mut shared = self.shared();
-        shared.told_in_vain += 1;
-        shared.told_in_vain < SHORT_ATTEMPTS
     }
 }
 

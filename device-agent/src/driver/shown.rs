@@ -58,15 +58,16 @@ impl Agent {
         let waiting_for = self.waiting_for();
         let coming_in = matches!(self.state(), State::Fetching { .. });
         let deadline = self.deadline_at().filter(|_| coming_in);
+        let (last_error, held_back) = (self.last_error(), self.held_back_by());
         let shared = self.shared();
         let shown = Shown {
             state: shared.state.name().to_owned(),
             at: self.clock.now(),
             last_check: shared.last_check,
             metadata_expires: shared.expires,
-            last_error: shared.last_error.clone(),
+            last_error,
             waiting_for,
-            held_back: shared.held_back.clone(),
+            held_back,
             deadline,
             progress: progress.map(|progress| Shipment {
                 artifact: progress.artifact,
@@ -94,10 +95,20 @@ impl Agent {
 
     /// Why the device does not have what it should, for whoever asks from afar.
     pub(super) fn why_not_updating(&self) -> Option<String> {
-        let shared = self.shared();
-        let (held_back, last_error) = (shared.held_back.clone(), shared.last_error.clone());
-        drop(shared);
-        self.waiting_for().or(held_back).or(last_error)
+        let waiting = || self.waiting_for().or_else(|| self.held_back_by());
+        self.astray().or_else(waiting).or_else(|| self.last_error())
+    }
+
+    /// What went wrong last; before that, what is wrong for as long as it is not mended.
+    fn last_error(&self) -> Option<String> {
+        let last = self.shared().last_error.clone();
+        self.astray().or(last)
+    }
+
+    /// Why what is assigned is not taken.
+    fn held_back_by(&self) -> Option<String> {
+        let told = self.shared().held_back.clone();
+        self.astray().or(told)
     }
 
     /// What is wrong with the clock, where that is known.

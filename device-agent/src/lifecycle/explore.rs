@@ -1,6 +1,6 @@
 //! Walks every (state, world, outcome, crash) that can be reached.
 //!
-//! The world is what the machine cannot see: which release is really handed over. An effect may succeed, fail, or be cut
+//! The world is what the machine cannot see: which release whoever runs the images really has. An effect may succeed, fail, or be cut
 //! by a crash, each with or without having changed the world; a crash leaves the stored state as it was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -9,7 +9,7 @@ use pki::digest::Digest;
 
 use super::*;
 
-/// A node: the stored state, and what is really handed over.
+/// A node: the stored state, and what really runs.
 #[derive(Clone, Debug)]
 struct Node {
     state: State,
@@ -57,8 +57,12 @@ impl Node {
             Effect::Sleep => {
                 let mut outcomes = vec![(same.clone(), Some(Event::Due)), (same.clone(), None)];
                 // A store that was replaced has nothing of what was handed over.
-                let here: Vec<ArtifactName> =
-                    same.assigned().map(|assigned| assigned.artifact.clone()).collect();
+                let current = &self.state.standing().current;
+                let here: Vec<ArtifactName> = same
+                    .assigned()
+                    .chain(current.assigned())
+                    .map(|assigned| assigned.artifact.clone())
+                    .collect();
                 outcomes.push((Release::default(), Some(Event::Lost(here))));
                 let previous = &self.state.standing().previous;
                 let previous = previous.assigned().map(|assigned| assigned.artifact.clone()).collect();
@@ -116,13 +120,23 @@ impl Node {
                 .chain(fails.map(Some))
                 .map(|event| (same.clone(), event))
                 .collect(),
-            Effect::RollBack(current) => vec![
-                (current.clone(), Some(Event::RolledBack)),
-                (current.clone(), None),
-                (same.clone(), None),
-                (current.clone(), Some(Event::Failed(Fault::Circumstance))),
-                (same, Some(Event::Failed(Fault::Circumstance))),
-            ],
+            Effect::RollBack(current) => {
+                let mut outcomes = vec![
+                    (current.clone(), Some(Event::RolledBack)),
+                    (current.clone(), None),
+                    (same.clone(), None),
+                    (current.clone(), Some(Event::Failed(Fault::Circumstance))),
+                    (same.clone(), Some(Event::Failed(Fault::Circumstance))),
+                ];
+                // Of one release, so that the walk comes to an end: each order of several would be a state of its own.
+                let told =
+                    matches!(&self.state, State::RollingBack { told: true, next, .. } if *next == bad());
+                if told {
+                    outcomes.push((current.clone(), Some(Event::NotTakenBack)));
+                    outcomes.push((same, Some(Event::NotTakenBack)));
+                }
+                outcomes
+            }
         }
     }
 
@@ -144,6 +158,9 @@ impl Node {
             assert_eq!(standing.objection(next), None, "a rejected release is tried again: {self:?}");
             assert!(!standing.is_overdue(), "a release that was given up is tried again: {self:?}");
         }
+        if let State::RollingBack { told: false, .. } = &self.state {
+            assert!(!standing.is_astray(), "what lingers is left without a word: {self:?}");
+        }
         let at_rest = matches!(
             self.state,
             State::Unenrolled { .. }
@@ -153,7 +170,8 @@ impl Node {
                 | State::Fetching { .. }
         );
         if at_rest {
-            assert_eq!(self.handed, standing.current, "what is handed over was not confirmed: {self:?}");
+            let known = standing.may_run().any(|release| *release == self.handed);
+            assert!(known, "what runs was not confirmed, and is not known to linger: {self:?}");
         }
     }
 }
@@ -240,6 +258,33 @@ fn a_release_that_takes_the_device_down_each_time_is_left_and_not_tried_again() 
     assert_eq!(state.standing().current, good());
     let again = state.on(Event::Due).on(Event::Offered(offer(bad(), 0)));
     assert!(matches!(again, State::Idle { .. }), "{again:?}");
+}
+
+#[test]
+fn a_roll_back_that_is_not_taken_is_tried_each_round_and_ends_with_it_or_with_a_later_release() {
+    let standing = Standing::default().confirm(good());
+    let leaving = State::RollingBack { standing, next: bad(), fault: Fault::Release, told: true };
+    let astray = leaving.on(Event::NotTakenBack);
+    assert!(matches!(astray, State::Idle { .. }));
+    assert_eq!(astray.name(), "rolling_back");
+    assert_eq!(astray.standing().current, good());
+    let mut state = astray.clone();
+    for _ in 0..40 {
+        state = state.on(Event::Due);
+        assert!(matches!(&state, State::RollingBack { next, told: true, .. } if *next == bad()), "{state:?}");
+        state = state.on(Event::NotTakenBack).on(Event::Offered(offer(bad(), 0)));
+        assert_eq!(state, astray);
+    }
+    let back = state.clone().on(Event::Due).on(Event::RolledBack);
+    assert_eq!(back.name(), "idle");
+    assert!(!back.standing().is_astray() && back.standing().objection(&bad()).is_some());
+    let fetching = state.on(Event::Due).on(Event::NotTakenBack).on(Event::Offered(offer(better(), 0)));
+    assert!(is_fetching(&fetching) && fetching.standing().lingers(&bad().0.first().unwrap().artifact));
+    let confirmed = fetching
+        .on(Event::Fetched)
+        .on(Event::Activated { deadline: Timestamp::UNIX_EPOCH })
+        .on(Event::Healthy);
+    assert!(!confirmed.standing().is_astray());
 }
 
 #[test]

@@ -197,3 +197,86 @@ async fn a_hook_that_never_takes_the_old_release_back_keeps_no_later_one_away() 
     device.sync_with(&settings).await.unwrap();
     assert_eq!(device.current(&three), Some(digest(&three)));
 }
+
+/// A hook that notes what it is told, does not work with one version, and goes back only where nothing is in its way.
+fn stubborn(device: &Device, bad: &Sample) -> (String, std::path::PathBuf) {
+    let obstacle = device.notes().with_extension("obstacle");
+    std::fs::write(&obstacle, "").unwrap();
+    let script = format!(
+        "echo $DRAYAGE_ACTION $DRAYAGE_DIGEST >>{}\n\
+         case $DRAYAGE_ACTION in apply) test $DRAYAGE_DIGEST != {};; *) echo it is stuck >&2; test ! -e {};; esac",
+        device.notes().display(),
+        digest(bad),
+        obstacle.display()
+    );
+    (device.program("hook", &script), obstacle)
+}
+
+fn shown(device: &Device) -> serde_json::Value {
+    device.state().read_json("status.json", "").unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_roll_back_that_the_hook_does_not_take_is_told_and_tried_until_it_does() {
+    let (facade, device) = enrolled().await;
+    let [one, two, _] = versions();
+    let (hook, obstacle) = stubborn(&device, &two);
+    let settings = [("apply_command", hook.as_str())];
+    one.assign(&facade);
+    device.sync_with(&settings).await.unwrap();
+    two.assign(&facade);
+    for round in 1..=4 {
+        let error = device.sync_with(&settings).await.unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::Failed);
+        let told = device.noted();
+        let back = told.iter().filter(|told| **told == format!("roll-back {}", digest(&one))).count();
+        assert_eq!(back, round, "once a round: {told:?}");
+        assert!(two.is_on(&device), "what runs was deleted");
+        let report = facade.script().reports.last().unwrap().clone();
+        assert_eq!(report["refused"][0]["code"], "rollback_hook_failed", "{report}");
+        assert_eq!(report["running"][0]["artifact"], two.artifact.to_string());
+        assert_eq!(report["running"].as_array().unwrap().len(), 1);
+        assert_eq!(report["state"], "rolling_back");
+        assert!(report["waiting"].as_str().unwrap().contains("rollback_hook_failed"), "{report}");
+        assert_eq!(report["rolled_back"], serde_json::Value::Null, "nobody went back");
+        let shown = shown(&device);
+        assert_eq!(shown["state"], "rolling_back");
+        assert!(shown["last_error"].as_str().unwrap().contains("rollback_hook_failed"), "{shown}");
+        assert!(shown["last_error"].as_str().unwrap().contains("it is stuck"), "{shown}");
+    }
+    std::fs::remove_file(obstacle).unwrap();
+    device.sync_with(&settings).await.unwrap();
+    let report = facade.script().reports.last().unwrap().clone();
+    assert_eq!(report["refused"], serde_json::json!([]));
+    assert_eq!(report["running"][0]["artifact"], one.artifact.to_string());
+    assert_eq!(report["rolled_back"][0]["artifact"], two.artifact.to_string());
+    assert_eq!(report["state"], "idle");
+    assert_eq!(shown(&device)["last_error"], serde_json::Value::Null);
+    assert_eq!(device.current(&one), Some(digest(&one)));
+    assert!(!device.has(two.layer.digest), "the failed image lies about");
+}
+
+#[tokio::test]
+async fn what_was_not_taken_back_is_kept_until_a_later_release_runs() {
+    let (facade, device) = enrolled().await;
+    let [one, two, three] = versions();
+    let (hook, _obstacle) = stubborn(&device, &two);
+    let layer = two.layer.digest;
+    let kept = device.layout().join("blobs").join(layer.algorithm().name()).join(layer.hex());
+    let settings = [("apply_command", hook.as_str())];
+    one.assign(&facade);
+    device.sync_with(&settings).await.unwrap();
+    two.assign(&facade);
+    device.sync_with(&settings).await.unwrap_err();
+    three.assign(&facade);
+    // By the time the next one is told, what runs must still be there.
+    let careful =
+        format!("test $DRAYAGE_ACTION != apply || test -e {} || exit 1; exec {hook}", kept.display());
+    let careful = device.program("careful", &careful);
+    device.sync_with(&[("apply_command", &careful)]).await.unwrap();
+    assert_eq!(device.current(&three), Some(digest(&three)));
+    assert!(!device.has(two.layer.digest), "it is not needed any more");
+    let report = facade.script().reports.last().unwrap().clone();
+    assert_eq!(report["running"][0]["artifact"], three.artifact.to_string());
+    assert_eq!(report["state"], "idle");
+}
