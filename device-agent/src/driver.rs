@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Sink};
 use crate::facade_client::{ClientError, FacadeClient};
 use crate::identity::{Identity, IdentityError};
-use crate::lifecycle::{Effect, Event, Fault, State};
+use crate::lifecycle::{Effect, Event, Fault, Release, State};
 use crate::progress::Progress;
 use crate::random;
 use crate::report::{self, Reporter};
@@ -82,6 +82,8 @@ struct Shared {
     untidy: bool,
     /// What is handed over is to be read back: the power was cut.
     unverified: bool,
+    /// A release that is here and cannot be applied, and why.
+    obstacle: Option<(Release, String)>,
     /// Why whoever runs the images did not take the old release back.
     not_taken_back: Option<String>,
 }
@@ -172,6 +174,7 @@ impl Agent {
                 clock_seen: None,
                 untidy: true,
                 unverified: false,
+                obstacle: None,
                 not_taken_back: None,
             }),
         }
@@ -381,11 +384,23 @@ impl Agent {
         if let Some(text) = &text {
             tracing::warn!(error = text, state = self.state().name(), "effect failed");
         }
+        self.note_obstacle(outcome.event.as_ref(), text.as_deref());
         self.shared().last_error = text;
         if let Some(event) = outcome.event {
             self.feed(event)?;
         }
         Ok(outcome.error)
+    }
+
+    /// What was in the way of applying a release is in its way until it was applied: that the device then went back, and
+    /// that the next check went well, are no answers.
+    fn note_obstacle(&self, event: Option<&Event>, text: Option<&str>) {
+        let mut shared = self.shared();
+        if let State::Activating { next, .. } = &shared.state {
+            let blocked = event == Some(&Event::Failed(Fault::Circumstance));
+            let text = text.filter(|_| blocked);
+            shared.obstacle = text.map(|text| (next.clone(), text.to_owned()));
+        }
     }
 
     fn state(&self) -> State {

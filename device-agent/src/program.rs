@@ -4,11 +4,12 @@
 //! the program printed last is kept for whoever asks why. A program that leaves something running behind it is done
 //! when it itself ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use rustix::process::{Pid, Signal};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -76,6 +77,21 @@ impl Program {
             return Err(format!("{:?} is not the absolute path of a program", path.display().to_string()));
         }
         Ok(Self { path, arguments: words.collect() })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is there and may be run.
+    pub fn find(&self) -> Result<(), ProgramError> {
+        let failed = |source| ProgramError::Start { path: self.path.clone(), source };
+        let found = std::fs::metadata(&self.path).map_err(failed)?;
+        if !found.is_file() {
+            return Err(failed(std::io::ErrorKind::PermissionDenied.into()));
+        }
+        rustix::fs::access(&self.path, Access::EXEC_OK).map_err(|errno| failed(errno.into()))
     }
 
     /// Runs it to its end.

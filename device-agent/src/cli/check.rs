@@ -4,6 +4,7 @@
 mod containerd;
 mod files;
 mod network;
+mod programs;
 
 use std::fmt::Write as _;
 
@@ -56,6 +57,7 @@ pub(super) async fn check(config: Config, clock: Clock, output: &Output) -> Resu
         doctor.examine_facade(&config, &clock, &identity).await;
         doctor.examine_hosts_toml(&identity);
     }
+    doctor.examine_programs(&config);
     doctor.examine_sink(config, clock).await;
     let report = Report { schema: 1, healthy: doctor.exit == Exit::Success, findings: doctor.findings };
     output.result(&report, &text(&report));

@@ -102,13 +102,21 @@ impl Agent {
     /// What went wrong last; before that, what is wrong for as long as it is not mended.
     fn last_error(&self) -> Option<String> {
         let last = self.shared().last_error.clone();
-        self.astray().or(last)
+        self.astray().or(last).or_else(|| self.obstacle())
     }
 
     /// Why what is assigned is not taken.
     fn held_back_by(&self) -> Option<String> {
         let told = self.shared().held_back.clone();
-        self.astray().or(told)
+        self.astray().or(told).or_else(|| self.obstacle())
+    }
+
+    /// What keeps what is assigned from being applied.
+    fn obstacle(&self) -> Option<String> {
+        let shared = self.shared();
+        let to_come = shared.state.standing().deployment.as_ref()?;
+        let (release, reason) = shared.obstacle.as_ref()?;
+        (*release == to_come.release).then(|| format!("it cannot be applied: {reason}"))
     }
 
     /// What is wrong with the clock, where that is known.

@@ -157,7 +157,16 @@ async fn a_hook_that_is_not_there_says_so_and_condemns_nothing() {
     let text = device_agent::error_chain(&error);
     assert!(text.contains("cannot run /no/such/hook"), "{text}");
     assert!(state(&device).standing().current.has(&one.artifact));
+    // Whoever asks the device or the facade hears it, too, although the device is back where it was.
+    let shown = shown(&device);
+    for said in ["last_error", "held_back"] {
+        assert!(shown[said].as_str().unwrap().contains("cannot run /no/such/hook"), "{said}: {shown}");
+    }
+    let report = facade.script().reports.last().unwrap().clone();
+    assert!(report["waiting"].as_str().unwrap().contains("cannot run /no/such/hook"), "{report}");
     device.sync().await.unwrap();
+    let report = facade.script().reports.last().unwrap().clone();
+    assert_eq!(report["waiting"], serde_json::Value::Null);
     assert!(state(&device).standing().current.has(&two.artifact));
 }
 
