@@ -1,4 +1,5 @@
-//! `device-agent verify`: reads back every byte that this agent is responsible for.
+//! `device-agent verify`: reads back every byte that this agent is responsible for. What it finds damaged or missing the
+//! next round reads back, and brings in again.
 
 use std::fmt::Write as _;
 
@@ -50,6 +51,15 @@ pub(super) async fn verify(config: Config, clock: Clock, output: &Output) -> Res
         }
     }
     let report = Report { schema: 1, sound: images.iter().all(|finding| finding.sound), images };
+    if !report.sound {
+        // Whoever cannot write here has still found the damage.
+        if let Err(error) = agent.doubt() {
+            tracing::warn!(
+                error = crate::error_chain(&error),
+                "what is damaged cannot be noted, and is not mended"
+            );
+        }
+    }
     output.result(&report, &text(&report));
     if report.sound { Ok(Exit::Success) } else { Ok(Exit::Verification) }
 }

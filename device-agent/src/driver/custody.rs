@@ -86,10 +86,10 @@ impl Agent {
         Ok(())
     }
 
-    /// After a power cut: reads back what is handed over, in quiet moments.
+    /// After a power cut, or when damage was found: reads back what is handed over, in quiet moments.
     pub(super) async fn read_back_in_quiet(&self) -> Result<(), AgentError> {
-        while self.shared().unverified {
-            if !matches!(self.state(), State::Idle { .. }) {
+        loop {
+            if !self.shared().unverified || !matches!(self.state(), State::Idle { .. }) {
                 tokio::time::sleep(QUIET).await;
                 continue;
             }
@@ -101,11 +101,10 @@ impl Agent {
                 tokio::time::sleep(QUIET * 15).await;
             }
         }
-        std::future::pending().await
     }
 
-    /// Reads back what is handed over; what is damaged is thrown away and counts as lost.
-    pub(super) async fn read_back(&self) -> Result<(), AgentError> {
+    /// Reads back what is handed over; what is damaged is thrown away and counts as lost. Whether anything was.
+    pub(super) async fn read_back(&self) -> Result<bool, AgentError> {
         let state = self.state();
         let standing = state.standing();
         let mut bytes = 0;
@@ -118,13 +117,13 @@ impl Agent {
             if verification.is_sound() {
                 continue;
             }
-            tracing::error!(artifact = %assigned.artifact, ?verification, "an image was damaged by the power cut");
+            tracing::error!(artifact = %assigned.artifact, ?verification, "an image was damaged");
             // A content without its bytes may still have its name, and would pass for present.
             for digest in verification.damaged.iter().chain(&verification.missing) {
                 self.runtime.discard(*digest).await?;
             }
             let reason =
-                "the power was cut and a part of it was lost; it is brought in again where it is assigned";
+                "a part of it was lost or damaged on the disk; it is brought in again where it is assigned";
             self.reporter().refuse(
                 Subject::Artifact(assigned.artifact.clone()),
                 "content_damaged",
@@ -132,13 +131,13 @@ impl Agent {
             )?;
             lost.push(assigned.artifact.clone());
         }
-        tracing::info!(bytes, damaged = lost.len(), "what is handed over was read back after a power cut");
+        tracing::info!(bytes, damaged = lost.len(), "what is handed over was read back");
         self.feed(Event::Lost(lost.clone()))?;
         self.note_verified();
         if !lost.is_empty() {
             self.wake.notify_one();
         }
-        Ok(())
+        Ok(!lost.is_empty())
     }
 
     /// Throws away a content that the store names and does not have as it should be: it comes in anew.

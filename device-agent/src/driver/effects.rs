@@ -101,6 +101,7 @@ impl Agent {
     }
 
     async fn check(&self) -> Outcome {
+        self.take_up_doubt();
         let session = match self.session() {
             Ok(session) => session,
             Err(error) => return Outcome::failed(Fault::Circumstance, error),

@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::{Agent, AgentError};
 use crate::lifecycle::{Event, State};
 use crate::report;
+use crate::state_file::StateError;
 
 const RUN_FILE: &str = "run.json";
+/// Left by `device-agent verify` for whoever holds the lock.
+const DOUBT_FILE: &str = "doubt";
 
 /// `run.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +50,26 @@ impl Agent {
             self.blame(&before, "interrupted", "the device went down each time it was applied");
         }
         Ok(())
+    }
+
+    /// Notes, beside an agent that may be running, that something here is damaged: the next round reads it back and
+    /// mends it.
+    pub fn doubt(&self) -> Result<(), StateError> {
+        self.dir.write(DOUBT_FILE, b"")
+    }
+
+    /// Takes up what `device-agent verify` left.
+    pub(super) fn take_up_doubt(&self) {
+        if !matches!(self.dir.has(DOUBT_FILE), Ok(true)) {
+            return;
+        }
+        tracing::warn!("device-agent verify found damage; what is handed over is read back");
+        self.shared().unverified = true;
+        self.note(&Run { boot_id: report::boot_id(), stopped: false, unverified: true });
+        // Only now: a doubt that stays is taken up once more, and one that is gone too early is lost.
+        if let Err(error) = self.dir.remove(DOUBT_FILE) {
+            tracing::warn!(error = crate::error_chain(&error), "what is handed over will be read back again");
+        }
     }
 
     /// Notes that the agent came to its end.

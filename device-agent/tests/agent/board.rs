@@ -176,6 +176,70 @@ async fn after_a_power_cut_what_is_handed_over_is_read_back_and_mended() {
     pki::digest::verify(sample.layer.digest, &bytes).unwrap();
 }
 
+fn verify(device: &Device) -> Option<i32> {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_device-agent"));
+    command.arg("verify").arg("--config").arg(device.state_path().with_file_name("agent.toml"));
+    command.arg("--state-dir").arg(device.state_path());
+    command.arg("--sink").arg(format!("oci-layout:{}", device.layout().display()));
+    command.args(["--platform", "linux/arm64"]).output().unwrap().status.code()
+}
+
+fn damage(device: &Device, sample: &Sample) {
+    let length = std::fs::metadata(blob(device, sample)).unwrap().len();
+    std::fs::write(blob(device, sample), vec![0; usize::try_from(length).unwrap()]).unwrap();
+}
+
+#[tokio::test]
+async fn what_verify_finds_damaged_or_missing_the_next_round_mends() {
+    let (facade, device) = enrolled().await;
+    let sample = Sample::new("app", 200 * KIB);
+    sample.assign(&facade);
+    device.sync().await.unwrap();
+    assert_eq!(verify(&device), Some(0));
+    damage(&device, &sample);
+    assert_eq!(verify(&device), Some(6));
+    device.sync().await.unwrap();
+    assert_eq!(last_report(&facade)["refused"][0]["code"], "content_damaged");
+    assert_eq!(verify(&device), Some(0));
+    std::fs::remove_file(blob(&device, &sample)).unwrap();
+    assert_eq!(verify(&device), Some(6));
+    device.sync().await.unwrap();
+    assert_eq!(verify(&device), Some(0));
+    // Nothing is left to do.
+    facade.script().log.clear();
+    device.sync().await.unwrap();
+    assert_eq!(facade.count("/v2/registry"), 0);
+}
+
+#[tokio::test]
+async fn what_verify_finds_beside_the_daemon_the_daemon_mends() {
+    let (facade, device) = enrolled().await;
+    let sample = Sample::new("app", 200 * KIB);
+    sample.assign(&facade);
+    device.sync().await.unwrap();
+    let agent = Agent::open(device.config_with(&[("poll", "1s")]), Clock::system()).unwrap();
+    let shutdown = CancellationToken::new();
+    let operator = async {
+        while last_check(&device).is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        damage(&device, &sample);
+        assert_eq!(verify(&device), Some(6));
+        while verify(&device) != Some(0) {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        shutdown.cancel();
+    };
+    let (ran, ()) = tokio::join!(agent.run(&shutdown), operator);
+    ran.unwrap();
+}
+
+/// When the running agent last checked.
+fn last_check(device: &Device) -> Option<serde_json::Value> {
+    let shown: serde_json::Value = device.state().read_json("status.json", "").ok()??;
+    shown.get("last_check").filter(|at| !at.is_null()).cloned()
+}
+
 #[tokio::test]
 async fn the_daemon_reads_back_after_a_power_cut_while_it_works() {
     let (facade, device) = enrolled().await;
