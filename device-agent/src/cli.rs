@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::LevelFilter;
@@ -16,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::clock::Clock;
 use crate::config::{Config, Flags, LogFormat};
-use crate::driver::{Agent, AgentError};
+use crate::driver::{Agent, AgentError, aside};
 use crate::journal::Journal;
 
 mod check;
@@ -82,7 +83,7 @@ pub enum Format {
 enum Verb {
     /// Give this device its identity
     Enroll(enroll::Options),
-    /// Run as a daemon: wait for what the facade assigns, verify it, bring it in
+    /// Run as a daemon: wait for what the facade assigns, verify it, bring it in; SIGHUP reads the settings again
     Run,
     /// Do one round and exit: check, verify, bring in, hand over, report
     Sync,
@@ -152,14 +153,14 @@ fn start(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         .thread_stack_size(512 * 1024)
         .build()
         .map_err(|source| Failure::failed(&source))?;
-    runtime.block_on(perform(cli.verb, config, output))
+    runtime.block_on(perform(cli.verb, &cli.global.flags(), config, output))
 }
 
-async fn perform(verb: Verb, config: Config, output: &Output) -> Result<Exit, Failure> {
+async fn perform(verb: Verb, flags: &Flags, config: Config, output: &Output) -> Result<Exit, Failure> {
     let clock = Clock::system();
     match verb {
         Verb::Enroll(options) => enroll::enroll(&options, &config, &clock, output).await,
-        Verb::Run => Box::pin(run(config, clock)).await,
+        Verb::Run => Box::pin(run(flags, config, clock)).await,
         Verb::Sync => Box::pin(sync(config, clock, output)).await,
         Verb::Status => status::status(&config, &clock, output),
         Verb::Verify => verify::verify(config, clock, output).await,
@@ -169,13 +170,50 @@ async fn perform(verb: Verb, config: Config, output: &Output) -> Result<Exit, Fa
     }
 }
 
-async fn run(config: Config, clock: Clock) -> Result<Exit, Failure> {
+async fn run(flags: &Flags, mut config: Config, clock: Clock) -> Result<Exit, Failure> {
     let shutdown = until_told_to_stop()?;
-    let agent = Agent::open(config, clock).map_err(Failure::from)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %agent.platform(), "device-agent started");
-    agent.run(&shutdown).await.map_err(Failure::from)?;
+    // Before anybody is told that we are ready: a SIGHUP without a handler ends the process.
+    let mut hangups = signal(SignalKind::hangup()).map_err(|source| Failure::failed(&source))?;
+    while !shutdown.is_cancelled() {
+        let agent = Agent::open(config.clone(), clock.clone()).map_err(Failure::from)?;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), platform = %agent.platform(), "device-agent started");
+        let until = shutdown.child_token();
+        let running = async {
+            let ran = agent.run(&until).await;
+            until.cancel();
+            ran
+        };
+        let (ran, read) = tokio::join!(running, read_again(flags, &mut hangups, &until));
+        ran.map_err(Failure::from)?;
+        config = read.unwrap_or(config);
+    }
+    aside::stopping();
     tracing::info!("device-agent stopped");
     Ok(Exit::Success)
+}
+
+/// Reads the settings again on SIGHUP, and ends the run of the agent for the sake of what they say. Settings with a
+/// mistake change nothing: a device in the field goes on.
+async fn read_again(flags: &Flags, hangups: &mut Signal, until: &CancellationToken) -> Option<Config> {
+    loop {
+        tokio::select! {
+            _ = hangups.recv() => {}
+            () = until.cancelled() => return None,
+        }
+        aside::reloading();
+        match Config::load(flags) {
+            Ok(config) => {
+                tracing::info!("the settings are read again; log and log_format change with the next start");
+                until.cancel();
+                return Some(config);
+            }
+            Err(error) => {
+                let error = crate::error_chain(&error);
+                tracing::error!(error, "the settings cannot be used; going on with those from before");
+                aside::ready();
+            }
+        }
+    }
 }
 
 async fn sync(config: Config, clock: Clock, output: &Output) -> Result<Exit, Failure> {
@@ -187,7 +225,6 @@ async fn sync(config: Config, clock: Clock, output: &Output) -> Result<Exit, Fai
 
 /// A token that SIGTERM and SIGINT cancel.
 fn until_told_to_stop() -> Result<CancellationToken, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(|source| Failure::failed(&source))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|source| Failure::failed(&source))?;

@@ -28,7 +28,7 @@ use crate::runtime::containerd::{Containerd, Settings};
 use crate::runtime::oci_layout::OciLayout;
 use crate::state_file::{Lock, StateDir, StateError};
 
-mod aside;
+pub mod aside;
 mod custody;
 mod deadline;
 mod effects;
@@ -292,7 +292,6 @@ impl Agent {
             self.note_stop();
         }
         drop(lock);
-        aside::stopping();
         result
     }
 

@@ -102,11 +102,21 @@ fn watchdog_interval() -> Duration {
     sd_notify::watchdog_enabled().map_or(Duration::from_secs(3600), |limit| limit / 2)
 }
 
-pub(super) fn ready() {
+/// Tells systemd that the settings are being read again.
+pub fn reloading() {
+    let _ = match NotifyState::monotonic_usec_now() {
+        Ok(now) => sd_notify::notify(&[NotifyState::Reloading, now]),
+        Err(_) => sd_notify::notify(&[NotifyState::Reloading]),
+    };
+}
+
+/// Tells systemd that the agent works: it has begun, or goes on as before.
+pub fn ready() {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-pub(super) fn stopping() {
+/// Tells systemd that the agent comes to its end.
+pub fn stopping() {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
 }
 

@@ -14,5 +14,6 @@ mod facade;
 mod kill;
 mod metadata;
 mod rounds;
+mod signals;
 mod tls;
 mod world;
