@@ -1,5 +1,5 @@
 //! `device-agent check`: the doctor. One line for each matter, with a remedy, in the order in which things depend on each
-//! other. Changes nothing.
+//! other. Changes nothing that lasts.
 
 mod containerd;
 mod files;
@@ -104,6 +104,7 @@ impl Doctor {
             }
         };
         self.ok("state directory", dir.path().display().to_string());
+        self.examine_writing(&dir);
         self.examine_permissions(&dir);
         self.examine_room(&dir);
         raise_clock(&dir, clock);
