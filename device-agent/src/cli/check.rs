@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::output::line;
 use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -212,7 +213,7 @@ fn text(report: &Report) -> String {
             Outcome::Warning => "warning",
             Outcome::Failed => "FAILED ",
         };
-        let _ = write!(text, "{mark}  {}: {}", finding.check, finding.detail);
+        let _ = write!(text, "{mark}  {}: {}", finding.check, line(&finding.detail));
         if let Some(remedy) = &finding.remedy {
             let _ = write!(text, " -> {remedy}");
         }

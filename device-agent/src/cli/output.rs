@@ -21,7 +21,7 @@ impl Output {
     /// A result, as text or as JSON.
     pub(super) fn result<T: Serialize>(&self, value: &T, text: &str) {
         match self.format {
-            Format::Text => out(text),
+            Format::Text => out(&printable(text)),
             Format::Json => out(&json(value)),
         }
     }
@@ -30,12 +30,12 @@ impl Output {
     pub(super) fn failure(&self, failure: &Failure) {
         let mut text = match self.format {
             Format::Json => json(failure),
-            Format::Text => format!("error: {}", failure.error),
+            Format::Text => format!("error: {}", line(&failure.error)),
         };
         if self.format == Format::Text {
             for cause in &failure.causes {
                 text.push_str("\n  because: ");
-                text.push_str(cause);
+                text.push_str(&line(cause));
             }
         }
         let _ = writeln!(std::io::stderr().lock(), "{text}");
@@ -51,6 +51,28 @@ impl Output {
     }
 }
 
+/// Shows what others wrote without letting it write to the terminal: no control character but the end of a line gets
+/// through, and neither does what turns the order of the text around.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => shown.push(character),
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => shown.extend(character.escape_default()),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// The same for what stands in one line and must not look like two.
+pub(super) fn line(text: &str) -> String {
+    printable(text).replace('\n', "\\n")
+}
+
 fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
 }
@@ -59,4 +81,17 @@ fn out(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "{}", text.trim_end_matches('\n'));
     let _ = stdout.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_moves_nothing_on_the_terminal() {
+        let hostile = "linux\x1b[31m/arm64\r\u{9b}2J\tok\u{202e}";
+        assert_eq!(printable(hostile), "linux\\u{1b}[31m/arm64\\r\\u{9b}2J\\tok\\u{202e}");
+        assert_eq!(line("bad\nok  facade: all is well"), "bad\\nok  facade: all is well");
+        assert_eq!(printable("größe: ok\nnext"), "größe: ok\nnext");
+    }
 }

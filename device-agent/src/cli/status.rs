@@ -7,6 +7,7 @@ use pki::oci::ArtifactName;
 use pki::wire::{Refusal, RolledBack, Running};
 use serde::Serialize;
 
+use super::output::line;
 use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -95,7 +96,7 @@ fn gather(dir: &StateDir, config: &Config, clock: &Clock) -> Result<Status, Agen
 impl Status {
     /// One line that answers the question, and one for each thing worth knowing.
     fn text(&self) -> String {
-        let mut text = self.headline();
+        let mut text = line(&self.headline());
         for running in &self.running {
             let _ = write!(text, "\nhas {} since {}", running.artifact, running.since);
         }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::output::line;
 use super::{Exit, Failure, Output};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -129,7 +130,7 @@ fn text(report: &Report) -> String {
             let _ = writeln!(text, "  not unpacked");
         }
         if let Some(error) = &finding.error {
-            let _ = writeln!(text, "  {error}");
+            let _ = writeln!(text, "  {}", line(error));
         }
     }
     text
