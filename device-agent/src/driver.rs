@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{self, Backoff};
 use crate::clock::Clock;
 use crate::config::{Config, Sink};
-use crate::facade_client::{ClientError, FacadeClient};
+use crate::facade_client::{Class, ClientError, FacadeClient};
 use crate::identity::{Identity, IdentityError};
 use crate::lifecycle::{Effect, Event, Fault, Release, State};
 use crate::progress::Progress;
@@ -201,8 +201,11 @@ impl Agent {
             if self.shared().unverified && self.read_back().await? && result.is_ok() {
                 result = self.round().await;
             }
-            self.send_report().await;
-            result
+            // A facade that does not want this device any more may say so only here.
+            match self.send_report().await {
+                Err(error) if error.class() == Some(Class::NotAllowed) => result.and(Err(error.into())),
+                Ok(_) | Err(_) => result,
+            }
         };
         let result = tokio::select! {
             result = round => result,

@@ -14,7 +14,7 @@ use pki::wire::{
 use pki::x509::DeviceId;
 use serde::{Deserialize, Serialize};
 
-use crate::facade_client::{Ask, ClientError, FacadeClient};
+use crate::facade_client::{Ask, Class, ClientError, FacadeClient};
 use crate::lifecycle::{Release, State};
 use crate::progress::Snapshot;
 use crate::random;
@@ -194,7 +194,13 @@ impl Reporter<'_> {
         let last: Counter = match self.state.read_json(REPORT_FILE, "remove it") {
             Ok(last) => last.unwrap_or_default(),
             // The facade answers with the number that it expects.
-            Err(StateError::Damaged { .. }) => Counter::default(),
+            Err(error @ StateError::Damaged { .. }) => {
+                tracing::error!(
+                    error = crate::error_chain(&error),
+                    "the report counter is damaged and begins again with 1; the facade may take this device for a copy"
+                );
+                Counter::default()
+            }
             Err(error) => return Err(error),
         };
         let counter = last.counter.saturating_add(1);
@@ -236,6 +242,16 @@ pub enum ReportError {
     Client(#[source] ClientError),
 }
 
+impl ReportError {
+    /// What went wrong on the way to the facade, if it was that.
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Self::Client(error) => Some(error.class()),
+            Self::State(_) | Self::Encode(_) => None,
+        }
+    }
+}
+
 /// Which boot of the device this is.
 pub(crate) fn boot_id() -> Code {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -270,6 +286,24 @@ mod tests {
         // An older answer that comes late takes nothing back.
         reporter.heard(41, br#"{"next_counter":3,"report_every_seconds":0}"#).unwrap();
         assert_eq!(reporter.next_counter().unwrap(), 42);
+    }
+
+    #[test]
+    fn a_damaged_counter_begins_again_and_that_is_an_error_in_the_log() {
+        let (keep, state) = fresh();
+        let reporter = Reporter { state: &state };
+        reporter.next_counter().unwrap();
+        let log = keep.path().join("log");
+        let writer = std::sync::Arc::new(std::fs::File::create(&log).unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+        let logged = || std::fs::read_to_string(&log).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            assert_eq!(reporter.next_counter().unwrap(), 2);
+            assert_eq!(logged(), "");
+            std::fs::write(state.path_of(REPORT_FILE), b"junk").unwrap();
+            assert_eq!(reporter.next_counter().unwrap(), 1);
+        });
+        assert!(logged().contains("ERROR") && logged().contains("report counter is damaged"), "{}", logged());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Agent, AgentError, REPORT_PATIENCE};
 use crate::lifecycle::State;
-use crate::report::{self, Facts};
+use crate::report::{self, Facts, ReportError};
 
 /// How often what is shown is looked at while something moves.
 const BEAT: Duration = Duration::from_secs(2);
@@ -35,19 +35,20 @@ impl Agent {
             }
             if Instant::now() >= next_report || (reported != Some(now.0) && is_lasting(now.0)) {
                 reported = Some(now.0);
-                next_report = Instant::now() + self.send_report().await;
+                // What goes wrong is logged; the next report says it all again.
+                next_report = Instant::now() + self.send_report().await.unwrap_or(REPORT_PATIENCE);
             }
         }
     }
 
-    /// Tells the facade where we stand; what goes wrong is only logged, for the next report says it all again.
-    pub(super) async fn send_report(&self) -> Duration {
+    /// Tells the facade where we stand; returns when it wants to hear it again.
+    pub(super) async fn send_report(&self) -> Result<Duration, ReportError> {
         // Without an identity the state directory may be in the hands of `device-agent enroll` just now.
         if matches!(self.state(), State::Unenrolled { .. }) {
-            return REPORT_PATIENCE;
+            return Ok(REPORT_PATIENCE);
         }
         let Ok(session) = self.session() else {
-            return REPORT_PATIENCE;
+            return Ok(REPORT_PATIENCE);
         };
         self.refuse_astray();
         let space = self.runtime.space().await.ok();
@@ -63,13 +64,10 @@ impl Agent {
             need_bytes: self.shared().need_bytes,
             progress: self.progress.snapshot(),
         };
-        match self.reporter().send(&session.client, &facts).await {
-            Ok(every) => every,
-            Err(error) => {
-                tracing::warn!(error = crate::error_chain(&error), "report not delivered");
-                REPORT_PATIENCE
-            }
-        }
+        let sent = self.reporter().send(&session.client, &facts).await;
+        sent.inspect_err(|error| {
+            tracing::warn!(error = crate::error_chain(error), "report not delivered");
+        })
     }
 
     fn reported_state(&self) -> AgentState {

@@ -11,6 +11,7 @@ use crate::identity::IdentityError;
 use crate::lifecycle::Fault;
 use crate::probe::ProbeError;
 use crate::refresh::RefreshError;
+use crate::report::ReportError;
 use crate::runtime::RuntimeError;
 use crate::state_file::StateError;
 
@@ -47,6 +48,9 @@ pub enum AgentError {
     /// A release did not come in within its deadline.
     #[error(transparent)]
     Overdue(#[from] Overdue),
+    /// The facade does not take the word of this device.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Somebody asked us to stop.
     #[error("stopped before the round was done; it goes on where it was")]
     Stopped,
@@ -77,6 +81,7 @@ impl AgentError {
                 | IdentityError::Answer(_),
             ) => true,
             Self::Identity(IdentityError::Client(error)) | Self::Client(error) => is_impostor(Some(error)),
+            Self::Report(error) => error.class() == Some(Class::Impostor),
             Self::Identity(_)
             | Self::State(_)
             | Self::Runtime(_)
@@ -97,6 +102,7 @@ impl AgentError {
         match self {
             Self::Refresh(error) => error_client(error).map(ClientError::class),
             Self::Fetch(error) => error.class(),
+            Self::Report(error) => error.class(),
             Self::Identity(IdentityError::TokenRefused(_)) => Some(Class::NotAllowed),
             Self::Identity(IdentityError::Client(error)) | Self::Client(error) => Some(error.class()),
             Self::Identity(_)

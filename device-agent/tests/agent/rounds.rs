@@ -42,6 +42,20 @@ async fn an_assigned_image_arrives_and_is_reported() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_not_welcome_with_its_report_says_so_and_one_that_was_not_heard_does_not() {
+    let (facade, device) = enrolled().await;
+    let sample = Sample::new("app", MIB);
+    sample.assign(&facade);
+    facade.fault("/v1/report", Fault::Status(403));
+    let error = device.sync().await.unwrap_err();
+    assert_eq!(Exit::of(&error), Exit::NotAllowed, "{error}");
+    assert!(sample.is_on(&device), "what is signed and came is not lost over it");
+    facade.fault("/v1/report", Fault::Status(503));
+    device.sync().await.unwrap();
+    device.sync().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_second_round_asks_for_nothing_that_is_there() {
     let (facade, device) = enrolled().await;
     Sample::new("app", MIB).assign(&facade);
