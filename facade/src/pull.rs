@@ -138,7 +138,7 @@ pub enum PullError {
     },
     /// The disk has no room for the content beside what must stay free on it.
     #[error(
-        "no room for {digest}: {needed_bytes} bytes are to come and {free_bytes} are free, of which {reserve_bytes} must stay so (cache_min_free_bytes)"
+        "no room for {digest}: {needed_bytes} bytes are to come and {free_bytes} are free (cache_min_free_bytes: {reserve_bytes})"
     )]
     NoRoom {
         /// The content.

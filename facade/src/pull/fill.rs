@@ -30,6 +30,8 @@ const DEFAULT_COOLDOWN: Duration = Duration::from_secs(5);
 const MAX_COOLDOWN: Duration = Duration::from_hours(1);
 /// Pieces on their way from the socket to the disk.
 const QUEUED_PIECES: usize = 16;
+/// What the database needs on the same disk, twice over.
+const DATABASE_BYTES: u64 = 16 * 1024 * 1024;
 const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Fills a flight. Ends it in every case.
@@ -192,8 +194,8 @@ impl Pilot<'_> {
     }
 
     /// Sees to it that what comes fits: the disk is also the database's, which does not survive without room. Where the
-    /// disk would not keep free what it should, content may still pass through half of that and is not kept; where even
-    /// that is too little, it does not come.
+    /// disk would not keep free what it should, content still passes through and is not kept; where the database would be
+    /// left without room, it does not come.
     async fn make_room(&self) -> Result<(), PullError> {
         let Shared { blobs, flights, settings, .. } = &**self.shared;
         let storage = |source| self.storage(source);
@@ -213,7 +215,7 @@ impl Pilot<'_> {
             free = blobs.free_bytes().await.map_err(storage)?;
         }
         let fits = |reserve: u64| free >= needed.saturating_add(reserve);
-        if !fits(reserve / 2) {
+        if !fits(DATABASE_BYTES.min(reserve / 2)) {
             return Err(PullError::NoRoom {
                 digest,
                 needed_bytes: needed,
