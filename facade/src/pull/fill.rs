@@ -215,7 +215,7 @@ impl Pilot<'_> {
             free = blobs.free_bytes().await.map_err(storage)?;
         }
         let fits = |reserve: u64| free >= needed.saturating_add(reserve);
-        if !fits(DATABASE_BYTES.min(reserve / 2)) {
+        if !fits(DATABASE_BYTES) {
             return Err(PullError::NoRoom {
                 digest,
                 needed_bytes: needed,

@@ -104,9 +104,13 @@ async fn a_disk_that_keeps_nothing_spoils_no_answer_and_is_told_of() {
     assert_eq!(rig.script.gets(), gets);
 }
 
+/// What the database needs (facade/docs/how-to-packages.md).
+const DATABASE_BYTES: u64 = 16 * 1024 * 1024;
+const MIN_FREE_BYTES: u64 = 17_000_000;
+
 /// The disk is the database's too, which does not survive without room.
 fn frugal() -> Setup {
-    let policy = Policy { min_free_bytes: 1_000_000, ..Policy::default() };
+    let policy = Policy { min_free_bytes: MIN_FREE_BYTES, ..Policy::default() };
     Setup { pull: Settings { policy, ..Settings::default() }, ..Setup::default() }
 }
 
@@ -117,12 +121,13 @@ async fn what_does_not_fit_passes_through_and_what_would_fill_the_disk_does_not_
     rig.assign(&["board"], &[&layer]);
     let mut device = Device::http1(&rig, Some(&rig.fleet.device("board"))).await;
     let has = |free_bytes| rig.disk.lock().unwrap().free_bytes = Some(free_bytes);
-    has(999_999);
+    has(DATABASE_BYTES + 499_999);
     let answer = device.get(&blob(&layer)).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.text().contains("no room"), "{}", answer.text());
     assert_eq!(files(&rig.cache()), 0);
-    for (free_bytes, kept) in [(1_000_000, 0), (1_499_999, 0), (1_500_000, 1)] {
+    let enough = MIN_FREE_BYTES + 500_000;
+    for (free_bytes, kept) in [(DATABASE_BYTES + 500_000, 0), (enough - 1, 0), (enough, 1)] {
         has(free_bytes);
         assert!(device.get(&blob(&layer)).await.body == layer);
         rig.landed().await;
@@ -136,7 +141,7 @@ async fn no_two_flights_count_on_the_same_room() {
     let layers = [noise(1_000_000), noise(1_000_001), noise(1_000_002)];
     let [first, second, third] = &layers;
     rig.assign(&["board"], &[first, second, third]);
-    rig.disk.lock().unwrap().free_bytes = Some(2_600_000);
+    rig.disk.lock().unwrap().free_bytes = Some(DATABASE_BYTES + 2_100_000);
     let gate = rig.script.hold();
     let credential = rig.fleet.device("board");
     let mut devices = Vec::new();
